@@ -1,0 +1,124 @@
+"""The named values that cross rooms: what data hands to models, models to losses, and so on.
+
+Axis names in the shapes: ``b`` images, ``h w`` space, ``c`` channels, ``a`` anchors,
+``m`` ground-truth boxes (padded to a fixed number), ``d`` detections, ``k`` classes.
+Boxes are ``xyxy`` in pixels; the origin is the top-left corner of the top-left pixel.
+"""
+
+import dataclasses
+import typing
+from typing import Any, ClassVar, TypeVar, dataclass_transform
+
+import flax.struct
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def spec(cls: type[T]) -> type[T]:
+    """Returns ``cls`` as a spec: a frozen, hashable, keyword-only dataclass.
+
+    A spec says what to build. It refuses fields it does not have, also when it is read
+    from a config (pydantic honours ``__pydantic_config__``).
+    """
+    cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def tree(cls: type[T]) -> type[T]:
+    """Returns ``cls`` as a frozen pytree dataclass: parameters, state, or a batch.
+
+    Its constructor is left unchecked by shape checkers, because ``eval_shape``, ``vmap``
+    and ``tree.map`` rebuild it around leaves that are not arrays.
+    """
+    return typing.no_type_check(flax.struct.dataclass(cls, kw_only=True))
+
+
+@spec
+class Mode:
+    """Where a norm takes its statistics from, and whether it updates the running ones.
+
+    Other libraries hide both behind one ``train`` flag; here every combination is legal.
+    """
+
+    stats: typing.Literal["batch", "running"] = "batch"
+    """The statistics that normalize: those of this batch, or the running ones."""
+    update: bool = True
+    """Whether the running statistics take this batch in."""
+
+    TRAIN: ClassVar["Mode"]
+    EVAL: ClassVar["Mode"]
+    BATCH_EVAL: ClassVar["Mode"]
+
+
+Mode.TRAIN = Mode(stats="batch", update=True)
+Mode.EVAL = Mode(stats="running", update=False)
+Mode.BATCH_EVAL = Mode(stats="batch", update=False)
+
+
+@tree
+class Batch:
+    """Images with their boxes, padded to fixed shapes."""
+
+    images: Any
+    """``[b, h, w, 3]``, uint8 or float, 0 to 255."""
+    boxes: Any
+    """``[b, m, 4]`` float32, ``xyxy`` in pixels of ``images``."""
+    classes: Any
+    """``[b, m]`` int32, 0 to k - 1; anything where ``valid`` is false."""
+    valid: Any
+    """``[b, m]`` bool: which of the ``m`` rows are boxes."""
+    extent: Any
+    """``[b, 2]`` float32: height and width of the picture inside ``images``, whose remaining
+    rows (below) and columns (to the right) are padding."""
+    index: Any
+    """``[b]`` int32: the images' numbers in their data set."""
+
+    @property
+    def mask(self) -> Bool[Array, "b h w"]:
+        """``[b, h, w]`` bool: which pixels belong to the picture."""
+        import jax.numpy as jnp
+
+        h, w = self.images.shape[1:3]
+        inside_y = jnp.arange(h) < self.extent[:, :1]
+        inside_x = jnp.arange(w) < self.extent[:, 1:]
+        return inside_y[:, :, None] & inside_x[:, None, :]
+
+
+@tree
+class Detections:
+    """Boxes found in a batch of images, best first, padded to a fixed number."""
+
+    boxes: Float[Array, "*b d 4"]
+    """``xyxy`` in pixels."""
+    scores: Float[Array, "*b d"]
+    """0 to 1; 0 where ``valid`` is false."""
+    classes: Int[Array, "*b d"]
+    """0 to k - 1; -1 where ``valid`` is false."""
+    valid: Bool[Array, "*b d"]
+    """Which rows are detections."""
+
+
+@tree
+class Moments:
+    """Count, mean and biased variance of the values of each channel, in float32 or wider.
+
+    Moments are merged by Chan's formula (``ops.norm.merge_moments``), never averaged.
+    """
+
+    count: Float[Array, "*g"]
+    """Number of values."""
+    mean: Float[Array, "*g c"]
+    """Mean of the values."""
+    var: Float[Array, "*g c"]
+    """Biased variance: the mean squared deviation from the mean."""
+
+
+Features = dict[int, Float[Array, "b _ _ c"]]
+"""Maps by level; the stride of level ``l`` is ``2**l``. Backbone maps are C, pyramid maps P."""
+
+Key = jax.Array
+"""A typed PRNG key (``jax.random.key``)."""

@@ -1,1 +1,1 @@
-
+"""Batches to better parameters: objective, schedule, step, fit, checkpoint."""

@@ -1,0 +1,83 @@
+"""Whole data sets in memory, and the order in which training walks through them."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int
+
+from fpnlab.types import Batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Something that was left out or changed while loading, and how often."""
+
+    file: str
+    """The file it is in, relative to the data set's folder."""
+    where: str
+    """The place in the file, counted from 1: ``"object 12"``."""
+    what: str
+    """What is wrong, and what was done about it."""
+    count: int = 1
+    """Number of objects or images concerned."""
+
+    def __str__(self) -> str:
+        return f"{self.file}, {self.where}: {self.what}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """A training and a held-out split, whole, with one leading axis over their images."""
+
+    name: str
+    """What the data set is called in results."""
+    class_names: tuple[str, ...]
+    """Names of classes 0 to k - 1."""
+    train: Batch
+    """All images to train on."""
+    test: Batch
+    """All held-out images."""
+    problems: tuple[Problem, ...] = ()
+    """What loading left out or changed; empty for clean data."""
+
+
+def stream_order(seed: int, size: int, start: int, count: int) -> np.ndarray:
+    """Returns the image numbers at positions ``start`` to ``start + count - 1`` of a stream.
+
+    The stream is endless. Its epoch ``e``, the positions ``e * size`` to
+    ``(e + 1) * size - 1``, is a permutation that depends on ``(seed, e)`` alone. So every
+    batch size sees the same images in the same order, batches run on across the ends of
+    epochs, and resuming at a position is computing it.
+
+    Args:
+      seed: names the order; 0 or more.
+      size: number of images in the split.
+      start: first position, counted in images from the start of training.
+      count: number of positions.
+
+    Returns:
+      ``[count]`` int32, each 0 to ``size - 1``.
+
+    Raises:
+      ValueError: ``size`` is below 1, or another argument below 0.
+    """
+    if size < 1 or min(seed, start, count) < 0:
+        raise ValueError(
+            f"stream_order: seed={seed}, size={size}, start={start}, count={count}; "
+            "size must be at least 1, the others at least 0"
+        )
+    epochs = range(start // size, -(-(start + count) // size))
+    orders = [np.random.default_rng((seed, epoch)).permutation(size) for epoch in epochs]
+    skipped = start - (start // size) * size
+    stream = np.concatenate(orders) if orders else np.zeros(0)
+    return stream[skipped : skipped + count].astype(np.int32)
+
+
+def take(split: Batch, indices: Int[Array, " b"] | np.ndarray) -> Batch:
+    """Returns the batch of the images ``indices`` of ``split``.
+
+    A split in host memory is gathered there; one on the device is gathered on the device,
+    also inside ``jit`` (pass the split as an argument, or it becomes a constant).
+    """
+    return jax.tree.map(lambda leaf: leaf[indices], split)

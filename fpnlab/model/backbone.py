@@ -1,0 +1,176 @@
+"""ResNet: a stem and stages of residual blocks, giving one map a pyramid level."""
+
+import math
+from typing import Literal
+
+import jax
+from jaxtyping import Array, Float
+
+from fpnlab.model.block import (
+    Block,
+    BlockParams,
+    BlockState,
+    ConvNormParams,
+    apply_block,
+    apply_conv_norm,
+    init_block,
+    init_conv_norm,
+)
+from fpnlab.model.norm import Norm, NormState
+from fpnlab.ops.keys import named_key
+from fpnlab.ops.pooling import max_pool
+from fpnlab.types import Features, Key, Mode, spec, tree
+
+
+@spec
+class Stem:
+    """The layers before the first block."""
+
+    size: int = 7
+    """Kernel size of the convolution, pixels; odd."""
+    stride: int = 2
+    """Stride of the convolution: 1, 2 or 4."""
+    pool: bool = True
+    """Whether a 3x3 max pooling of stride 2 follows."""
+
+    def __post_init__(self):
+        if self.size % 2 == 0:
+            raise ValueError(f"size is {self.size}; it must be odd, so that the padding is even")
+        if self.stride not in (1, 2, 4):
+            raise ValueError(f"stride is {self.stride}; it must be 1, 2 or 4")
+
+
+@spec
+class ResNet:
+    """A residual network of any depth and width (arXiv:1512.03385)."""
+
+    block: Literal["basic", "bottleneck"] = "basic"
+    """Kind of residual block."""
+    depths: tuple[int, ...]
+    """Blocks in each stage; every stage but the first halves the map."""
+    widths: tuple[int, ...]
+    """Channels inside the blocks of each stage; a bottleneck's maps are four times wider."""
+    stem: Stem = Stem()
+    """The layers before the first block; as wide as the first stage's `widths`."""
+    norm: Norm
+    """After each convolution."""
+
+    def __post_init__(self):
+        if len(self.depths) != len(self.widths):
+            raise ValueError(
+                f"depths has {len(self.depths)} stages and widths {len(self.widths)}; "
+                "give one number a stage in both"
+            )
+        if not self.depths or min(*self.depths, *self.widths) < 1:
+            raise ValueError("depths and widths must be lists of numbers of 1 or more")
+
+    @property
+    def first_level(self) -> int:
+        """Level of the first stage: the stem's stride is ``2**first_level``."""
+        return int(math.log2(self.stem.stride)) + self.stem.pool
+
+    @property
+    def stages(self) -> dict[int, list[Block]]:
+        """The blocks of each level."""
+        stages, inputs = {}, self.widths[0]
+        for i, (depth, width) in enumerate(zip(self.depths, self.widths)):
+            stages[self.first_level + i] = blocks = []
+            for j in range(depth):
+                stride = 2 if i > 0 and j == 0 else 1
+                block = Block(
+                    kind=self.block, inputs=inputs, width=width, stride=stride, norm=self.norm
+                )
+                blocks.append(block)
+                inputs = block.outputs
+        return stages
+
+    @property
+    def channels(self) -> dict[int, int]:
+        """Channels of each level's map."""
+        return {level: blocks[-1].outputs for level, blocks in self.stages.items()}
+
+
+STANDARD = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+}
+"""Block kind and depths of the networks in arXiv:1512.03385, table 1, by number of layers."""
+
+
+def resnet(layers: int, norm: Norm) -> ResNet:
+    """Returns the standard ResNet of 18, 34, 50, 101 or 152 layers (arXiv:1512.03385, table 1).
+
+    The stride of a downsampling bottleneck stands at its 3x3 convolution (as in PyTorch).
+
+    Raises:
+      ValueError: another number of layers.
+    """
+    if layers not in STANDARD:
+        raise ValueError(f"no standard ResNet has {layers} layers; these do: {list(STANDARD)}")
+    block, depths = STANDARD[layers]
+    return ResNet(block=block, depths=depths, widths=(64, 128, 256, 512), norm=norm)
+
+
+@tree
+class ResNetParams:
+    """The stem, and the blocks of each stage."""
+
+    stem: ConvNormParams
+    stages: tuple[tuple[BlockParams, ...], ...]
+
+
+@tree
+class ResNetState:
+    """The running statistics of the stem's norm, and of each block."""
+
+    stem: NormState | None
+    stages: tuple[tuple[BlockState, ...], ...]
+
+
+def init_resnet(key: Key, resnet: ResNet) -> tuple[ResNetParams, ResNetState]:
+    """Returns a network for RGB images."""
+    stem, stem_state = init_conv_norm(
+        named_key(key, "stem"), resnet.norm, resnet.stem.size, 3, resnet.widths[0]
+    )
+    made = [
+        [init_block(named_key(key, "stage", i, j), block) for j, block in enumerate(blocks)]
+        for i, blocks in enumerate(resnet.stages.values())
+    ]
+    params = ResNetParams(stem=stem, stages=tuple(tuple(p for p, _ in stage) for stage in made))
+    state = ResNetState(
+        stem=stem_state, stages=tuple(tuple(s for _, s in stage) for stage in made)
+    )
+    return params, state
+
+
+def apply_resnet(
+    resnet: ResNet,
+    params: ResNetParams,
+    state: ResNetState,
+    images: Float[Array, "b h w 3"],
+    mode: Mode,
+) -> tuple[Features, ResNetState]:
+    """Returns the last map of each level (C2 to C5 for the standard networks), and the state.
+
+    Computes in the dtype of ``images``; the statistics of the norms stay in float32.
+    """
+    x, stem_state = apply_conv_norm(
+        resnet.norm, params.stem, state.stem, images, mode, stride=resnet.stem.stride
+    )
+    x = jax.nn.relu(x)
+    if resnet.stem.pool:
+        x = max_pool(x)
+    features, states = {}, []
+    for i, (level, blocks) in enumerate(resnet.stages.items()):
+        new = []
+        for j, block in enumerate(blocks):
+            x, block_state = apply_block(
+                block, params.stages[i][j], state.stages[i][j], x, mode
+            )
+            new.append(block_state)
+        features[level] = x
+        states.append(tuple(new))
+    return features, ResNetState(stem=stem_state, stages=tuple(states))

@@ -1,0 +1,117 @@
+"""Geometry of boxes: areas, overlaps, and offsets against anchors.
+
+Boxes are ``xyxy`` in pixels. A box whose right edge is not right of its left one (or whose
+bottom is not below its top) is empty: its area is 0, and so is its overlap with anything.
+Values and gradients are finite for every finite box, the zeros of padding included.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+MAX_LOG_SCALE = math.log(1000 / 16)
+"""``decode`` lets a box be at most ``exp(MAX_LOG_SCALE)`` = 62.5 times its anchor's side."""
+
+# Below these, a size or an area counts as zero: their logarithm and the square of their inverse
+# still fit into float32, in which the gradients of a log and of a quotient are computed.
+_MIN_SIDE = 1e-6
+_MIN_AREA = 1e-12
+
+
+def area(boxes_xyxy: Float[Array | np.ndarray, "*b 4"]) -> Float[Array, "*b"]:
+    """Returns the area of each box in square pixels; 0 for an empty one."""
+    sides = jnp.maximum(boxes_xyxy[..., 2:] - boxes_xyxy[..., :2], 0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def iou(
+    a: Float[Array | np.ndarray, "*#b n 4"], b: Float[Array | np.ndarray, "*#b m 4"]
+) -> Float[Array, "*#b n m"]:
+    """Returns the intersection over union of every box of ``a`` with every box of ``b``.
+
+    Coordinates are continuous: the sides of a box are ``x2 - x1`` and ``y2 - y1``, without the
+    ``+ 1`` of Pascal VOC's tools. Two empty boxes have the overlap 0.
+    """
+    intersection, union = _intersection_and_union(a[..., :, None, :], b[..., None, :, :])
+    return _ratio(intersection, union)
+
+
+def giou_pairs(
+    a: Float[Array | np.ndarray, "*#b 4"], b: Float[Array | np.ndarray, "*#b 4"]
+) -> Float[Array, "*#b"]:
+    """Returns the generalized overlap, -1 to 1, of each box of ``a`` with its partner in ``b``.
+
+    See "Generalized Intersection over Union", Rezatofighi et al. 2019, arXiv:1902.09630,
+    algorithm 1: the IoU, less the share of the smallest enclosing box that the union leaves
+    empty. Unlike the IoU it has a gradient where the boxes are apart. It pairs row with row,
+    where ``iou`` crosses all rows.
+    """
+    intersection, union = _intersection_and_union(a, b)
+    top_left = jnp.minimum(a[..., :2], b[..., :2])
+    hull = area(jnp.concatenate([top_left, jnp.maximum(a[..., 2:], b[..., 2:])], -1))
+    return _ratio(intersection, union) - _ratio(hull - union, hull)
+
+
+def encode(
+    boxes_xyxy: Float[Array | np.ndarray, "*#b 4"], anchors_xyxy: Float[Array | np.ndarray, "*#b 4"]
+) -> Float[Array, "*#b 4"]:
+    """Returns the offsets ``(dx, dy, dw, dh)`` that lead from the anchors to the boxes.
+
+    See "Rich feature hierarchies", Girshick et al. 2014, arXiv:1311.2524, appendix C, eqs. 6-9:
+    centres move in units of the anchor's sides, sides scale by ``exp``. As in RetinaNet, no
+    further weights or standard deviations are applied. Sides shorter than a millionth of a
+    pixel count as that long, so that padding has finite offsets.
+    """
+    box_centre, box_side = _centre_and_side(boxes_xyxy)
+    anchor_centre, anchor_side = _centre_and_side(anchors_xyxy)
+    box_side = jnp.maximum(box_side, _MIN_SIDE)
+    anchor_side = jnp.maximum(anchor_side, _MIN_SIDE)
+    move = (box_centre - anchor_centre) / anchor_side
+    return jnp.concatenate([move, jnp.log(box_side) - jnp.log(anchor_side)], -1)
+
+
+def decode(
+    deltas: Float[Array | np.ndarray, "*#b 4"], anchors_xyxy: Float[Array | np.ndarray, "*#b 4"]
+) -> Float[Array, "*#b 4"]:
+    """Returns the boxes to which the offsets lead from the anchors: the inverse of ``encode``.
+
+    See arXiv:1311.2524, appendix C, eqs. 1-4. ``dw`` and ``dh`` are cut at ``MAX_LOG_SCALE``
+    (as detectron does), because ``exp`` of an untrained head's outputs overflows; beyond it
+    their gradient is zero.
+    """
+    anchor_centre, anchor_side = _centre_and_side(anchors_xyxy)
+    centre = anchor_centre + deltas[..., :2] * anchor_side
+    half = 0.5 * anchor_side * jnp.exp(jnp.minimum(deltas[..., 2:], MAX_LOG_SCALE))
+    return jnp.concatenate([centre - half, centre + half], -1)
+
+
+def clip(
+    boxes_xyxy: Float[Array | np.ndarray, "*b n 4"], extent_hw: Float[Array | np.ndarray, "*b 2"]
+) -> Float[Array, "*b n 4"]:
+    """Returns the parts of the boxes inside the picture, whose height and width are given.
+
+    A box wholly outside becomes an empty one on the picture's edge.
+    """
+    height, width = extent_hw[..., 0], extent_hw[..., 1]
+    limit = jnp.stack([width, height, width, height], -1)[..., None, :]
+    return jnp.clip(boxes_xyxy, 0, limit)
+
+
+def _centre_and_side(boxes_xyxy):
+    top_left, bottom_right = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
+    return 0.5 * (top_left + bottom_right), bottom_right - top_left
+
+
+def _intersection_and_union(a, b):
+    top_left = jnp.maximum(a[..., :2], b[..., :2])
+    bottom_right = jnp.minimum(a[..., 2:], b[..., 2:])
+    intersection = area(jnp.concatenate([top_left, bottom_right], -1))
+    return intersection, area(a) + area(b) - intersection
+
+
+def _ratio(part, whole):
+    """Returns ``part / whole``, and 0 without a gradient where there is no whole."""
+    some = whole > _MIN_AREA
+    return jnp.where(some, part / jnp.where(some, whole, 1), 0)

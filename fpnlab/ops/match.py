@@ -1,0 +1,70 @@
+"""Which anchor answers for which box."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from fpnlab.ops import boxes as box_ops
+from fpnlab.types import tree
+
+
+@tree
+class Matches:
+    """What each anchor is trained to say."""
+
+    index: Int[Array, "*b a"]
+    """The box the anchor overlaps most or, if it was forced, the one that claimed it."""
+    label: Int[Array, "*b a"]
+    """1: the anchor is positive, for box ``index``; 0: negative; -1: takes no part."""
+
+
+def match_max_iou(
+    anchors: Float[Array | np.ndarray, "a 4"],
+    boxes: Float[Array | np.ndarray, "m 4"],
+    valid: Bool[Array | np.ndarray, " m"],
+    *,
+    positive: float = 0.5,
+    negative: float = 0.4,
+    force: bool = True,
+) -> Matches:
+    """Returns each anchor's box and label, for one image; ``vmap`` it over a batch.
+
+    See "Focal Loss for Dense Object Detection", Lin et al. 2017, arXiv:1708.02002, sec. 4. An
+    anchor takes the valid box it overlaps most (of equals, the first). It is positive from the
+    IoU ``positive`` on, negative below ``negative``, and takes no part between. Without a valid
+    box all anchors are negative.
+
+    With ``force``, each valid box claims the anchor it overlaps most (of equals, the first), and
+    that anchor becomes positive for this box whatever the thresholds say, also if it overlaps
+    another box more. Where boxes claim the same anchor, the one with the largest IoU gets it (of
+    equals, the first), and the others keep only what the thresholds gave them. A box that
+    overlaps no anchor claims none. (Detectron2 forces all of several equally good anchors, and
+    lets a forced anchor keep the box that it overlaps most.)
+
+    Args:
+      anchors: ``xyxy``, in pixels.
+      boxes: ``xyxy``, in pixels; at least one row, valid or not.
+      valid: which rows of ``boxes`` are boxes.
+      positive: IoU from which an anchor is positive.
+      negative: IoU below which an anchor is negative.
+      force: whether boxes claim their best anchors.
+
+    Raises:
+      ValueError: ``negative`` is greater than ``positive``.
+    """
+    if negative > positive:
+        raise ValueError(
+            f"match_max_iou: negative {negative} is greater than positive {positive}; an anchor "
+            "between them would be both"
+        )
+    overlaps = jnp.where(valid[:, None], box_ops.iou(boxes, anchors), -1)
+    best = overlaps.max(0)
+    index = overlaps.argmax(0)
+    label = jnp.where(best >= positive, 1, jnp.where(best < negative, 0, -1))
+    if force:
+        claimed = jnp.arange(len(anchors)) == overlaps.argmax(1)[:, None]
+        bids = jnp.where(claimed & (overlaps > 0), overlaps, 0)
+        forced = bids.max(0) > 0
+        index = jnp.where(forced, bids.argmax(0), index)
+        label = jnp.where(forced, 1, label)
+    return Matches(index=index.astype(jnp.int32), label=label.astype(jnp.int32))

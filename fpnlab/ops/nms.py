@@ -1,0 +1,64 @@
+"""Non-maximum suppression: one detection for each object."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from fpnlab.ops import boxes as box_ops
+from fpnlab.types import Detections
+
+
+def nms(
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    classes: Int[Array, " n"],
+    *,
+    iou_threshold: float,
+    score_threshold: float,
+    pre_nms: int,
+    max_detections: int,
+) -> Detections:
+    """Returns the candidates that no better one of their class overlaps; for one image.
+
+    Exact greedy suppression: from the best score down, a candidate is kept unless its IoU with
+    a kept one of the same class is above ``iou_threshold``. Of equal scores the earlier
+    candidate counts as the better. Candidates that are not finite are never kept. All shapes
+    are fixed, so that it can be jitted, and mapped over a batch. For suppression across classes
+    give all candidates one class.
+
+    Args:
+      boxes: ``xyxy``.
+      scores: the better, the higher; must be positive.
+      classes: 0 to k - 1. A box with several likely classes is given once for each of them.
+      iou_threshold: overlap above which the worse of two candidates goes.
+      score_threshold: candidates must have a score above it.
+      pre_nms: only this many of the best candidates, over all classes, are looked at. Time and
+        memory grow with its square.
+      max_detections: number of rows that come back.
+    """
+    finite = jnp.isfinite(boxes).all(-1) & jnp.isfinite(scores)
+    scores = jnp.where(finite & (scores > score_threshold), scores, -jnp.inf)
+    scores, order = jax.lax.top_k(scores, min(pre_nms, len(scores)))
+    boxes, classes = boxes[order], classes[order]
+
+    # A matrix of overlaps and one cheap row per step: on a CPU faster, at 200 to 1000
+    # candidates, than repeating all rows until nothing changes, and than packing rows in bits.
+    rivals = (box_ops.iou(boxes, boxes) > iou_threshold) & (classes[:, None] == classes)
+    ranks = jnp.arange(len(scores))
+
+    def suppress(i, keep):
+        return keep & ~(rivals[i] & (ranks > i) & keep[i])
+
+    keep = jax.lax.fori_loop(0, len(scores), suppress, jnp.isfinite(scores))
+
+    rows = min(max_detections, len(scores))
+    scores, order = jax.lax.top_k(jnp.where(keep, scores, -jnp.inf), rows)
+    scores = jnp.pad(scores, (0, max_detections - rows), constant_values=-jnp.inf)
+    order = jnp.pad(order, (0, max_detections - rows))
+    valid = jnp.isfinite(scores)
+    return Detections(
+        boxes=jnp.where(valid[:, None], boxes[order], 0),
+        scores=jnp.where(valid, scores, 0),
+        classes=jnp.where(valid, classes[order], -1),
+        valid=valid,
+    )

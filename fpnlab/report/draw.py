@@ -1,0 +1,119 @@
+"""Boxes drawn on pictures."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+PALETTE = ("#e69f00", "#56b4e9", "#cc79a7", "#f0e442", "#009e73", "#d55e00", "#0072b2")
+"""The colours of Okabe and Ito (2008), which colour-blind readers tell apart; repeated when used
+up. The brighter ones come first, for they must stand out from a picture."""
+TRUTH = "#ffffff"
+SHADOW = "#101010"
+SIDE = 320
+"""Pixels that the long side of a small picture is enlarged to, at least."""
+GAP = 6
+
+
+def class_colour(index: int) -> str:
+    """Returns the colour of a class, ``#rrggbb``."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def draw_boxes(
+    images: np.ndarray,
+    boxes: np.ndarray,
+    classes: np.ndarray,
+    valid: np.ndarray,
+    class_names: Sequence[str],
+    scores: np.ndarray | None = None,
+    truth: tuple[np.ndarray, np.ndarray] | None = None,
+    scale: int | None = None,
+    columns: int = 2,
+) -> Image.Image:
+    """Returns the images in a grid, row by row, with their boxes drawn on them.
+
+    A box has the colour of its class and the class's name, with the score where there is one.
+    True boxes are thin, white with a dark edge, and lie under the others.
+
+    Args:
+        images: ``[n, h, w, 3]``, 0 to 255.
+        boxes: ``[n, d, 4]``, ``xyxy`` in pixels of ``images``.
+        classes: ``[n, d]``, 0 to k - 1.
+        valid: ``[n, d]`` bool: which rows are boxes.
+        class_names: The k names; a class beyond them is labelled with its number.
+        scores: ``[n, d]``, 0 to 1.
+        truth: True boxes ``[n, m, 4]`` and which of them are valid ``[n, m]``.
+        scale: Whole factor by which pixels are repeated; by default, the smallest that makes the
+            long side 320 pixels.
+        columns: Images in a row of the grid.
+
+    Raises:
+        ValueError: If ``images`` holds no image of three channels.
+    """
+    if images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
+        raise ValueError(f"draw_boxes: images must be [n, h, w, 3], n > 0; got {images.shape}")
+    scale = scale or math.ceil(SIDE / max(images.shape[1:3]))
+    tiles = []
+    for i, pixels in enumerate(np.clip(images, 0, 255).astype(np.uint8)):
+        tile = Image.fromarray(pixels)
+        tile = tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST)
+        if truth is not None:
+            _draw_truth(tile, truth[0][i][truth[1][i]] * scale)
+        labels = [
+            _label(class_names, int(classes[i, j]), None if scores is None else scores[i, j])
+            for j in np.flatnonzero(valid[i])
+        ]
+        colours = [class_colour(int(k)) for k in classes[i][valid[i]]]
+        _draw_found(tile, boxes[i][valid[i]] * scale, labels, colours)
+        tiles.append(tile)
+    return _grid(tiles, min(columns, len(tiles)))
+
+
+def _label(class_names: Sequence[str], index: int, score: float | None) -> str:
+    name = class_names[index] if 0 <= index < len(class_names) else f"class {index}"
+    return name if score is None else f"{name} {score:.2f}"
+
+
+def _corners(box: np.ndarray) -> list[float]:
+    """The box with its corners in order, which PIL insists on."""
+    x1, y1, x2, y2 = (float(value) for value in box)
+    return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
+
+
+def _draw_truth(tile: Image.Image, boxes: np.ndarray) -> None:
+    pen = ImageDraw.Draw(tile)
+    for box in boxes:
+        x1, y1, x2, y2 = _corners(box)
+        pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=SHADOW, width=3)
+        pen.rectangle((x1, y1, x2, y2), outline=TRUTH, width=1)
+
+
+def _draw_found(
+    tile: Image.Image, boxes: np.ndarray, labels: list[str], colours: list[str]
+) -> None:
+    """Draws all boxes first and all labels after, the best last, so that no box hides a label."""
+    pen = ImageDraw.Draw(tile)
+    font = ImageFont.load_default(size=12)
+    for box, colour in zip(boxes, colours):
+        pen.rectangle(_corners(box), outline=colour, width=2)
+    for box, label, colour in reversed(list(zip(boxes, labels, colours))):
+        x1, y1, _, _ = _corners(box)
+        _, _, width, height = pen.textbbox((0, 0), label, font=font)
+        x = min(max(x1, 0), tile.width - width - 4)
+        y = y1 - height - 3 if y1 > height + 3 else y1
+        y = min(y, tile.height - height - 3)
+        pen.rectangle((x, y, x + width + 4, y + height + 3), fill=colour)
+        pen.text((x + 2, y + 1), label, fill=SHADOW, font=font)
+
+
+def _grid(tiles: list[Image.Image], columns: int) -> Image.Image:
+    width, height = tiles[0].size
+    rows = math.ceil(len(tiles) / columns)
+    size = (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP)
+    grid = Image.new("RGB", size, "white")
+    for i, tile in enumerate(tiles):
+        row, column = divmod(i, columns)
+        grid.paste(tile, (column * (width + GAP), row * (height + GAP)))
+    return grid

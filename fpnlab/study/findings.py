@@ -1,0 +1,140 @@
+"""Sentences that say what a study's summary allows one to say, and no more.
+
+The rule of every comparison: it is decided when its 95 % interval lies on one side of zero, and
+undecided otherwise; never "equal". With fewer than two seeds there is no interval and no verdict.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def write_findings(summary: dict[str, Any]) -> list[str]:
+    """Returns the findings on the study's metric in plain words, the most general first.
+
+    In order: how the difference of the arms changes over the axis; the arms at
+    each axis value; each arm's own change from the largest to the smallest axis value; what other
+    statistics than the running ones give; the best cell; the trials left out.
+    """
+    if summary["counts"]["done"] == 0:
+        return ["No trial is done yet."]
+    return [
+        *(_sensitivity(summary, row) for row in _main(summary, "change_differences", "running")),
+        *(_difference(summary, row) for row in _main(summary, "differences", "running")),
+        *(_change(summary, row) for row in _main(summary, "changes", "running")),
+        *_recovery(summary),
+        *_best(summary),
+        *_left_out(summary),
+    ]
+
+
+def number(value: float) -> str:
+    """Returns ``value`` to one decimal; what rounds to zero has no sign."""
+    return f"{value:.1f}".replace("-0.0", "0.0")
+
+
+def count(n: int, noun: str) -> str:
+    """Returns ``n`` with the noun in its singular or plural: "1 seed", "3 seeds"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _main(summary: dict[str, Any], part: str, evaluation: str) -> list[Row]:
+    """The rows of a part that are about the study's metric under one evaluation."""
+    wanted = (summary["metric"], evaluation)
+    return [row for row in summary[part] if (row["metric"], row["evaluation"]) == wanted]
+
+
+def _interval(row: Row) -> str:
+    return f"{number(row['low'])} to {number(row['high'])}, {count(row['n'], 'seed')}"
+
+
+def _compare(row: Row, subject: str, above: str, below: str, topic: str) -> str:
+    """A sentence after the verdict; ``{}`` in ``above`` and ``below`` takes the size."""
+    match row["verdict"]:
+        case "above" | "below":
+            claim = (above if row["verdict"] == "above" else below).format(number(abs(row["mean"])))
+            low, high = sorted((abs(row["low"]), abs(row["high"])))
+            sizes = _interval({**row, "low": low, "high": high})
+            return f"{subject} {claim} (95 % interval {sizes})."
+        case "undecided":
+            spread = f"{number(row['mean'])}, and the interval ({_interval(row)}) includes zero"
+            return f"{topic} is undecided: {spread}."
+        case _ if row["n"] == 1:
+            mean = number(row["mean"])
+            return f"{topic} rests on 1 seed, which gives no interval: {mean}."
+        case _:
+            return f"{topic} is not measured: no seed has finished on both sides."
+
+
+def _way(summary: dict[str, Any], row: Row) -> str:
+    return f"From {summary['axis_label']} {row['start']} to {row['end']}"
+
+
+def _sensitivity(summary: dict[str, Any], row: Row) -> str:
+    metric, way = summary["metric"], _way(summary, row)
+    difference = f"the difference {row['arm']} minus {row['reference']}"
+    topic = f"{way}, the change of {difference} in {metric}"
+    above, below = f"rises by {{}} {metric}", f"falls by {{}} {metric}"
+    return _compare(row, f"{way}, {difference}", above, below, topic)
+
+
+def _difference(summary: dict[str, Any], row: Row) -> str:
+    metric, arm, reference = summary["metric"], row["arm"], row["reference"]
+    place = f"At {summary['axis_label']} {row['axis_value']}"
+    topic = f"{place}, the difference {arm} minus {reference} in {metric}"
+    above, below = (f"is {{}} {metric} {side} {reference}" for side in ("above", "below"))
+    return _compare(row, f"{place}, {arm}", above, below, topic)
+
+
+def _change(summary: dict[str, Any], row: Row) -> str:
+    metric, way = summary["metric"], _way(summary, row)
+    topic = f"{way}, the change of {row['arm']} in {metric}"
+    above, below = f"gains {{}} {metric}", f"loses {{}} {metric}"
+    return _compare(row, f"{way}, {row['arm']}", above, below, topic)
+
+
+def _recovery(summary: dict[str, Any]) -> Iterator[str]:
+    """What precise and batch statistics change at the smallest axis value."""
+    metric, label = summary["metric"], summary["axis_label"]
+    lost = {row["arm"]: row for row in _main(summary, "changes", "running")}
+    names = {
+        "precise": "statistics re-estimated after training",
+        "batch": "the statistics of the test batch",
+    }
+    for evaluation, name in names.items():
+        for row in _main(summary, "gains", evaluation):
+            change = lost.get(row["arm"])
+            if change is None or row["axis_value"] != change["end"]:
+                continue
+            place = f"At {label} {row['axis_value']}"
+            topic = f"{place}, what {name} change for {row['arm']}"
+            base = f"{metric} than the running ones"
+            more, less = f"{{}} more {base}", f"{{}} less {base}"
+            sentence = _compare(row, f"{place}, {name} give {row['arm']}", more, less, topic)
+            if row["verdict"] == "above" and change["verdict"] == "below":
+                share = round(-100 * row["mean"] / change["mean"])
+                loss = f"{number(-change['mean'])} {metric} lost since {label} {change['start']}"
+                sentence = f"{sentence} That is {share} % of the {loss}."
+            yield sentence
+
+
+def _best(summary: dict[str, Any]) -> Iterator[str]:
+    if (row := summary["best"]) is not None:
+        place = f"{row['arm']} at {summary['axis_label']} {row['axis_value']}"
+        spread = _interval(row) if row["n"] > 1 else "1 seed"
+        yield f"The best mean is {number(row['mean'])} {summary['metric']}: {place} ({spread})."
+
+
+def _left_out(summary: dict[str, Any]) -> Iterator[str]:
+    """The cells whose means stand for fewer seeds than were run."""
+    cells: dict[tuple[str, Any, str], int] = {}
+    for trial in summary["left_out"]:
+        cell = (trial["arm"], trial["axis_value"], trial["status"])
+        cells[cell] = cells.get(cell, 0) + 1
+    if cells:
+        names = "; ".join(
+            f"{arm} at {summary['axis_label']} {value}, {count(n, 'seed')} {status}"
+            for (arm, value, status), n in cells.items()
+        )
+        yield f"Left out of every mean, which may flatter the arm: {names}."

@@ -1,0 +1,230 @@
+"""A study's trials condensed into means, intervals, paired differences and plain sentences.
+
+The summary is a dict of JSON values, so that whoever shows it needs nothing but the file.
+Every metric is in points (percent); a number that cannot be given is ``None``.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from fpnlab.study.findings import write_findings
+from fpnlab.study.statistics import Interval, paired_difference, t_interval
+
+EVALUATIONS = ("running", "precise", "batch")
+"""Where BatchNorm's statistics come from at test time; the first is what users get by default."""
+LEVEL = 0.95
+
+Values = dict[int, float]
+"""Points by seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What a number belongs to; hashable, so that it finds the number."""
+
+    metric: str
+    evaluation: str
+    axis_value: Any
+    arm: str
+
+
+def summarize(study: Mapping[str, Any], results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the summary of a study, finished or not, as JSON values.
+
+    Its parts, each row of which has ``mean``, ``low``, ``high``, ``n`` (seeds) and ``values``
+    (by seed), in points, with 95 % Student-t intervals over seeds:
+
+    * ``rows``: by metric, evaluation, arm and axis value.
+    * ``differences``: each later arm minus the first, paired by seed.
+    * ``changes``: an arm at the smallest axis value minus the same arm at the largest.
+    * ``change_differences``: the change of each later arm minus that of the first.
+    * ``gains``: precise or batch statistics minus the running ones, where the two differ.
+
+    Besides: ``best`` and ``worst`` (rows of the study's metric), ``speed`` (examples a second),
+    ``left_out`` (trials without a measurement, and why), ``counts`` (trials by status) and
+    ``findings`` (sentences).
+
+    Only trials whose status is ``done`` are measured. A diverged or failed one is left out and
+    named in ``left_out``: counted as zero it would swamp an interval of three seeds, left out in
+    silence it would flatter its arm.
+
+    Args:
+        study: The content of ``study.json``.
+        results: The content of each ``result.json`` there is.
+    """
+    results = list(results)
+    done = [result for result in results if result["status"] == "done"]
+    arms, axis_values = list(study["arms"]), list(study["axis_values"])
+    values = _collect(done, arms, axis_values)
+    metric = study["metric"]
+    changes = _changes(values, axis_values)
+    rows = [_row(t_interval(v.values(), LEVEL), v, **vars(cell)) for cell, v in values.items()]
+    ranked = sorted(
+        (
+            row
+            for row in rows
+            if (row["metric"], row["evaluation"]) == (metric, EVALUATIONS[0])
+            and row["mean"] is not None
+        ),
+        key=lambda row: row["mean"],
+    )
+    summary = {
+        "name": study["name"],
+        "metric": metric,
+        "level": LEVEL,
+        "axis": study["axis"],
+        "axis_label": study["axis"].rpartition(".")[2].replace("_", " "),
+        "axis_values": axis_values,
+        "arms": arms,
+        "evaluations": list(EVALUATIONS),
+        "counts": _counts(study, results),
+        "left_out": _left_out(results),
+        "rows": rows,
+        "differences": _differences(values, arms),
+        "changes": changes,
+        "change_differences": _change_differences(changes, arms),
+        "gains": _gains(values),
+        "best": ranked[-1] if ranked else None,
+        "worst": ranked[0] if ranked else None,
+        "speed": _speed(done, arms, axis_values),
+    }
+    return {**summary, "findings": write_findings(summary)}
+
+
+def _collect(
+    results: list[Mapping[str, Any]], arms: list[str], axis_values: list[Any]
+) -> dict[Cell, Values]:
+    """Points of each cell by seed, in the study's order; a missing metric (``None``) is nan."""
+    values: dict[Cell, Values] = {}
+    metrics: dict[str, None] = {}
+    for result in results:
+        for evaluation in EVALUATIONS:
+            for metric, value in result["metrics"].get(evaluation, {}).items():
+                metrics[metric] = None
+                cell = Cell(metric, evaluation, result["axis_value"], result["arm"])
+                points = math.nan if value is None else 100.0 * value
+                values.setdefault(cell, {})[result["seed"]] = points
+    order = itertools.product(metrics, EVALUATIONS, axis_values, arms)
+    return {cell: values[cell] for cell in itertools.starmap(Cell, order) if cell in values}
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _row(interval: Interval, values: Mapping[int, float], **keys: Any) -> dict[str, Any]:
+    return {
+        **keys,
+        "mean": _number(interval.mean),
+        "low": _number(interval.low),
+        "high": _number(interval.high),
+        "n": interval.n,
+        "values": {str(seed): _number(values[seed]) for seed in sorted(values)},
+    }
+
+
+def _difference_row(a: Values, b: Values, **keys: Any) -> dict[str, Any]:
+    """The row of ``b - a`` with its verdict: does the interval leave zero on one side?"""
+    interval, by_seed = paired_difference(a, b, LEVEL)
+    verdict = {1: "above", -1: "below", 0: "undecided"}[interval.sign]
+    return _row(interval, by_seed, **keys, verdict=verdict if interval.n > 1 else "unmeasured")
+
+
+def _differences(values: dict[Cell, Values], arms: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for reference in dict.fromkeys(replace(cell, arm=arms[0]) for cell in values):
+        for arm in arms[1:]:
+            a, b = values.get(reference, {}), values.get(replace(reference, arm=arm), {})
+            keys = vars(reference) | {"arm": arm, "reference": arms[0]}
+            rows.append(_difference_row(a, b, **keys))
+    return rows
+
+
+def _ends(axis_values: list[Any]) -> tuple[Any, Any] | None:
+    """The smallest and the largest axis value; ``None`` where that means nothing."""
+    numeric = all(isinstance(value, int | float) for value in axis_values)
+    return (min(axis_values), max(axis_values)) if numeric and len(axis_values) > 1 else None
+
+
+def _changes(values: dict[Cell, Values], axis_values: list[Any]) -> list[dict[str, Any]]:
+    if (ends := _ends(axis_values)) is None:
+        return []
+    rows = []
+    for cell in dict.fromkeys(replace(cell, axis_value=ends[1]) for cell in values):
+        large, small = values.get(cell, {}), values.get(replace(cell, axis_value=ends[0]), {})
+        keys = {"metric": cell.metric, "evaluation": cell.evaluation, "arm": cell.arm}
+        rows.append(_difference_row(large, small, **keys, start=ends[1], end=ends[0]))
+    return rows
+
+
+def _change_differences(changes: list[dict[str, Any]], arms: list[str]) -> list[dict[str, Any]]:
+    by_arm: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in changes:
+        by_arm.setdefault((row["metric"], row["evaluation"]), {})[row["arm"]] = row
+    rows = []
+    for (metric, evaluation), change in by_arm.items():
+        for arm in arms[1:]:
+            a, b = (change[name]["values"] if name in change else {} for name in (arms[0], arm))
+            keys = {"metric": metric, "evaluation": evaluation, "arm": arm, "reference": arms[0]}
+            ends = {"start": changes[0]["start"], "end": changes[0]["end"]}
+            rows.append(_difference_row(_by_seed(a), _by_seed(b), **keys, **ends))
+    return rows
+
+
+def _by_seed(values: Mapping[str, float]) -> Values:
+    return {int(seed): value for seed, value in values.items()}
+
+
+def _gains(values: dict[Cell, Values]) -> list[dict[str, Any]]:
+    """Other statistics minus the running ones, for arms where any of the two differ."""
+    pairs = [
+        (cell, values[replace(cell, evaluation=EVALUATIONS[0])], other)
+        for cell, other in values.items()
+        if cell.evaluation != EVALUATIONS[0] and replace(cell, evaluation=EVALUATIONS[0]) in values
+    ]
+    differing = {
+        cell.arm
+        for cell, running, other in pairs
+        if any(abs(d) > 1e-9 for d in paired_difference(running, other).by_seed.values())
+    }
+    return [
+        _difference_row(running, other, **vars(cell))
+        for cell, running, other in pairs
+        if cell.arm in differing
+    ]
+
+
+def _counts(study: Mapping[str, Any], results: list[Mapping[str, Any]]) -> dict[str, int]:
+    """Trials by status; ``planned`` and ``missing`` (without a result yet) among them."""
+    statuses = [result["status"] for result in results]
+    counts = {status: statuses.count(status) for status in sorted({"done", *statuses})}
+    return {"planned": study["trials"], "missing": study["trials"] - len(results), **counts}
+
+
+def _left_out(results: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {key: result.get(key) for key in ("trial", "arm", "axis_value", "seed", "status", "error")}
+        for result in results
+        if result["status"] != "done"
+    ]
+
+
+def _speed(
+    results: list[Mapping[str, Any]], arms: list[str], axis_values: list[Any]
+) -> list[dict[str, Any]]:
+    """Examples a second of the whole trial, by arm and axis value."""
+    rows = []
+    for arm in arms:
+        for axis_value in axis_values:
+            speeds = {
+                result["seed"]: result["examples"] / result["seconds"]
+                for result in results
+                if (result["arm"], result["axis_value"]) == (arm, axis_value) and result["seconds"]
+            }
+            interval = t_interval(speeds.values(), LEVEL)
+            rows.append(_row(interval, speeds, arm=arm, axis_value=axis_value))
+    return rows

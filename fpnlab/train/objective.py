@@ -1,0 +1,94 @@
+"""What a detector is trained to say, and how wrong it is."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from fpnlab.model.detector import DetectorOutput
+from fpnlab.ops import boxes as box_ops
+from fpnlab.ops.losses import giou_loss, sigmoid_focal_loss, smooth_l1
+from fpnlab.ops.match import match_max_iou
+from fpnlab.types import Batch, spec
+
+
+@spec
+class Objective:
+    """Focal loss for classes plus a loss for boxes (arXiv:1708.02002, section 4)."""
+
+    positive_iou: float = 0.5
+    """An anchor that overlaps a box by this much or more is trained to find it."""
+    negative_iou: float = 0.4
+    """An anchor below it is background; those between take no part."""
+    focal_alpha: float = 0.25
+    """Weight of positives against negatives."""
+    focal_gamma: float = 2.0
+    """How strongly well-classified anchors are discounted."""
+    box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
+    """Loss of positive anchors' boxes: on offsets, or on overlap (arXiv:1902.09630)."""
+    smooth_l1_beta: float = 0.11
+    """Offset at which smooth L1 turns from quadratic to linear."""
+    box_weight: float = 1.0
+    """Weight of the box loss against the class loss."""
+
+    def __post_init__(self):
+        if not 0 <= self.negative_iou <= self.positive_iou <= 1:
+            raise ValueError(
+                f"negative_iou is {self.negative_iou} and positive_iou {self.positive_iou}; "
+                "they must lie between 0 and 1, the negative one not above the positive"
+            )
+
+
+def detection_loss(
+    objective: Objective,
+    output: DetectorOutput,
+    anchors: Float[Array | np.ndarray, "a 4"],
+    batch: Batch,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Returns the loss of a batch and its parts, per positive anchor of the whole batch.
+
+    Anchors whose centre lies in the padding around a picture take no part.
+
+    Args:
+      objective: thresholds and weights.
+      output: one row an anchor.
+      anchors: ``xyxy`` in pixels.
+      batch: images with their boxes.
+    """
+    match = jax.vmap(
+        lambda boxes, valid: match_max_iou(
+            anchors,
+            boxes,
+            valid,
+            positive=objective.positive_iou,
+            negative=objective.negative_iou,
+        )
+    )(batch.boxes, batch.valid)
+    centre_yx = 0.5 * (anchors[:, [1, 0]] + anchors[:, [3, 2]])
+    inside = (centre_yx < batch.extent[:, None]).all(-1)
+    positive = (match.label == 1) & inside
+    counted = (match.label >= 0) & inside
+    total = jnp.maximum(positive.sum(), 1).astype(jnp.float32)
+
+    cls = jnp.take_along_axis(batch.classes, match.index, 1)
+    targets = positive[..., None] & (cls[..., None] == jnp.arange(output.logits.shape[-1]))
+    focal = sigmoid_focal_loss(
+        output.logits,
+        targets.astype(jnp.float32),
+        alpha=objective.focal_alpha,
+        gamma=objective.focal_gamma,
+    )
+    loss_class = (focal * counted[..., None]).sum() / total
+
+    boxes = jnp.take_along_axis(batch.boxes, match.index[..., None], 1)
+    if objective.box_loss == "giou":
+        wrong = giou_loss(box_ops.decode(output.deltas, anchors), boxes)
+    else:
+        error = output.deltas - box_ops.encode(boxes, anchors)
+        wrong = smooth_l1(error, beta=objective.smooth_l1_beta).sum(-1)
+    loss_box = jnp.where(positive, wrong, 0.0).sum() / total
+
+    loss = loss_class + objective.box_weight * loss_box
+    return loss, {"loss": loss, "loss_class": loss_class, "loss_box": loss_box}

@@ -1,5 +1,6 @@
 """Random views of training images, drawn on the device, boxes included."""
 
+import dataclasses
 import functools
 
 import jax
@@ -74,7 +75,8 @@ def _augment_image(spec: Augment, key: Key, example: Batch) -> Batch:
     pixels = jnp.where(mask[:, :, None], _jitter(spec, key, pixels, mask), 0)
     if jnp.issubdtype(example.images.dtype, jnp.integer):
         pixels = jnp.round(pixels)
-    return example.replace(
+    return dataclasses.replace(
+        example,
         images=pixels.astype(example.images.dtype),
         boxes=jnp.where(valid[:, None], boxes, 0),
         valid=valid,

@@ -1,5 +1,6 @@
 """Drawn scenes: a detection task without a download, in which only shape tells classes apart."""
 
+import dataclasses
 import functools
 import math
 from typing import Literal
@@ -18,6 +19,7 @@ CLASS_NAMES = ("circle", "square", "triangle", "cross")
 POSITIONS_TRIED = 16
 MAX_OVERLAP = 0.1
 DISTRACTORS = 3
+WAVES = 12
 CHUNK = 64
 
 
@@ -74,7 +76,7 @@ def _split(spec: Scenes, name: str, size: int) -> Batch:
     numbers = jnp.arange(-(-size // CHUNK) * CHUNK).reshape(-1, CHUNK)
     chunks = [jax.device_get(_chunk(spec, key, chunk)) for chunk in numbers]
     whole = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:size], *chunks)
-    return whole.replace(index=np.arange(size, dtype=np.int32))
+    return dataclasses.replace(whole, index=np.arange(size, dtype=np.int32))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -207,22 +209,26 @@ def _coverage(
 
 
 def _ground(size: int, key: Key) -> Float[Array, "h w 3"]:
-    """Returns a colour with noise of several scales and a grating over it."""
+    """Returns a colour with waves of all lengths over it: cloudy, with a grain."""
     base = jax.random.uniform(named_key(key, "ground"), (3,), minval=80.0, maxval=175.0)
-    noise = jnp.zeros((size, size, 3))
-    for cells in (3, 7, 15, 31):
-        coarse = jax.random.normal(named_key(key, "noise", cells), (cells, cells, 3))
-        noise += jax.image.resize(coarse, (size, size, 3), "linear") / cells**0.5
-    angle, pitch, phase, strength = jax.random.uniform(named_key(key, "grating"), (4,))
-    along = _turn(_centres(size) / size, angle * math.pi)[..., 0]
-    wave = jnp.sin(math.tau * ((3 + 12 * pitch) * along + phase))
-    return base + 14 * noise + 12 * strength * wave[:, :, None]
+    angle, pitch, phase = jax.random.uniform(named_key(key, "waves"), (3, WAVES))
+    cycles = 0.5 * 40**pitch
+    strength = jax.random.normal(named_key(key, "strength"), (WAVES, 3))
+    strength *= 6 / cycles[:, None] ** 0.3
+    # sin(x + y) = sin x cos y + cos x sin y: one product instead of a sine per pixel and wave.
+    line = (jnp.arange(size)[:, None] + 0.5) / size * math.tau * cycles
+    across = line * jnp.cos(math.tau * angle) + math.tau * phase
+    down = line * jnp.sin(math.tau * angle)
+    rows = jnp.concatenate([jnp.cos(down), jnp.sin(down)], axis=1)
+    columns = jnp.concatenate([jnp.sin(across), jnp.cos(across)], axis=1)
+    columns = columns.T[:, :, None] * jnp.tile(strength, (2, 1))[:, None]
+    return base + jnp.tensordot(rows, columns, 1)
 
 
 def _colours(key: Key, count: int, ground: Float[Array, "h w 3"]) -> Float[Array, "n 3"]:
     """Returns random colours that stand out from the ground's mean."""
     direction = jax.random.normal(named_key(key, "direction"), (count, 3))
-    distance = jax.random.uniform(named_key(key, "distance"), (count, 1), minval=80.0, maxval=150.0)
+    distance = jax.random.uniform(named_key(key, "distance"), (count, 1), minval=90.0, maxval=160.0)
     away = distance * direction / jnp.linalg.norm(direction, axis=1, keepdims=True)
     return jnp.clip(jnp.mean(ground, (0, 1)) + away, 0, 255)
 

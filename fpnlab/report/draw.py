@@ -62,7 +62,7 @@ def draw_boxes(
         if truth is not None:
             _draw_truth(tile, truth[0][i][truth[1][i]] * scale)
         labels = [
-            _label(class_names, int(classes[i, j]), None if scores is None else scores[i, j])
+            _label(class_names, int(classes[i, j]), None if scores is None else float(scores[i, j]))
             for j in np.flatnonzero(valid[i])
         ]
         colours = [class_colour(int(k)) for k in classes[i][valid[i]]]
@@ -101,9 +101,8 @@ def _draw_found(
     for box, label, colour in reversed(list(zip(boxes, labels, colours))):
         x1, y1, _, _ = _corners(box)
         _, _, width, height = pen.textbbox((0, 0), label, font=font)
-        x = min(max(x1, 0), tile.width - width - 4)
-        y = y1 - height - 3 if y1 > height + 3 else y1
-        y = min(y, tile.height - height - 3)
+        x = max(min(x1, tile.width - width - 4), 0)
+        y = y1 - height - 3 if y1 > height + 3 else max(y1, 0)
         pen.rectangle((x, y, x + width + 4, y + height + 3), fill=colour)
         pen.text((x + 2, y + 1), label, fill=SHADOW, font=font)
 

@@ -57,37 +57,38 @@ def panel(path: pathlib.Path, title: str) -> Iterator[Any]:
 
 def plot_metric(summary: dict[str, Any], metric: str, path: pathlib.Path) -> None:
     """Draws a metric of each arm against the study's axis, under running statistics."""
-    arms = summary["arms"]
+    keys = {"metric": metric, "evaluation": "running"}
+    series = {arm: _rows(summary["rows"], arm=arm, **keys) for arm in summary["arms"]}
     with panel(path, f"{metric} by {summary['axis_label']}") as axes:
-        for i, arm in enumerate(arms):
-            rows = _rows(summary["rows"], metric=metric, evaluation="running", arm=arm)
-            _draw_series(axes, summary, rows, arm, _offset(i, len(arms)), ARM_COLOURS, MARKERS, i)
-        _finish(axes, summary, f"{metric} (points)")
+        _draw(axes, summary, series, ARM_COLOURS, MARKERS)
+        axes.set_ylabel(f"{metric} (points)")
 
 
 def plot_evaluations(summary: dict[str, Any], arm: str, path: pathlib.Path) -> None:
     """Draws an arm's metric under running, precise and batch statistics."""
-    metric = summary["metric"]
-    names, colours, markers = zip(*STATISTICS.values())
-    with panel(path, f"{arm}: {metric} by the statistics at test time") as axes:
-        for i, evaluation in enumerate(STATISTICS):
-            rows = _rows(summary["rows"], metric=metric, evaluation=evaluation, arm=arm)
-            _draw_series(axes, summary, rows, names[i], _offset(i, 3), colours, markers, i)
-        _finish(axes, summary, f"{metric} (points)")
+    keys = {"metric": summary["metric"], "arm": arm}
+    _, colours, markers = zip(*STATISTICS.values())
+    series = {
+        name: _rows(summary["rows"], evaluation=evaluation, **keys)
+        for evaluation, (name, _, _) in STATISTICS.items()
+    }
+    with panel(path, f"{arm}: {summary['metric']} by the statistics at test time") as axes:
+        _draw(axes, summary, series, colours, markers)
+        axes.set_ylabel(f"{summary['metric']} (points)")
 
 
 def plot_differences(summary: dict[str, Any], path: pathlib.Path) -> None:
     """Draws each later arm minus the first, paired by seed, with the line of no difference."""
-    metric, reference = summary["metric"], summary["arms"][0]
-    arms = summary["arms"][1:]
-    subject = arms[0] if len(arms) == 1 else "other arms"
+    reference, *arms = summary["arms"]
+    keys = {"metric": summary["metric"], "evaluation": "running"}
+    series = {
+        f"{arm} minus {reference}": _rows(summary["differences"], arm=arm, **keys) for arm in arms
+    }
+    subject = arms[0] if len(arms) == 1 else "Each arm"
     with panel(path, f"{subject} minus {reference}, paired by seed") as axes:
         axes.axhline(0, color="#303030", linewidth=1.2)
-        for i, arm in enumerate(arms):
-            rows = _rows(summary["differences"], metric=metric, evaluation="running", arm=arm)
-            offset = _offset(i, len(arms))
-            _draw_series(axes, summary, rows, arm, offset, ARM_COLOURS[1:], MARKERS[1:], i)
-        _finish(axes, summary, f"difference in {metric} (points)", legend=len(arms) > 1)
+        _draw(axes, summary, series, ARM_COLOURS[1:], MARKERS[1:])
+        axes.set_ylabel(f"difference in {summary['metric']} (points)")
 
 
 def plot_losses(
@@ -114,14 +115,33 @@ def plot_losses(
                     continue
                 axes.plot(examples, loss, color=colour, linewidth=1.2, alpha=0.85, label=label)
                 if trial.status == "diverged":
-                    axes.plot(examples[-1], loss[-1], "X", color=colour, markersize=9)
+                    axes.plot(
+                        examples[-1],
+                        loss[-1],
+                        "X",
+                        color="#a33e00",
+                        markersize=9,
+                        clip_on=False,
+                        zorder=4,
+                    )
                 label = None
-        axes.set(yscale="log", ylim=limits, xlabel="training examples", ylabel="training loss")
-        _plain_log_ticks(axes.yaxis)
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
-        axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
+        axes.set_ylim(limits)
+        _finish_losses(axes)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(title=axis_label, ncols=2)
+
+
+def plot_run_losses(trial: Trial, path: pathlib.Path) -> None:
+    """Draws the smoothed training loss of one trial, and its parts, against examples."""
+    parts = {"loss": "total", "loss_class": "classes", "loss_box": "boxes"}
+    with panel(path, "Training loss") as axes:
+        for i, (field, label) in enumerate(parts.items()):
+            examples, loss = smooth_loss(trial, field)
+            if len(loss):
+                axes.plot(examples, loss, color=ARM_COLOURS[i], label=label)
+        _finish_losses(axes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
 
 
 def loss_limits(trials: Sequence[Trial]) -> tuple[float, float]:
@@ -130,17 +150,17 @@ def loss_limits(trials: Sequence[Trial]) -> tuple[float, float]:
     return (losses.min() / 1.1, losses.max() * 1.1) if len(losses) else (0.1, 10.0)
 
 
-def smooth_loss(trial: Trial) -> tuple[np.ndarray, np.ndarray]:
-    """Returns examples and the loss averaged over a window of 5 % of the trial's records.
+def smooth_loss(trial: Trial, field: str = "loss") -> tuple[np.ndarray, np.ndarray]:
+    """Returns examples and a loss averaged over a window of 5 % of the trial's records.
 
-    The window shrinks towards the ends, so that no value from outside is made up.
+    At the ends it is the mean of those records in the window that there are.
     """
-    examples, loss = trial.curve("loss")
+    examples, loss = trial.curve(field)
     half = len(loss) // 40
     index = np.arange(len(loss))
-    reach = np.minimum(half, np.minimum(index, len(loss) - 1 - index))
+    first, end = np.maximum(index - half, 0), np.minimum(index + half + 1, len(loss))
     total = np.concatenate([[0.0], np.cumsum(loss)])
-    return examples, (total[index + reach + 1] - total[index - reach]) / (2 * reach + 1)
+    return examples, (total[end] - total[first]) / (end - first)
 
 
 def _rows(rows: list[Row], **keys: Any) -> list[Row]:
@@ -149,7 +169,7 @@ def _rows(rows: list[Row], **keys: Any) -> list[Row]:
 
 def _offset(i: int, n: int) -> float:
     """Sets series apart sideways, so that their intervals do not cover each other."""
-    return 0.14 * (i - (n - 1) / 2)
+    return 0.2 * (i - (n - 1) / 2)
 
 
 def _is_logarithmic(values: list[Any]) -> bool:
@@ -163,45 +183,64 @@ def _positions(values: list[Any]) -> dict[Any, float]:
     return {value: float(i) for i, value in enumerate(values)}
 
 
-def _draw_series(
+def _draw(
     axes: Any,
     summary: dict[str, Any],
-    rows: list[Row],
-    label: str,
-    offset: float,
+    series: dict[str, list[Row]],
     colours: Sequence[str],
     markers: Sequence[str],
-    i: int,
 ) -> None:
-    colour, marker = colours[i % len(colours)], markers[i % len(markers)]
-    rows = [row for row in rows if row["mean"] is not None]
-    place = _positions(summary["axis_values"])
-    x = np.array([place[row["axis_value"]] + offset for row in rows])
-    mean = np.array([row["mean"] for row in rows])
-    half = np.array([np.nan if row["low"] is None else row["high"] - row["mean"] for row in rows])
-    axes.errorbar(x, mean, half, color=colour, marker=marker, capsize=4, linewidth=1.6, label=label)
-    for row, position in zip(rows, x):
-        dots = [value for value in row["values"].values() if value is not None]
-        side = np.full(len(dots), position + 0.05)
-        axes.scatter(side, dots, s=14, color=colour, alpha=0.55, linewidths=0, zorder=3)
-
-
-def _finish(axes: Any, summary: dict[str, Any], ylabel: str, legend: bool = True) -> None:
-    place = _positions(summary["axis_values"])
-    axes.set_xticks(list(place.values()), [str(value) for value in place])
+    """Draws means with intervals, joined by a line, and each seed as a dot."""
+    values = summary["axis_values"]
+    place = _positions(values)
+    for i, (label, rows) in enumerate(series.items()):
+        rows = [row for row in rows if row["mean"] is not None]
+        x = [place[row["axis_value"]] + _offset(i, len(series)) for row in rows]
+        half = [math.nan if row["low"] is None else row["high"] - row["mean"] for row in rows]
+        colour, marker = colours[i % len(colours)], markers[i % len(markers)]
+        look = {"color": colour, "marker": marker, "capsize": 4, "linewidth": 1.6}
+        axes.errorbar(x, [row["mean"] for row in rows], half, label=label, **look)
+        for row, position in zip(rows, x):
+            dots = _seeds(row)
+            side = [position + 0.05] * len(dots)
+            axes.scatter(side, dots, s=14, color=colour, alpha=0.55, linewidths=0, zorder=3)
+    _limit(axes, [row for rows in series.values() for row in rows])
+    axes.set_xticks(list(place.values()), [str(value) for value in values])
     axes.set_xlim(min(place.values()) - 0.35, max(place.values()) + 0.35)
-    scale = " (log scale)" if _is_logarithmic(summary["axis_values"]) else ""
-    axes.set_xlabel(f"{summary['axis_label']}{scale}")
-    axes.set_ylabel(ylabel)
+    axes.set_xlabel(summary["axis_label"] + (" (log scale)" if _is_logarithmic(values) else ""))
     axes.grid(visible=False, axis="x")
-    if legend and axes.get_legend_handles_labels()[0]:
+    if len(series) > 1:
         axes.legend()
 
 
-def _plain_log_ticks(axis: Any) -> None:
-    """Labels a logarithmic axis 0.5, 1, 2 and not 5 x 10^-1."""
+def _seeds(row: Row) -> list[float]:
+    return [value for value in row["values"].values() if value is not None]
+
+
+def _limit(axes: Any, rows: list[Row]) -> None:
+    """Keeps the frame near the seeds: two seeds can have an interval of fifty points.
+
+    Bars are shown up to one spread of all seeds beyond them; a longer one leaves the frame.
+    """
+    seeds = [value for row in rows for value in _seeds(row)]
+    if not seeds:
+        return
+    low, high = min(seeds), max(seeds)
+    room = max(high - low, 1.0)
+    lows = [row["low"] for row in rows if row["low"] is not None]
+    highs = [row["high"] for row in rows if row["high"] is not None]
+    low = max(min([low, *lows]), low - room)
+    high = min(max([high, *highs]), high + room)
+    axes.set_ylim(low - 0.05 * room, high + 0.05 * room)
+
+
+def _finish_losses(axes: Any) -> None:
+    """Labels the axes, the logarithmic one with 0.5, 1, 2 and not 5 x 10^-1."""
     from matplotlib import ticker
 
-    axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
-    axis.set_minor_formatter(ticker.NullFormatter())
+    axes.set(yscale="log", xlabel="training examples", ylabel="training loss")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))

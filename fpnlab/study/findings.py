@@ -13,14 +13,14 @@ Row = dict[str, Any]
 def write_findings(summary: dict[str, Any]) -> list[str]:
     """Returns the findings on the study's metric in plain words, the most general first.
 
-    In order: how the difference of the arms changes over the axis; the arms at
-    each axis value; each arm's own change from the largest to the smallest axis value; what other
-    statistics than the running ones give; the best cell; the trials left out.
+    In order: how the difference of the arms changes from the largest to the smallest axis value;
+    the arms at each value; each arm's own change; what other statistics than the running ones
+    give; the best cell; the trials left out.
     """
     if summary["counts"]["done"] == 0:
         return ["No trial is done yet."]
     return [
-        *(_sensitivity(summary, row) for row in _main(summary, "change_differences", "running")),
+        *(_shift(summary, row) for row in _main(summary, "change_differences", "running")),
         *(_difference(summary, row) for row in _main(summary, "differences", "running")),
         *(_change(summary, row) for row in _main(summary, "changes", "running")),
         *_recovery(summary),
@@ -71,12 +71,11 @@ def _way(summary: dict[str, Any], row: Row) -> str:
     return f"From {summary['axis_label']} {row['start']} to {row['end']}"
 
 
-def _sensitivity(summary: dict[str, Any], row: Row) -> str:
-    metric, way = summary["metric"], _way(summary, row)
-    difference = f"the difference {row['arm']} minus {row['reference']}"
-    topic = f"{way}, the change of {difference} in {metric}"
-    above, below = f"rises by {{}} {metric}", f"falls by {{}} {metric}"
-    return _compare(row, f"{way}, {difference}", above, below, topic)
+def _shift(summary: dict[str, Any], row: Row) -> str:
+    way, arm, reference = _way(summary, row), row["arm"], row["reference"]
+    topic = f"{way}, the shift from {reference} towards {arm} in {summary['metric']}"
+    to_arm, back = (f"shifts by {{}} {summary['metric']} towards {a}" for a in (arm, reference))
+    return _compare(row, f"{way}, the balance", to_arm, back, topic)
 
 
 def _difference(summary: dict[str, Any], row: Row) -> str:

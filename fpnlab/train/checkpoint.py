@@ -22,6 +22,8 @@ Tree = TypeVar("Tree")
 class CheckpointError(Exception):
     """A checkpoint that could not be written, or must not be used."""
 
+    exit_code = 5
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:

@@ -130,10 +130,18 @@ def test_without_ground_truth_all_is_nan():
     assert all(math.isnan(value) for value in got.values())
 
 
-def test_detections_that_are_not_finite_find_nothing():
+def test_detections_that_are_not_finite_are_left_out():
     detections, truth = corpus(6)
-    broken = detections.replace(boxes=np.full_like(detections.boxes, np.nan))
-    assert coco_metrics(broken, truth, NAMES)["AP50"] == 0
+    boxes, scores, valid = (
+        x.copy() for x in (detections.boxes, detections.scores, detections.valid)
+    )
+    boxes[:, 0], boxes[:, 1, 2], scores[:, 2] = np.nan, np.inf, np.nan
+    valid[:, :3] = False
+    got = coco_metrics(detections.replace(boxes=boxes, scores=scores), truth, NAMES)
+    assert got == pytest.approx(
+        coco_metrics(detections.replace(valid=valid), truth, NAMES), nan_ok=True
+    )
+    assert got["AP50"] > 0
 
 
 def test_the_order_of_images_and_rows_does_not_matter():

@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -28,7 +29,7 @@ def oracle_match(overlaps, valid, positive, negative, force):
         best = max(boxes, key=lambda m: (overlaps[m, a], -m), default=None)
         if best is not None:
             index[a] = best
-            label[a] = 1 if overlaps[best, a] >= positive else -(overlaps[best, a] >= negative)
+            label[a] = 1 if overlaps[best, a] >= positive else -int(overlaps[best, a] >= negative)
     if force:
         claims = [(overlaps[m].max(), -m, overlaps[m].argmax()) for m in boxes]
         for value, minus_m, a in sorted(claims):  # the best claim is written last
@@ -77,6 +78,12 @@ def test_a_poor_box_claims_its_best_anchor_only_if_forced():
     assert forced.label[best] == 1
 
 
+def test_of_equal_boxes_the_first_gets_the_anchors():
+    boxes = np.tile(ANCHORS[:1], (3, 1))
+    got = run(boxes, np.array([False, True, True]))
+    assert (got.label[0], got.index[0]) == (1, 1)
+
+
 def test_the_best_overlap_wins_a_contested_anchor_and_of_equals_the_first():
     anchor = np.array([[0.0, 0, 10, 10], [100, 0, 110, 10]], np.float32)
     boxes = np.array([[0.0, 0, 3, 10], [0, 0, 4, 10], [6, 0, 10, 10]], np.float32)
@@ -99,13 +106,19 @@ def test_a_box_that_overlaps_no_anchor_claims_none():
     np.testing.assert_array_equal(run(boxes, ALL).label, 0)
 
 
+def test_jitted_equals_eager():
+    boxes = np.array([[1.0, 2, 15, 17], [20, 3, 29, 23], [9, 9, 12, 12]], np.float32)
+    eager = match.match_max_iou(ANCHORS, boxes, ALL)
+    chex.assert_trees_all_equal(run(boxes, ALL), eager)
+
+
 def test_mapped_over_a_batch_equals_image_by_image(key):
     corner = jax.random.uniform(key, (4, 3, 2), maxval=24)
     boxes = jnp.concatenate([corner, corner + 12], -1)
     valid = jnp.arange(3) < jnp.arange(4)[:, None]
     got = jax.vmap(run)(boxes, valid)
     for i in range(4):
-        alone = match.match_max_iou(ANCHORS, boxes[i], valid[i])
+        alone = run(boxes[i], valid[i])
         np.testing.assert_array_equal(got.index[i], alone.index)
         np.testing.assert_array_equal(got.label[i], alone.label)
 

@@ -97,9 +97,14 @@ def test_candidates_that_are_not_finite_are_never_kept():
     np.testing.assert_array_equal(got.boxes[0], [9, 9, 19, 19])
 
 
+def test_jitted_equals_eager():
+    given = candidates(2)
+    chex.assert_trees_all_equal(run(*given), nms(*given, **OPTIONS))
+
+
 def test_mapped_over_a_batch_equals_image_by_image():
     batch = [jnp.stack(x) for x in zip(*map(candidates, range(3)))]
     got = jax.vmap(run)(*batch)
     for i in range(3):
-        alone = nms(*(x[i] for x in batch), **OPTIONS)
+        alone = run(*(x[i] for x in batch))
         chex.assert_trees_all_equal(jax.tree.map(lambda x, i=i: x[i], got), alone)

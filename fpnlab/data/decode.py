@@ -1,0 +1,33 @@
+"""Image files to arrays."""
+
+import os
+
+import numpy as np
+from PIL import Image
+
+
+def decode_rgb(path: str | os.PathLike[str]) -> np.ndarray:
+    """Returns the image in a file as ``[h, w, 3]`` uint8, whatever its colour mode.
+
+    Pixels come as stored: an EXIF orientation is not applied, transparency is dropped, and
+    16 bits are reduced to the upper 8.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not a whole image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode.startswith("I"):
+                # Pillow would clip 16-bit grey at 255.
+                grey = np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
+            # Straight to RGB, Pillow warns about palettes with transparent entries.
+            opaque = image.convert("RGBA") if image.mode == "P" else image
+            return np.array(opaque.convert("RGB"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).replace(os.fspath(path), "the file")
+        raise ValueError(f"does not decode ({reason})") from error

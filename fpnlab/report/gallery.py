@@ -1,0 +1,101 @@
+"""Pictures with true and predicted boxes, from the ``gallery.npz`` of a trial."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fpnlab.report.draw import draw_boxes
+from fpnlab.report.folder import Study, Trial
+
+PICTURES = 4
+LARGEST_FILE = 300_000
+"""Bytes; a page with many figures must stay light enough for a telephone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A trial whose gallery is shown, and why."""
+
+    trial: Trial
+    reason: str
+
+
+def draw_gallery(trial: Trial, class_names: Sequence[str], path: pathlib.Path) -> None:
+    """Writes the first pictures of a trial's gallery, with true and predicted boxes, to ``path``.
+
+    Of the predictions, an image shows the best-scored ones, as many as it has true boxes: a rule
+    that needs no score threshold, which would favour the detector with the larger scores.
+
+    Raises:
+        ValueError: If the trial has no gallery.
+    """
+    if trial.gallery is None:
+        raise ValueError(f"trial {trial.name} has no gallery.npz; choose() gives trials that do")
+    with np.load(trial.gallery) as file:
+        arrays = {name: file[name][:PICTURES] for name in file.files}
+    wanted = arrays["truth_valid"].sum(axis=1, keepdims=True)
+    # Detections are sorted by score, invalid ones last.
+    shown = arrays["valid"] & (np.arange(arrays["valid"].shape[1]) < wanted)
+    picture = draw_boxes(
+        arrays["images"],
+        arrays["boxes"],
+        arrays["classes"],
+        shown,
+        class_names,
+        scores=arrays["scores"],
+        truth=(arrays["truth_boxes"], arrays["truth_valid"]),
+    )
+    _save_small(picture, path)
+
+
+def _save_small(picture: Image.Image, path: pathlib.Path) -> None:
+    """Saves with 256 colours, and shrinks until the file is small enough."""
+    while True:
+        picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size <= LARGEST_FILE:
+            return
+        size = (round(picture.width * 0.8), round(picture.height * 0.8))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def choose(study: Study) -> list[Choice]:
+    """Returns the trials to show: of the best and of the worst cell, the seed nearest its mean.
+
+    The nearest seed rather than the best one, because the picture should show the usual case.
+    Without a summary, the first trial that has a gallery.
+    """
+    summary = study.summary
+    if summary is None or summary["best"] is None:
+        return [Choice(trial, "the first trial done") for trial in _with_gallery(study)[:1]]
+    cells = {"best": summary["best"], "worst": summary["worst"]}
+    if cells["best"] == cells["worst"]:
+        cells = {"only": summary["best"]}
+    choices = []
+    for name, cell in cells.items():
+        if (trial := _nearest(study, cell)) is not None:
+            label = f"{cell['arm']} at {summary['axis_label']} {cell['axis_value']}"
+            mean = f"mean {summary['metric']} {cell['mean']:.1f}"
+            choices.append(Choice(trial, f"The {name} cell: {label} ({mean})"))
+    return choices
+
+
+def _with_gallery(study: Study) -> list[Trial]:
+    return [trial for trial in study.trials if trial.gallery is not None]
+
+
+def _nearest(study: Study, cell: dict[str, Any]) -> Trial | None:
+    def distance(trial: Trial) -> float:
+        return abs(cell["values"][str(trial.result["seed"])] - cell["mean"])
+
+    place = (cell["arm"], cell["axis_value"])
+    trials = [
+        trial
+        for trial in _with_gallery(study)
+        if (trial.result.get("arm"), trial.result.get("axis_value")) == place
+        and cell["values"].get(str(trial.result["seed"])) is not None
+    ]
+    return min(trials, key=distance, default=None)

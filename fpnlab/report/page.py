@@ -1,0 +1,247 @@
+"""The page of a study or of a run: one HTML file that needs no other file and no network."""
+
+import base64
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+
+from fpnlab.report import figures, gallery, tables
+from fpnlab.report.draw import class_colour
+from fpnlab.report.folder import Study, Trial, read_study, read_trial
+
+SIZES = ("AP_small", "AP_medium", "AP_large")
+
+
+class Figure(NamedTuple):
+    """A picture on the page."""
+
+    source: str
+    """The PNG as a data URI."""
+    alt: str
+    caption: str
+
+
+def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
+    """Returns the path of ``report.html``, written into a study's folder with its companions.
+
+    ``table.csv`` has a row for each trial and evaluation, and ``figures/`` the page's pictures.
+    The study may be unfinished: the page then says how many of its trials are done.
+
+    Raises:
+        FileNotFoundError: If the folder has no ``study.json``.
+        ValueError: If a trial's ``metrics.jsonl`` is damaged before its last line.
+    """
+    study = read_study(study_dir)
+    folder = study.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    tables.write_csv(study, study.folder / "table.csv")
+    dataset = study.description.get("dataset", {})
+    class_names = dataset.get("class_names", [])
+    page = study.folder / "report.html"
+    context = {
+        "study": study.description,
+        "axis_label": study.description["axis"].rpartition(".")[2].replace("_", " "),
+        "summary": study.summary,
+        "state": _state(study),
+        "complete": sum(t.status == "done" for t in study.trials) == study.description["trials"],
+        "trials": study.trials,
+        "failures": [trial for trial in study.trials if trial.status != "done"],
+        "losses": _draw_losses(study, folder),
+        "galleries": _draw_galleries(study, class_names, folder),
+        "legend": _legend(class_names),
+        "sections": _draw_summary(study.summary, folder) if study.summary else {},
+    }
+    page.write_text(_environment().get_template("study.html").render(context), encoding="utf-8")
+    return page
+
+
+def write_run_report(run_dir: str | pathlib.Path) -> pathlib.Path:
+    """Returns the path of ``report.html``, written into the folder of a single run.
+
+    Classes are named by ``class_names`` of ``result.json``, and numbered without it.
+
+    Raises:
+        FileNotFoundError: If the folder holds neither a result nor metrics.
+        ValueError: If ``metrics.jsonl`` is damaged before its last line.
+    """
+    run_dir = pathlib.Path(run_dir)
+    trial = read_trial(run_dir)
+    if trial.status == "unfinished" and not trial.records:
+        raise FileNotFoundError(
+            f"{run_dir} is no run's folder: it has neither result.json nor metrics.jsonl. "
+            "Give the folder that the run wrote"
+        )
+    folder = run_dir / "figures"
+    folder.mkdir(exist_ok=True)
+    class_names = trial.result.get("class_names", [])
+    context = {
+        "trial": trial,
+        "class_names": class_names,
+        "pictures": _draw_run(trial, class_names, folder),
+        "legend": _legend(class_names),
+        "evaluations": trial.result.get("metrics") or {},
+    }
+    page = run_dir / "report.html"
+    page.write_text(_environment().get_template("run.html").render(context), encoding="utf-8")
+    return page
+
+
+def _embed(path: pathlib.Path, draw: Callable[[pathlib.Path], None], caption: str) -> Figure:
+    draw(path)
+    data = base64.b64encode(path.read_bytes()).decode()
+    return Figure(f"data:image/png;base64,{data}", caption, caption)
+
+
+def _draw_summary(summary: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """The figures and tables that come from the summary."""
+    metric, arms = summary["metric"], summary["arms"]
+    measured = tables.metric_names(summary)
+    key = [
+        _embed(
+            folder / f"{metric}.png",
+            lambda path: figures.plot_metric(summary, metric, path),
+            f"{metric} with running statistics: means with 95 % intervals; a dot is a seed.",
+        )
+    ]
+    if len(arms) > 1:
+        caption = f"Difference to {arms[0]} seed by seed; an interval that touches the line of zero"
+        key.append(
+            _embed(
+                folder / "difference.png",
+                lambda path: figures.plot_differences(summary, path),
+                f"{caption} leaves the order of the arms undecided.",
+            )
+        )
+    more = []
+    if "AP50" in measured and metric != "AP50":
+        more.append(
+            _embed(
+                folder / "AP50.png",
+                lambda path: figures.plot_metric(summary, "AP50", path),
+                "AP50: the same detectors, with boxes that need an IoU of only 0.5.",
+            )
+        )
+    for arm in dict.fromkeys(row["arm"] for row in summary["gains"]):
+        more.append(
+            _embed(
+                folder / f"evaluations_{_slug(arm)}.png",
+                lambda path, arm=arm: figures.plot_evaluations(summary, arm, path),
+                f"One set of weights of {arm}, evaluated with three kinds of statistics.",
+            )
+        )
+    means = {name: tables.means_by_axis(summary, name) for name in measured}
+    return {
+        "key": key,
+        "more": more,
+        "main": means.get(metric, []),
+        "differences": [
+            row
+            for row in summary["differences"]
+            if (row["metric"], row["evaluation"]) == (metric, "running")
+        ],
+        "sizes": [
+            {**line, "evaluation": name.removeprefix("AP_")}
+            for name in SIZES
+            for line in means.get(name, [])
+            if line["evaluation"] in ("", "running")
+        ],
+        "others": {name: means[name] for name in measured if name != metric},
+    }
+
+
+def _draw_losses(study: Study, folder: pathlib.Path) -> list[Figure]:
+    trials = [trial for trial in study.trials if "arm" in trial.result]
+    limits = figures.loss_limits(trials)
+    values = study.description["axis_values"]
+    label = study.description["axis"].rpartition(".")[2].replace("_", " ")
+    losses = []
+    for arm in study.description["arms"]:
+        own = [trial for trial in trials if trial.result["arm"] == arm]
+        losses.append(
+            _embed(
+                folder / f"loss_{_slug(arm)}.png",
+                lambda path, own=own, arm=arm: figures.plot_losses(
+                    own, values, label, f"{arm}: training loss", path, limits
+                ),
+                f"Training loss of {arm}, a line a trial, averaged over 5 % of its records.",
+            )
+        )
+    return losses
+
+
+def _draw_galleries(study: Study, class_names: Sequence[str], folder: pathlib.Path) -> list[Figure]:
+    return [
+        _embed(
+            folder / f"gallery_{i}.png",
+            lambda path, choice=choice: gallery.draw_gallery(choice.trial, class_names, path),
+            f"{choice.reason}. Trial {choice.trial.name}.",
+        )
+        for i, choice in enumerate(gallery.choose(study), start=1)
+    ]
+
+
+def _draw_run(trial: Trial, class_names: Sequence[str], folder: pathlib.Path) -> dict[str, Figure]:
+    drawn = {}
+    if trial.records:
+        drawn["loss"] = _embed(
+            folder / "loss.png",
+            lambda path: figures.plot_run_losses(trial, path),
+            "Training loss and its parts, averaged over 5 % of the records.",
+        )
+    if trial.gallery is not None:
+        drawn["gallery"] = _embed(
+            folder / "gallery.png",
+            lambda path: gallery.draw_gallery(trial, class_names, path),
+            "Test pictures, as many predictions in each as it has true boxes.",
+        )
+    return drawn
+
+
+def _state(study: Study) -> str:
+    """How many trials are done, and what became of the others, in a sentence."""
+    statuses = [trial.status for trial in study.trials]
+    planned = study.description["trials"]
+    waiting = planned - len(statuses)
+    parts = [
+        f"{statuses.count(status)} {status}"
+        for status in dict.fromkeys(statuses)
+        if status != "done"
+    ]
+    parts += [f"{waiting} not started"] if waiting > 0 else []
+    sentence = f"{statuses.count('done')} of {planned} trials are done"
+    return f"{sentence}; {', '.join(parts)}." if parts else f"{sentence}."
+
+
+def _legend(class_names: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name, class_colour(i)) for i, name in enumerate(class_names)]
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "mean": tables.mean_and_half_width,
+        "points": _points,
+        "fixed": lambda value, digits: "-" if value is None else f"{value:,.{digits}f}",
+        "count": lambda value: "-" if value is None else f"{value:,}",
+        "speed": tables.examples_per_second,
+        "reason": tables.reason,
+        "json": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+    }
+    return environment

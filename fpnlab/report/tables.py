@@ -1,0 +1,107 @@
+"""A study's numbers as tables: every trial as a row of CSV, and what the page shows."""
+
+import csv
+import pathlib
+from typing import Any
+
+from fpnlab.report.folder import Study, Trial
+
+Row = dict[str, Any]
+TRIAL_FIELDS = (
+    "trial",
+    "arm",
+    "axis_value",
+    "seed",
+    "status",
+    "error",
+    "examples",
+    "steps",
+    "seconds",
+    "norm_batch",
+    "smallest_count",
+    "final_loss",
+    "parameters",
+)
+
+
+def write_csv(study: Study, path: pathlib.Path) -> None:
+    """Writes a row for each trial and evaluation; metrics from 0 to 1, as in ``result.json``.
+
+    A trial without a measurement has one row, whose evaluation and metrics are empty. The axis
+    value's column has the axis's name.
+    """
+    axis = study.description["axis"].rpartition(".")[2]
+    metrics = list(
+        dict.fromkeys(
+            metric
+            for trial in study.trials
+            for numbers in trial.result.get("metrics", {}).values()
+            for metric in numbers
+        )
+    )
+    fields = [axis if field == "axis_value" else field for field in TRIAL_FIELDS]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*fields, "examples_per_second", "evaluation", *metrics])
+        for trial in study.trials:
+            own = [_own(trial, field) for field in TRIAL_FIELDS]
+            for evaluation, numbers in (trial.result.get("metrics") or {"": {}}).items():
+                measured = [numbers.get(metric) for metric in metrics]
+                writer.writerow([*own, examples_per_second(trial), evaluation, *measured])
+
+
+def _own(trial: Trial, field: str) -> Any:
+    return trial.name if field == "trial" else trial.result.get(field)
+
+
+def examples_per_second(trial: Trial) -> float | None:
+    """Returns the trial's mean speed; ``None`` before it has a result."""
+    seconds = trial.result.get("seconds")
+    return trial.result["examples"] / seconds if seconds else None
+
+
+def reason(trial: Trial) -> str:
+    """Returns why a trial has no measurement, or how far an unfinished one has come."""
+    if trial.status == "unfinished":
+        seen = trial.records[-1]["examples"] if trial.records else 0
+        return f"no result yet; {seen:,} examples seen"
+    return trial.result.get("error") or ""
+
+
+def means_by_axis(summary: Row, metric: str) -> list[Row]:
+    """Returns lines of a table with the axis values as columns.
+
+    An arm whose evaluations differ has a line for each of them, any other arm one line.
+    """
+    differing = {row["arm"] for row in summary["gains"]}
+    lines = []
+    for arm in summary["arms"]:
+        for evaluation in summary["evaluations"] if arm in differing else ["running"]:
+            cells = {
+                row["axis_value"]: row
+                for row in summary["rows"]
+                if (row["metric"], row["evaluation"], row["arm"]) == (metric, evaluation, arm)
+            }
+            lines.append(
+                {
+                    "arm": arm,
+                    "evaluation": evaluation if arm in differing else "",
+                    "cells": [cells.get(value) for value in summary["axis_values"]],
+                }
+            )
+    return lines
+
+
+def metric_names(summary: Row) -> list[str]:
+    """Returns the metrics that were measured, the study's own first."""
+    measured = dict.fromkeys(row["metric"] for row in summary["rows"] if row["mean"] is not None)
+    return sorted(measured, key=lambda metric: metric != summary["metric"])
+
+
+def mean_and_half_width(row: Row | None) -> str:
+    """Returns "41.2 ± 0.8", "41.2" where there is no interval, "-" where there is no value."""
+    if row is None or row["mean"] is None:
+        return "-"
+    if row["low"] is None:
+        return f"{row['mean']:.1f}"
+    return f"{row['mean']:.1f} ± {row['high'] - row['mean']:.1f}"

@@ -1,0 +1,32 @@
+"""A study's summary for the terminal."""
+
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from fpnlab.report.tables import mean_and_half_width, means_by_axis
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """Returns the study's metric as a table: arms as rows, axis values as columns.
+
+    A cell is the mean over seeds in points, with the half width of its 95 % Student-t interval.
+    An arm whose statistics at test time matter has a row for each kind of them.
+    """
+    counts = summary["counts"]
+    table = Table(
+        title=Text(f"{summary['metric']} by {summary['axis_label']}"),
+        caption=Text(
+            f"{counts['done']} of {counts['planned']} trials done. "
+            "Points: mean ± half the width of the 95 % Student-t interval over seeds."
+        ),
+    )
+    table.add_column("arm")
+    table.add_column("statistics")
+    for value in summary["axis_values"]:
+        table.add_column(Text(str(value)), justify="right")
+    for line in means_by_axis(summary, summary["metric"]):
+        cells = [mean_and_half_width(cell) for cell in line["cells"]]
+        table.add_row(*(Text(text) for text in (line["arm"], line["evaluation"], *cells)))
+    return table

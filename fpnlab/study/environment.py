@@ -1,0 +1,43 @@
+"""What a result depends on besides its config: versions, device, flags, commit."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+PACKAGES = ("fpnlab", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
+
+
+def environment() -> dict[str, Any]:
+    """Returns versions, device, core count, flags and commit, as JSON values."""
+    device = jax.devices()[0]
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "cores": len(os.sched_getaffinity(0)),
+        "flags": {
+            name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS") if name in os.environ
+        },
+        "commit": _commit(),
+    }
+
+
+def _commit():
+    """Returns the commit of the checkout that the package runs from; None outside of one."""
+    root = pathlib.Path(__file__).parents[2]
+    asked = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    top, _, commit = asked.stdout.strip().partition("\n")
+    return commit if top and pathlib.Path(top) == root else None

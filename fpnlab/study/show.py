@@ -1,0 +1,77 @@
+"""A look at data and predictions, before or after training."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from fpnlab.config import Experiment
+from fpnlab.data.augment import augment
+from fpnlab.data.dataset import Dataset, stream_order, take
+from fpnlab.evaluate.detection import detections
+from fpnlab.ops.keys import named_key
+from fpnlab.report.draw import draw_boxes
+from fpnlab.study.trial import restored_state
+from fpnlab.types import Mode
+
+
+def draw(
+    experiment: Experiment,
+    dataset: Dataset,
+    run: pathlib.Path | None,
+    *,
+    split: str,
+    count: int,
+    score: float,
+) -> Image.Image:
+    """Returns a sheet of the first images with their true boxes and those that a run finds.
+
+    Args:
+      experiment: config of the run, or of one to come.
+      dataset: its data.
+      run: folder whose last checkpoint predicts; None to draw true boxes alone.
+      split: ``test``, or ``train`` for images in the order and views of training.
+      count: number of images; no more than there are.
+      score: lowest score of a predicted box.
+    """
+    whole = dataset.test if split == "test" else dataset.train
+    count = min(count, len(whole.images))
+    numbers = np.arange(count)
+    if split == "train":
+        numbers = stream_order(experiment.seed, len(whole.images), 0, count)
+    batch = take(whole, numbers)
+    if split == "train" and experiment.augment:
+        key = named_key(jax.random.key(experiment.seed), "augment")
+        keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(jnp.arange(count, dtype=jnp.uint32))
+        batch = jax.device_get(augment(experiment.augment, keys, batch))
+    if run is None:
+        return draw_boxes(
+            batch.images,
+            batch.boxes,
+            batch.classes,
+            batch.valid,
+            dataset.class_names,
+            columns=4,
+        )
+    state = restored_state(run, experiment)
+    found = detections(
+        experiment.model,
+        state.params if state.average is None else state.average,
+        state.state,
+        test=batch,
+        mode=Mode.EVAL,
+        batch_size=min(count, experiment.evaluate.batch_size),
+        precision=experiment.train.precision,
+    )
+    return draw_boxes(
+        batch.images,
+        found.boxes,
+        found.classes,
+        found.valid & (found.scores >= score),
+        dataset.class_names,
+        found.scores,
+        truth=(batch.boxes, batch.valid),
+        columns=4,
+    )

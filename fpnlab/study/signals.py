@@ -1,0 +1,29 @@
+"""Stopping on request: SIGINT and SIGTERM set a flag, a second one ends the process."""
+
+import signal
+import types
+
+EXIT_INTERRUPTED = 75
+"""Exit code of a run that saved and can go on (EX_TEMPFAIL of sysexits.h)."""
+
+
+class Stop:
+    """Whether a stop was requested; as a context, it listens for SIGINT and SIGTERM."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "Stop":
+        self._before = {s: signal.signal(s, self._set) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _set(self, *_: int | types.FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())

@@ -1,0 +1,300 @@
+"""One training run in one folder: begun, interrupted, gone on with, measured, and written down.
+
+A run folder holds ``config.json`` (resolved) and ``env.json``, written before the first step;
+``metrics.jsonl``, one record a line; ``checkpoints/``; and, when the run has ended,
+``gallery.npz`` and ``result.json``. A run whose ``result.json`` is there is never run again.
+"""
+
+import dataclasses
+import fcntl
+import functools
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fpnlab.config import Experiment, Trial, config_hash, resolved
+from fpnlab.data.augment import augment
+from fpnlab.data.dataset import Dataset, stream_order, take
+from fpnlab.evaluate.detection import evaluate_detector
+from fpnlab.model.norm import NormState
+from fpnlab.ops.keys import named_key
+from fpnlab.study.environment import environment
+from fpnlab.study.files import RunFolderError, append_line, read_lines, write_json
+from fpnlab.study.signals import Stop
+from fpnlab.train.checkpoint import Checkpoints
+from fpnlab.train.fit import fit
+from fpnlab.train.step import TrainState, init_train, train_step
+from fpnlab.types import Batch
+
+GALLERY_IMAGES = 12
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and saved before it did."""
+
+    exit_code = 75
+
+
+def run_trial(
+    trial: Trial,
+    dataset: Dataset,
+    folder: pathlib.Path,
+    *,
+    stop: Stop,
+    report: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Returns the result of a trial, going on from whatever ``folder`` holds of it.
+
+    The result's ``status`` is ``done``, or ``diverged`` where loss or gradient became
+    infinite or NaN: then the last good parameters are kept and measured.
+
+    Args:
+      trial: what to run.
+      dataset: its data.
+      folder: the run folder; made if absent.
+      stop: asked after each step.
+      report: called with each record of metrics.
+
+    Raises:
+      Interrupted: ``stop`` was set; a checkpoint was saved first.
+      RunFolderError: the folder belongs to another config, or another process is running it.
+      CheckpointError: a checkpoint could not be written, or none is sound.
+    """
+    experiment = trial.experiment
+    digest = config_hash(experiment)
+    _open_folder(folder, experiment, digest)
+    with _locked(folder):
+        if (folder / "result.json").exists():
+            return json.loads((folder / "result.json").read_text())
+        checkpoints = Checkpoints(folder / "checkpoints", digest)
+        state, seconds = _train(experiment, dataset, folder, checkpoints, stop, report)
+        result = _measure(trial, dataset, folder, state) | {"seconds": seconds}
+        write_json(folder / "result.json", result)
+    return result
+
+
+def training_step(experiment: Experiment) -> Callable[..., tuple[TrainState, dict]]:
+    """Returns the jitted step ``(state, split, indices, positions) -> (state, logs)``.
+
+    Gathering, augmentation and update are one program; the old state's memory is reused.
+    Experiments that differ in their seed alone share it.
+    """
+    train, model, objective = experiment.train, experiment.model, experiment.objective
+    return _jitted_step(model, objective, train, experiment.augment)
+
+
+@functools.lru_cache(maxsize=8)
+def _jitted_step(model, objective, train, augmentation):
+    def step(state: TrainState, split: Batch, indices, positions, key):
+        batch = take(split, indices)
+        if augmentation:
+            # A view depends on the position in the stream only, not on the batch it is in.
+            keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(positions)
+            batch = augment(augmentation, keys, batch)
+        return train_step(model, objective, train, state, batch)
+
+    return jax.jit(step, donate_argnums=0)
+
+
+@functools.lru_cache(maxsize=8)
+def _jitted_init(model, train):
+    return jax.jit(lambda key: init_train(key, model, train))
+
+
+def initial_state(experiment: Experiment) -> TrainState:
+    """Returns the state before the first step of ``experiment``."""
+    return _jitted_init(experiment.model, experiment.train)(jax.random.key(experiment.seed))
+
+
+def _train(experiment, dataset, folder, checkpoints, stop, report):
+    """Returns the last state and the seconds spent in all sessions of this run."""
+    train = experiment.train
+    like = jax.eval_shape(lambda: initial_state(experiment))
+    restored = checkpoints.restore(like)
+    at, state = restored or (0, initial_state(experiment))
+    log = folder / "metrics.jsonl"
+    records = [r for r in read_lines(log) if r["step"] <= at]
+    log.write_text("".join(json.dumps(r) + "\n" for r in records))
+    spent = records[-1]["seconds"] if records else 0.0
+    if at >= train.steps:
+        return state, spent
+
+    split = jax.device_put(dataset.train)
+    advance = training_step(experiment)
+    key = named_key(jax.random.key(experiment.seed), "augment")
+    step = lambda state, batch: advance(state, split, *batch, key)
+    every = max(experiment.log_examples // train.batch_size, 1)
+    begun = saved = mark = time.monotonic()
+    marked = at
+    for number, (state, logs) in enumerate(
+        fit(step, state, _positions(experiment, len(dataset.train.images), at)), at + 1
+    ):
+        last = number == train.steps
+        if number % every == 0 or last:
+            logs = {name: float(value) for name, value in logs.items()}
+            now = time.monotonic()
+            record = {
+                "step": number,
+                "examples": number * train.batch_size,
+                "seconds": round(spent + now - begun, 3),
+                "examples_per_second": round(
+                    (number - marked) * train.batch_size / (now - mark), 2
+                ),
+                **{name: float(f"{value:.6g}") for name, value in logs.items()},
+            }
+            append_line(log, record)
+            report(record)
+            mark, marked = now, number
+            if int(state.refused):
+                break
+        if stop.requested or last or time.monotonic() - saved > experiment.checkpoint_seconds:
+            checkpoints.save(number, state)
+            saved = time.monotonic()
+        if stop.requested and not last:
+            raise Interrupted(f"{folder}: stopped after step {number} of {train.steps}, saved")
+    return state, round(spent + time.monotonic() - begun, 3)
+
+
+def _positions(experiment, size, at) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    train = experiment.train
+    for step in range(at, train.steps):
+        start = step * train.batch_size
+        positions = np.arange(start, start + train.batch_size, dtype=np.uint32)
+        yield stream_order(experiment.seed, size, start, train.batch_size), positions
+
+
+def evaluate_run(
+    folder: pathlib.Path, experiment: Experiment, dataset: Dataset
+) -> dict[str, dict[str, float]]:
+    """Returns the metrics of a run folder's last checkpoint, by source of statistics.
+
+    Raises:
+      RunFolderError: the folder has no checkpoint.
+      CheckpointError: none is sound.
+    """
+    return _evaluated(experiment, dataset, restored_state(folder, experiment))[0]
+
+
+def restored_state(folder: pathlib.Path, experiment: Experiment) -> TrainState:
+    """Returns the state in a run folder's last checkpoint; raises like ``evaluate_run``."""
+    like = jax.eval_shape(lambda: initial_state(experiment))
+    found = Checkpoints(folder / "checkpoints", config_hash(experiment)).restore(like)
+    if found is None:
+        raise RunFolderError(
+            f"{folder}: no checkpoint in it; give a folder that `fpnlab train` has written to"
+        )
+    return found[1]
+
+
+def _evaluated(experiment, dataset, state):
+    train = experiment.train
+    count = len(dataset.train.images)
+    return evaluate_detector(
+        experiment.evaluate,
+        experiment.model,
+        state.params if state.average is None else state.average,
+        state.state,
+        train=take(dataset.train, stream_order(experiment.seed, count, 0, count)),
+        test=dataset.test,
+        class_names=dataset.class_names,
+        norm_batch=train.batch_size,
+        precision=train.precision,
+    )
+
+
+def _measure(trial, dataset, folder, state):
+    experiment = trial.experiment
+    train = experiment.train
+    metrics, found = _evaluated(experiment, dataset, state)
+    first = slice(0, GALLERY_IMAGES)
+    shown = {f.name: getattr(found, f.name)[first] for f in dataclasses.fields(found)}
+    truth = {
+        f"truth_{name}": getattr(dataset.test, name)[first]
+        for name in ("boxes", "classes", "valid")
+    }
+    np.savez_compressed(folder / "gallery.npz", images=dataset.test.images[first], **truth, **shown)
+    counts = [
+        int(node.count.min())
+        for node in jax.tree.leaves(state.state, is_leaf=lambda n: isinstance(n, NormState))
+        if isinstance(node, NormState)
+    ]
+    steps = int(state.step)
+    records = read_lines(folder / "metrics.jsonl")
+    return {
+        "trial": trial.name,
+        "arm": trial.arm,
+        "axis_value": trial.axis_value,
+        "seed": trial.seed,
+        "status": "diverged" if int(state.refused) else "done",
+        "error": f"loss or gradient not finite by step {steps}" if int(state.refused) else None,
+        "examples": steps * train.batch_size,
+        "steps": steps,
+        "norm_batch": _norm_batch(state, experiment) if counts else None,
+        "smallest_count": min(counts, default=None),
+        "final_loss": records[-1]["loss"] if records else math.nan,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "metrics": metrics,
+    }
+
+
+def _norm_batch(state, experiment):
+    norm = experiment.model.backbone.norm
+    return getattr(norm, "norm_batch", None) or experiment.train.batch_size
+
+
+def _open_folder(folder, experiment, digest):
+    """Makes the folder, or sees to it that it is this run's."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"no permission to write to {folder}")
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder}: cannot be written ({error}); choose another folder with --out"
+        ) from error
+    config = folder / "config.json"
+    if config.exists() and (begun := json.loads(config.read_text()))["hash"] != digest:
+        changed = _differences(begun["experiment"], resolved(experiment))
+        raise RunFolderError(
+            f"{folder}: it holds a run of another config; it differs in {', '.join(changed)}; "
+            "choose another folder with --out, or remove this one"
+        )
+    if not config.exists():
+        write_json(config, {"hash": digest, "experiment": resolved(experiment)})
+        write_json(folder / "env.json", environment())
+
+
+def _differences(old, new, prefix=""):
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(set(old) | set(new))
+        return [d for n in names for d in _differences(old.get(n), new.get(n), f"{prefix}.{n}")]
+    return [] if old == new else [f"{prefix.lstrip('.')} ({old} there, {new} here)"]
+
+
+class _locked:
+    """Holds the folder against other processes; a dead process's lock is gone with it."""
+
+    def __init__(self, folder):
+        self.path = folder / ".lock"
+
+    def __enter__(self):
+        self.file = self.path.open("w")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.file.close()
+            raise RunFolderError(
+                f"{self.path.parent}: another process is running this; wait for it, or choose "
+                "another folder with --out"
+            ) from None
+
+    def __exit__(self, *_):
+        self.file.close()

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fpnlab.data.letterbox import letterbox, letterbox_boxes
+
+sides = st.integers(1, 60)
+
+
+@settings(max_examples=30, deadline=None)
+@given(sides, sides, sides, sides)
+def test_the_picture_fills_one_side_and_keeps_its_aspect_ratio(h, w, height, width):
+    image, scale, extent = letterbox(np.full((h, w, 3), 200, np.uint8), (height, width))
+    assert image.shape == (height, width, 3)
+    rows, columns = extent.astype(int)
+    assert rows == height or columns == width
+    ratio = min(height / h, width / w)
+    assert np.all(np.abs(extent - np.maximum(ratio * np.array([h, w]), 1)) <= 0.5 + 1e-4)
+    np.testing.assert_allclose(scale, extent / [h, w], rtol=1e-6)
+    assert np.all(image[:rows, :columns] == 200)
+    assert np.all(image[rows:] == 0)
+    assert np.all(image[:, columns:] == 0)
+
+
+@pytest.mark.parametrize("shape", [(40, 80), (80, 40), (10, 20), (24, 32)])
+def test_boxes_follow_the_pixels(shape):
+    h, w = shape
+    box = np.array([[w // 4, h // 5, w // 2, h // 2]], np.float64)
+    x1, y1, x2, y2 = box[0].astype(int)
+    image = np.zeros((h, w, 3), np.uint8)
+    image[y1:y2, x1:x2] = 255
+    letterboxed, scale, _ = letterbox(image, (24, 32))
+    y, x = np.nonzero(letterboxed[..., 0] > 127)
+    found = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+    np.testing.assert_allclose(letterbox_boxes(box, scale)[0], found, atol=1)
+
+
+def test_an_image_of_the_right_size_is_unchanged():
+    image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    letterboxed, scale, extent = letterbox(image, (24, 32))
+    np.testing.assert_array_equal(letterboxed, image)
+    np.testing.assert_array_equal(scale, [1, 1])
+    np.testing.assert_array_equal(extent, [24, 32])
+
+
+def test_shrinking_averages_instead_of_aliasing():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    letterboxed, _, _ = letterbox(stripes, (16, 16))
+    assert np.all(np.abs(letterboxed[:, 2:-2].astype(int) - 127) < 20)

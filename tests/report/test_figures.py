@@ -1,0 +1,69 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fpnlab.report import figures
+from fpnlab.report.folder import Trial
+
+
+def trial_with_losses(losses):
+    records = [{"examples": 10 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
+    return Trial("t", {"status": "done", "axis_value": 2}, records, {}, {}, None)
+
+
+def test_importing_the_report_loads_neither_matplotlib_nor_jax():
+    code = "import fpnlab.report, sys; print([m in sys.modules for m in ('matplotlib', 'jax')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[False, False]"
+
+
+def test_smoothing_is_the_mean_over_the_window():
+    losses = np.random.default_rng(0).uniform(1, 2, size=120)
+    examples, smooth = figures.smooth_loss(trial_with_losses(losses))
+    expected = [losses[max(i - 3, 0) : i + 4].mean() for i in range(120)]
+    np.testing.assert_allclose(smooth, expected)
+    assert examples[-1] == 1200
+
+
+def test_short_curves_are_left_as_they_are():
+    losses = [3.0, 1.0, 2.0]
+    np.testing.assert_array_equal(figures.smooth_loss(trial_with_losses(losses))[1], losses)
+
+
+def test_loss_limits_hold_every_curve_and_survive_none():
+    low, high = figures.loss_limits([trial_with_losses([1.0, 4.0]), trial_with_losses([])])
+    assert low < 1.0
+    assert high > 4.0
+    assert figures.loss_limits([]) == (0.1, 10.0)
+
+
+def test_figures_are_legible_files_of_moderate_size(study_dir, tmp_path):
+    summary = json.loads((study_dir / "summary.json").read_text())
+    figures.plot_metric(summary, "AP", tmp_path / "a.png")
+    figures.plot_differences(summary, tmp_path / "b.png")
+    figures.plot_evaluations(summary, "BN", tmp_path / "c.png")
+    for path in tmp_path.glob("*.png"):
+        assert path.stat().st_size < 300_000
+        with Image.open(path) as picture:
+            assert picture.width >= 900
+
+
+def test_the_same_numbers_give_the_same_file(study_dir, tmp_path):
+    summary = json.loads((study_dir / "summary.json").read_text())
+    for name in ("a.png", "b.png"):
+        figures.plot_metric(summary, "AP", tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("values", [[2, 8, 32], ["small", "middle", "large"], [0, 1, 2]])
+def test_any_axis_can_be_drawn(study_dir, tmp_path, values):
+    summary = json.loads((study_dir / "summary.json").read_text())
+    names = dict(zip(summary["axis_values"], values))
+    for row in summary["rows"]:
+        row["axis_value"] = names[row["axis_value"]]
+    figures.plot_metric(summary | {"axis_values": values}, "AP", tmp_path / "a.png")
+    assert (tmp_path / "a.png").is_file()

@@ -1,0 +1,50 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fpnlab.report import gallery
+from fpnlab.report.folder import read_study
+
+
+def test_the_seed_nearest_the_mean_of_best_and_worst_cell_is_shown(study_dir):
+    study = read_study(study_dir)
+    choices = gallery.choose(study)
+    assert [choice.reason.split()[1] for choice in choices] == ["best", "worst"]
+    for choice, cell in zip(choices, (study.summary["best"], study.summary["worst"])):
+        assert choice.trial.result["arm"] == cell["arm"]
+        assert choice.trial.result["axis_value"] == cell["axis_value"]
+        own = cell["values"][str(choice.trial.result["seed"])]
+        distances = [abs(value - cell["mean"]) for value in cell["values"].values()]
+        assert abs(own - cell["mean"]) == min(distances)
+
+
+def test_as_many_predictions_are_shown_as_there_are_true_boxes(study_dir, tmp_path, monkeypatch):
+    seen = {}
+
+    def draw(images, boxes, classes, valid, names, **rest):
+        seen["valid"] = valid
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(gallery, "draw_boxes", draw)
+    trial = read_study(study_dir).trials[0]
+    gallery.draw_gallery(trial, ("RBC",), tmp_path / "g.png")
+    np.testing.assert_array_equal(seen["valid"].sum(axis=1), [5, 5])
+    assert seen["valid"][:, :5].all()
+
+
+def test_pictures_full_of_noise_are_shrunk_below_the_limit(study_dir, tmp_path):
+    trial = read_study(study_dir).trials[0]
+    with np.load(trial.gallery) as file:
+        arrays = dict(file)
+    arrays["images"] = np.random.default_rng(0).integers(0, 256, (2, 480, 480, 3), dtype=np.uint8)
+    np.savez_compressed(trial.gallery, **arrays)
+    gallery.draw_gallery(trial, ("RBC",), tmp_path / "g.png")
+    assert (tmp_path / "g.png").stat().st_size <= gallery.LARGEST_FILE
+
+
+def test_a_trial_without_gallery_is_refused(study_dir, tmp_path):
+    trial = dataclasses.replace(read_study(study_dir).trials[0], gallery=None)
+    with pytest.raises(ValueError, match=r"has no gallery\.npz"):
+        gallery.draw_gallery(trial, ("RBC",), tmp_path / "g.png")

@@ -1,0 +1,168 @@
+import csv
+import html.parser
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from fpnlab.report import write_report, write_run_report
+
+
+class Page(html.parser.HTMLParser):
+    """Text, sources and links of a page; refuses tags that do not close."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self, text):
+        super().__init__()
+        self.text, self.sources, self.tags, self.open = "", [], set(), []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read(path):
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def rows(study_dir):
+    with (study_dir / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_page_needs_no_other_file_and_no_script(study_dir):
+    page = read(write_report(study_dir))
+    assert page.sources
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not page.tags & {"script", "link", "iframe"}
+
+
+def test_the_page_gives_question_answer_and_state(study_dir):
+    page = read(write_report(study_dir))
+    study = json.loads((study_dir / "study.json").read_text())
+    summary = json.loads((study_dir / "summary.json").read_text())
+    assert study["question"] in page.text
+    assert all(finding in page.text for finding in summary["findings"])
+    assert "12 of 12 trials are done." in page.text
+    assert study["dataset"]["problems"][0]["what"] in page.text
+
+
+def test_names_are_escaped(study_dir):
+    text = write_report(study_dir).read_text()
+    assert "BCCD &lt;blood cells&gt;" in text
+    assert "<blood" not in text
+
+
+def test_every_figure_is_a_file_below_300_kb(study_dir):
+    page = read(write_report(study_dir))
+    files = list((study_dir / "figures").glob("*.png"))
+    names = {"AP", "AP50", "difference", "evaluations_BN", "loss_BN", "loss_LN"}
+    assert {file.stem for file in files} == names | {"gallery_1", "gallery_2"}
+    assert len(files) == len(page.sources)
+    assert max(file.stat().st_size for file in files) < 300_000
+
+
+def test_the_csv_holds_every_trial_and_evaluation_as_it_was_measured(study_dir):
+    write_report(study_dir)
+    table = rows(study_dir)
+    assert len(table) == 12 * 3
+    for row in table:
+        result = json.loads((study_dir / "trials" / row["trial"] / "result.json").read_text())
+        assert float(row["AP"]) == result["metrics"][row["evaluation"]]["AP"]
+        assert (row["AP_small"], int(row["batch_size"])) == ("", result["axis_value"])
+        np.testing.assert_allclose(
+            float(row["examples_per_second"]), result["examples"] / result["seconds"]
+        )
+
+
+def test_failed_diverged_and_missing_trials_are_shown_with_their_reason(study_dir, refresh):
+    gone = {"metrics": {}, "final_loss": None}
+    refresh(
+        study_dir,
+        BN_2_0={"status": "diverged", "error": "loss is nan after 96 examples", **gone},
+        LN_8_1={"status": "failed", "error": "out of <memory>", **gone},
+    )
+    (study_dir / "trials" / "LN-32-1" / "result.json").unlink()
+    shutil.rmtree(study_dir / "trials" / "LN-32-0")
+    with (study_dir / "trials" / "LN-32-1" / "metrics.jsonl").open("a") as file:
+        file.write('{"examples": 30000, "lo')
+    page = read(write_report(study_dir))
+    state = "8 of 12 trials are done; 1 diverged, 1 failed, 1 unfinished, 1 not started."
+    assert state in page.text
+    assert "loss is nan after 96 examples" in page.text
+    assert "out of <memory>" in page.text
+    assert "no result yet; 20,000 examples seen" in page.text
+    assert {row["trial"]: row["status"] for row in rows(study_dir)}["BN-2-0"] == "diverged"
+
+
+def test_a_study_without_summary_shows_its_trials(study_dir):
+    (study_dir / "summary.json").unlink()
+    page = read(write_report(study_dir))
+    assert "no arms are compared" in page.text
+    assert (study_dir / "figures" / "gallery_1.png").is_file()
+
+
+def test_a_study_that_has_just_begun_has_a_page(study_dir, refresh):
+    shutil.rmtree(study_dir / "trials")
+    refresh(study_dir)
+    page = read(write_report(study_dir))
+    assert "0 of 12 trials are done; 12 not started." in page.text
+    assert "No trial is done yet." in page.text
+
+
+def test_one_seed_gives_a_page_without_verdicts(study_dir, refresh):
+    for folder in (study_dir / "trials").glob("*-1"):
+        shutil.rmtree(folder)
+    refresh(study_dir)
+    page = read(write_report(study_dir))
+    assert "1 seed, which gives no interval" in page.text
+    assert "LN above BN" not in page.text
+
+
+def test_missing_galleries_are_left_out(study_dir):
+    for path in (study_dir / "trials").glob("*/gallery.npz"):
+        path.unlink()
+    page = read(write_report(study_dir))
+    assert "Pictures" not in page.text
+
+
+def test_writing_again_replaces_the_page(study_dir):
+    first = write_report(study_dir).read_bytes()
+    assert write_report(study_dir).read_bytes() == first
+
+
+def test_a_run_has_its_own_page(study_dir):
+    run = study_dir / "trials" / "BN-2-0"
+    page = read(write_run_report(run))
+    assert len(page.sources) == 2
+    assert "AP50/Platelets" in page.text
+    assert "WBC, predicted" in page.text
+    result = json.loads((run / "result.json").read_text())
+    assert f"{100 * result['metrics']['precise']['AP']:.1f}" in page.text
+
+
+def test_a_run_that_is_still_going_has_a_page(study_dir):
+    run = study_dir / "trials" / "BN-2-0"
+    for name in ("result.json", "gallery.npz"):
+        (run / name).unlink()
+    page = read(write_run_report(run))
+    assert "unfinished: no result yet; 20,000 examples seen" in page.text
+    assert len(page.sources) == 1
+
+
+def test_a_folder_that_is_no_run_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no run's folder"):
+        write_run_report(tmp_path)

@@ -1,0 +1,36 @@
+import io
+import json
+
+from rich.console import Console
+
+from fpnlab.report.terminal import summary_table
+
+
+def show(summary):
+    console = Console(file=io.StringIO(), width=120)
+    console.print(summary_table(summary))
+    return console.file.getvalue()
+
+
+def test_the_table_has_a_row_for_each_kind_of_statistics_that_matters(study_dir):
+    summary = json.loads((study_dir / "summary.json").read_text())
+    text = show(summary)
+    rows = [line for line in text.splitlines() if "BN" in line or "LN" in line]
+    assert [line.split("│")[2].strip() for line in rows] == ["running", "precise", "batch", ""]
+    row = next(
+        row
+        for row in summary["rows"]
+        if (row["arm"], row["axis_value"], row["metric"]) == ("LN", 8, "AP")
+    )
+    assert f"{row['mean']:.1f} ± {row['high'] - row['mean']:.1f}" in rows[3]
+    assert "12 of 12 trials done" in text
+
+
+def test_cells_without_a_measurement_are_marked(study_dir, refresh):
+    gone = {"status": "failed", "error": "out of memory", "metrics": {}}
+    refresh(study_dir, LN_8_0=gone, LN_8_1=gone, LN_32_0=gone)
+    text = show(json.loads((study_dir / "summary.json").read_text()))
+    cells = next(line for line in text.splitlines() if "LN" in line).split("│")
+    assert cells[4].strip() == "-"
+    assert "±" not in cells[5]
+    assert "±" in cells[3]

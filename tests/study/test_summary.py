@@ -1,0 +1,186 @@
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+
+from fpnlab.study.statistics import paired_difference, t_interval
+from fpnlab.study.summary import summarize
+
+STUDY = {
+    "name": "batch-size",
+    "trials": 12,
+    "arms": ["BN", "LN"],
+    "axis": "train.batch_size",
+    "axis_values": [2, 32],
+    "metric": "AP",
+}
+BN = {2: (0.30, 0.31, 0.33), 32: (0.40, 0.42, 0.43)}
+LN = {2: (0.38, 0.40, 0.41), 32: (0.39, 0.41, 0.43)}
+PRECISE = 0.04
+
+
+def result(arm, batch_size, seed, ap, precise=0.0, **fields):
+    metrics = {
+        "running": {"AP": ap, "AP_small": None},
+        "precise": {"AP": ap + precise, "AP_small": None},
+        "batch": {"AP": ap, "AP_small": None},
+    }
+    base = {"arm": arm, "axis_value": batch_size, "seed": seed, "metrics": metrics}
+    base |= {"trial": f"{arm}-{batch_size}-{seed}", "status": "done", "error": None}
+    return base | {"examples": 1000, "seconds": 20.0} | fields
+
+
+@pytest.fixture
+def results():
+    return [
+        result(
+            arm,
+            batch_size,
+            seed,
+            ap,
+            PRECISE - seed / 1000 if (arm, batch_size) == ("BN", 2) else 0,
+        )
+        for arm, values in (("BN", BN), ("LN", LN))
+        for batch_size in values
+        for seed, ap in enumerate(values[batch_size])
+    ]
+
+
+def find(rows, **keys):
+    keys = {"metric": "AP", "evaluation": "running"} | keys
+    found = [row for row in rows if all(row.get(k) == v for k, v in keys.items())]
+    assert len(found) == 1
+    return found[0]
+
+
+def bounds(row):
+    return row["mean"], row["low"], row["high"], row["n"]
+
+
+def points(values):
+    return {seed: 100 * value for seed, value in enumerate(values)}
+
+
+def test_rows_are_means_in_points_with_their_intervals(results):
+    summary = summarize(STUDY, results)
+    for (arm, values), batch_size in itertools.product((("BN", BN), ("LN", LN)), (2, 32)):
+        row = find(summary["rows"], arm=arm, axis_value=batch_size)
+        np.testing.assert_allclose(bounds(row), t_interval(points(values[batch_size]).values()))
+
+
+def test_differences_and_changes_are_paired_by_seed(results):
+    summary = summarize(STUDY, results)
+    difference = find(summary["differences"], arm="LN", axis_value=2)
+    expected = paired_difference(points(BN[2]), points(LN[2])).interval
+    np.testing.assert_allclose(bounds(difference), expected)
+    change = find(summary["changes"], arm="BN")
+    expected = paired_difference(points(BN[32]), points(BN[2])).interval
+    np.testing.assert_allclose(bounds(change), expected)
+    assert (difference["verdict"], change["verdict"]) == ("above", "below")
+
+
+def test_change_of_the_difference_is_the_difference_of_the_changes(results):
+    summary = summarize(STUDY, results)
+    row = find(summary["change_differences"], arm="LN")
+    small, large = (find(summary["differences"], axis_value=value)["values"] for value in (2, 32))
+    expected = t_interval(small[seed] - large[seed] for seed in small)
+    np.testing.assert_allclose(bounds(row), expected)
+
+
+def test_only_arms_whose_statistics_matter_have_gains(results):
+    gains = summarize(STUDY, results)["gains"]
+    assert {row["arm"] for row in gains} == {"BN"}
+    np.testing.assert_allclose(find(gains, evaluation="precise", axis_value=2)["mean"], 3.9)
+
+
+def test_findings_say_what_the_intervals_decide(results):
+    findings = summarize(STUDY, results)["findings"]
+    assert findings[0].startswith(
+        "From batch size 32 to 2, the balance shifts by 9.0 AP towards LN"
+    )
+    assert "At batch size 2, LN is 8.3 AP above BN (95 % interval 6.9 to 9.8, 3 seeds)." in findings
+    assert any(f.startswith("At batch size 32, the difference LN minus BN") for f in findings)
+    assert any("includes zero" in f and "undecided" in f for f in findings)
+    recovery = next(f for f in findings if "re-estimated" in f)
+    assert recovery.endswith("That is 38 % of the 10.3 AP lost since batch size 32.")
+    assert not any("equal" in f for f in findings)
+
+
+def test_swapping_the_arms_turns_above_into_below(results):
+    findings = summarize(STUDY | {"arms": ["LN", "BN"]}, results)["findings"]
+    assert "At batch size 2, BN is 8.3 AP below LN (95 % interval 6.9 to 9.8, 3 seeds)." in findings
+    assert "towards LN" in findings[0]
+
+
+def test_diverged_and_failed_trials_are_left_out_and_named(results):
+    results[0] |= {"status": "diverged", "error": "loss is nan", "metrics": {}}
+    results[5] |= {"status": "failed", "error": "out of memory", "metrics": {}}
+    summary = summarize(STUDY, results)
+    assert find(summary["rows"], arm="BN", axis_value=2)["n"] == 2
+    assert find(summary["differences"], axis_value=2)["values"].keys() == {"1", "2"}
+    assert summary["counts"] == {
+        "planned": 12,
+        "missing": 0,
+        "diverged": 1,
+        "done": 10,
+        "failed": 1,
+    }
+    assert [(t["trial"], t["error"]) for t in summary["left_out"]] == [
+        ("BN-2-0", "loss is nan"),
+        ("BN-32-2", "out of memory"),
+    ]
+    assert "BN at batch size 2, 1 seed diverged" in summary["findings"][-1]
+
+
+def test_an_arm_without_any_finished_seed_is_reported_as_not_measured(results):
+    for trial in results[:3]:
+        trial |= {"status": "diverged", "metrics": {}}
+    summary = summarize(STUDY, results)
+    row = find(summary["differences"], axis_value=2)
+    assert (row["verdict"], row["n"], row["mean"]) == ("unmeasured", 0, None)
+    assert any(f.startswith("At batch size 2") and "not measured" in f for f in summary["findings"])
+
+
+def test_a_single_seed_gives_means_but_no_verdict(results):
+    summary = summarize(STUDY, [r for r in results if r["seed"] == 0])
+    row = find(summary["differences"], axis_value=2)
+    assert (row["n"], row["low"], row["verdict"]) == (1, None, "unmeasured")
+    assert any("1 seed, which gives no interval" in f for f in summary["findings"])
+
+
+def test_a_study_without_results_has_nothing_to_say():
+    summary = summarize(STUDY, [])
+    assert summary["findings"] == ["No trial is done yet."]
+    assert summary["counts"] == {"planned": 12, "missing": 12, "done": 0}
+    assert summary["best"] is None
+
+
+def test_an_axis_without_numbers_has_no_largest_end(results):
+    for trial in results:
+        trial["axis_value"] = {2: "small", 32: "large"}[trial["axis_value"]]
+    summary = summarize(STUDY | {"axis_values": ["small", "large"]}, results)
+    assert summary["changes"] == summary["change_differences"] == []
+    assert find(summary["differences"], axis_value="small")["n"] == 3
+
+
+def test_best_and_worst_are_the_extreme_means_of_the_running_evaluation(results):
+    summary = summarize(STUDY, results)
+    best, worst = summary["best"], summary["worst"]
+    assert (best["arm"], best["axis_value"]) == ("BN", 32)
+    assert (worst["arm"], worst["axis_value"], worst["evaluation"]) == ("BN", 2, "running")
+
+
+def test_summary_survives_strict_json(results):
+    results[0]["metrics"]["running"]["AP"] = math.nan
+    summary = summarize(STUDY, results)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert find(summary["rows"], metric="AP_small", arm="LN", axis_value=2)["mean"] is None
+
+
+def test_speed_is_examples_over_seconds(results):
+    results[0]["seconds"] = 10.0
+    speed = summarize(STUDY, results)["speed"]
+    row = next(r for r in speed if (r["arm"], r["axis_value"]) == ("BN", 2))
+    np.testing.assert_allclose(row["mean"], (100 + 50 + 50) / 3)

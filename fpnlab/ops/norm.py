@@ -160,6 +160,10 @@ def _normalize(x, axes, scale, bias, eps):
     """Returns normalized ``x``, and mean and variance over ``axes`` (kept with length 1)."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = wide.mean(axes, keepdims=True)
+    # What the mean lost to rounding is found again among the small centred values. It is no
+    # function of x in exact arithmetic, so it has no gradient.
+    lost = lax.stop_gradient((wide - mean).mean(axes, keepdims=True))
+    mean = mean + lost
     centred = wide - mean
     var = jnp.square(centred).mean(axes, keepdims=True)
     y = centred * (lax.rsqrt(var + eps) * scale) + bias

@@ -202,7 +202,7 @@ def _draw(
         axes.errorbar(x, [row["mean"] for row in rows], half, label=label, **look)
         for row, position in zip(rows, x):
             dots = _seeds(row)
-            side = [position + 0.05] * len(dots)
+            side = [position + 0.09] * len(dots)
             axes.scatter(side, dots, s=14, color=colour, alpha=0.55, linewidths=0, zorder=3)
     _limit(axes, [row for rows in series.values() for row in rows])
     axes.set_xticks(list(place.values()), [str(value) for value in values])

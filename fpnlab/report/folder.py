@@ -66,7 +66,17 @@ def read_study(folder: str | pathlib.Path) -> Study:
             "Give the folder that the study wrote; it also holds the folder trials/"
         )
     description = _read_json(folder / "study.json")
+    summary = folder / "summary.json"
+    summary = _read_json(summary) if summary.is_file() else None
     trials = [read_trial(path) for path in sorted((folder / "trials").glob("*/"))]
+    # A trial that raised has no result; what is known of it stands in the summary.
+    known = {row["trial"]: row for row in (summary or {"left_out": []})["left_out"]}
+    trials = [
+        dataclasses.replace(trial, result=known.get(trial.name, trial.result))
+        if trial.status == "unfinished"
+        else trial
+        for trial in trials
+    ]
 
     def place(trial: Trial) -> tuple[int, int, int]:
         arms, values = description["arms"], description["axis_values"]
@@ -75,13 +85,7 @@ def read_study(folder: str | pathlib.Path) -> Study:
         arm, value = trial.result["arm"], trial.result["axis_value"]
         return arms.index(arm), values.index(value), trial.result["seed"]
 
-    summary = folder / "summary.json"
-    return Study(
-        folder,
-        description,
-        _read_json(summary) if summary.is_file() else None,
-        sorted(trials, key=place),
-    )
+    return Study(folder, description, summary, sorted(trials, key=place))
 
 
 def read_trial(folder: str | pathlib.Path) -> Trial:

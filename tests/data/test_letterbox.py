@@ -36,6 +36,11 @@ def test_boxes_follow_the_pixels(shape):
     np.testing.assert_allclose(letterbox_boxes(box, scale)[0], found, atol=1)
 
 
+def test_boxes_are_scaled_along_their_own_axis():
+    boxes = letterbox_boxes(np.array([[1.0, 10.0, 2.0, 20.0]]), np.array([0.5, 3.0]))
+    np.testing.assert_array_equal(boxes, [[3, 5, 6, 10]])
+
+
 def test_an_image_of_the_right_size_is_unchanged():
     image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     letterboxed, scale, extent = letterbox(image, (24, 32))

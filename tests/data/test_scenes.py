@@ -17,11 +17,6 @@ def small():
     return load_scenes(SMALL)
 
 
-@pytest.fixture(scope="module")
-def draw():
-    return jax.jit(functools.partial(scene, SMALL))
-
-
 def objects(batch):
     """Boxes, classes and the image numbers of all objects."""
     image, row = np.nonzero(batch.valid)
@@ -46,9 +41,10 @@ def test_an_image_does_not_depend_on_how_many_are_drawn(small):
     chex.assert_trees_all_equal(few, jax.tree.map(lambda leaf: leaf[:3], small.train))
 
 
-def test_vmap_is_the_loop(draw, key):
+def test_vmap_is_the_loop(key):
+    draw = jax.jit(functools.partial(scene, SMALL))
     keys = jax.random.split(key, 4)
-    together = jax.vmap(functools.partial(scene, SMALL))(keys)
+    together = jax.jit(jax.vmap(functools.partial(scene, SMALL)))(keys)
     for i in range(4):
         alone = draw(keys[i])
         np.testing.assert_allclose(together.boxes[i], alone.boxes, atol=1e-3)

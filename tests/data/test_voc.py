@@ -110,7 +110,7 @@ def test_an_image_without_objects_is_fine(make):
 
 
 def test_boxes_beyond_the_image_are_clipped_or_left_out_and_counted(make):
-    odd = [("RBC", 0, 6, 30, 60), ("WBC", 60, 1, 70, 9), ("WBC", 20, 9, 10, 30), GOOD]
+    odd = [("RBC", 0, 6, 30, 60), ("WBC", 60, 1, 70, 9), ("WBC", 20, 9, 20, 30), GOOD]
     data = load(make({"a": annotation(*odd)}))
     np.testing.assert_allclose(data.train.boxes[0, :2], [[0, 2.5, 15, 20], [5, 2.5, 15, 12.5]])
     np.testing.assert_array_equal(data.train.valid[0], [True, True, False, False])

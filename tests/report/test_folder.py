@@ -35,6 +35,15 @@ def test_a_trial_without_result_is_unfinished_and_a_torn_result_unreadable(study
     assert "result.json is not JSON" in trial.result["error"]
 
 
+def test_a_trial_that_raised_is_known_from_the_summary(study_dir, refresh):
+    refresh(study_dir, LN_8_1={"status": "failed", "error": "out of memory", "metrics": {}})
+    (study_dir / "trials" / "LN-8-1" / "result.json").unlink()
+    trials = {trial.name: trial for trial in read_study(study_dir).trials}
+    assert trials["LN-8-1"].status == "failed"
+    assert trials["LN-8-1"].result["error"] == "out of memory"
+    assert list(trials)[9] == "LN-8-1"
+
+
 def test_curves_leave_out_values_that_are_not_finite(tmp_path):
     lines = '{"examples": 8, "loss": 2.0}\n{"examples": 16, "loss": NaN}\n{"examples": 24}\n'
     (tmp_path / "metrics.jsonl").write_text(lines)

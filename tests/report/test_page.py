@@ -95,7 +95,8 @@ def test_failed_diverged_and_missing_trials_are_shown_with_their_reason(study_di
         BN_2_0={"status": "diverged", "error": "loss is nan after 96 examples", **gone},
         LN_8_1={"status": "failed", "error": "out of <memory>", **gone},
     )
-    (study_dir / "trials" / "LN-32-1" / "result.json").unlink()
+    for trial in ("LN-8-1", "LN-32-1"):
+        (study_dir / "trials" / trial / "result.json").unlink()
     shutil.rmtree(study_dir / "trials" / "LN-32-0")
     with (study_dir / "trials" / "LN-32-1" / "metrics.jsonl").open("a") as file:
         file.write('{"examples": 30000, "lo')

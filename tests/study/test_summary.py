@@ -115,7 +115,7 @@ def test_swapping_the_arms_turns_above_into_below(results):
 
 
 def test_diverged_and_failed_trials_are_left_out_and_named(results):
-    results[0] |= {"status": "diverged", "error": "loss is nan", "metrics": {}}
+    results[0] |= {"status": "diverged", "error": "loss is nan"}
     results[5] |= {"status": "failed", "error": "out of memory", "metrics": {}}
     summary = summarize(STUDY, results)
     assert find(summary["rows"], arm="BN", axis_value=2)["n"] == 2

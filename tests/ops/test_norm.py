@@ -1,0 +1,240 @@
+"""Normalizations against float64 NumPy, Flax, and what they must not depend on."""
+
+import flax.linen
+import flax.nnx
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from fpnlab.ops.norm import (
+    batch_norm_eval,
+    batch_norm_train,
+    group_norm,
+    layer_norm,
+    merge_moments,
+)
+from fpnlab.types import Moments
+
+EPS = 1e-5
+SHAPE = (4, 3, 5, 6)
+SCALE = jnp.linspace(0.5, 1.5, 6)
+BIAS = jnp.linspace(-1.0, 1.0, 6)
+
+NORMS = {
+    "batch_norm": lambda x, eps=EPS: batch_norm_train(x, SCALE, BIAS, eps=eps)[0],
+    "ghost_norm": lambda x, eps=EPS: batch_norm_train(x, SCALE, BIAS, eps=eps, norm_batch=2)[0],
+    "layer_norm_hwc": lambda x, eps=EPS: layer_norm(x, SCALE, BIAS, axes="hwc", eps=eps),
+    "layer_norm_c": lambda x, eps=EPS: layer_norm(x, SCALE, BIAS, axes="c", eps=eps),
+    "group_norm": lambda x, eps=EPS: group_norm(x, SCALE, BIAS, groups=3, eps=eps),
+}
+
+
+def reference(name, x):
+    """The same norms in float64, straight from the definition."""
+    x = np.asarray(x, np.float64)
+    shaped, axes = {
+        "batch_norm": (x, (0, 1, 2)),
+        "ghost_norm": (x.reshape(2, 2, 3, 5, 6), (1, 2, 3)),
+        "layer_norm_hwc": (x, (1, 2, 3)),
+        "layer_norm_c": (x, (3,)),
+        "group_norm": (x.reshape(4, 3, 5, 3, 2), (1, 2, 4)),
+    }[name]
+    centred = shaped - shaped.mean(axes, keepdims=True)
+    y = centred / np.sqrt((centred**2).mean(axes, keepdims=True) + EPS)
+    return y.reshape(x.shape) * np.asarray(SCALE, np.float64) + np.asarray(BIAS, np.float64)
+
+
+@pytest.fixture
+def x(key):
+    return 2.0 * jax.random.normal(key, SHAPE) + 1.0
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_agree_with_their_definition_in_float64(name, x):
+    np.testing.assert_allclose(NORMS[name](x), reference(name, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_mean_ten_thousand_deviations_away_costs_no_more_than_its_rounding(name, key):
+    # float32 rounds x itself by 1e4 * 6e-8 of a deviation; E[x^2] - E[x]^2 would leave noise.
+    x = jax.random.normal(key, SHAPE) + 1e4
+    np.testing.assert_allclose(NORMS[name](x), reference(name, x), atol=4e-3)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_bfloat16_maps_are_normalized_in_float32(name, x):
+    y = NORMS[name](x.astype(jnp.bfloat16))
+    assert y.dtype == jnp.bfloat16
+    exact = reference(name, x.astype(jnp.bfloat16).astype(jnp.float32))
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, rtol=2**-8, atol=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "sees"),
+    [
+        ("batch_norm", [True, True, True]),
+        ("ghost_norm", [True, False, False]),
+        ("layer_norm_hwc", [False, False, False]),
+        ("layer_norm_c", [False, False, False]),
+        ("group_norm", [False, False, False]),
+    ],
+)
+def test_only_batch_norm_sees_other_examples(name, sees, x):
+    weights = jax.random.normal(jax.random.key(1), SHAPE[1:])
+    influence = jax.grad(lambda x: (NORMS[name](x)[0] * weights).sum())(x)
+    assert (jnp.abs(influence[0]) > 0).any()
+    assert [(jnp.abs(influence[i]) > 1e-7).any().item() for i in (1, 2, 3)] == sees
+
+
+def test_layer_norm_over_c_sees_one_pixel_only(x):
+    influence = jax.grad(lambda x: NORMS["layer_norm_c"](x)[0, 1, 1, 0])(x)
+    elsewhere = influence.at[0, 1, 1].set(0.0)
+    assert jnp.abs(influence[0, 1, 1]).max() > 0
+    assert jnp.abs(elsewhere).max() == 0
+
+
+@hypothesis.given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(NORMS)))
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_norms_forget_the_scale_and_shift_of_their_input(seed, name):
+    draw = np.random.default_rng(seed)
+    x = jnp.asarray(draw.normal(size=SHAPE), jnp.float32)
+    factor, shift = float(draw.uniform(1, 8)), float(draw.uniform(-3, 3))
+    # eps is compared with the variance, so that it scales with it.
+    y = NORMS[name](factor * x + shift, EPS * factor**2)
+    np.testing.assert_allclose(y, NORMS[name](x), atol=1e-5)
+
+
+def test_one_group_is_layer_norm_over_hwc_and_a_group_a_channel_is_instance_norm(x):
+    one = group_norm(x, SCALE, BIAS, groups=1, eps=EPS)
+    np.testing.assert_allclose(one, NORMS["layer_norm_hwc"](x), atol=1e-6)
+    each = group_norm(x, SCALE, BIAS, groups=6, eps=EPS)
+    instance, _ = batch_norm_train(x, SCALE, BIAS, eps=EPS, norm_batch=1)
+    np.testing.assert_allclose(each, instance, atol=1e-5)
+
+
+def test_both_layer_norms_are_equal_on_one_pixel_and_differ_elsewhere(x):
+    pixel = x[:, :1, :1]
+    hwc, c = NORMS["layer_norm_hwc"], NORMS["layer_norm_c"]
+    np.testing.assert_allclose(hwc(pixel), c(pixel), atol=1e-6)
+    assert jnp.abs(hwc(x) - c(x)).max() > 0.1
+
+
+def test_a_ghost_batch_of_the_whole_batch_is_batch_norm(x):
+    whole, moments = batch_norm_train(x, SCALE, BIAS, eps=EPS, norm_batch=4)
+    plain, expected = batch_norm_train(x, SCALE, BIAS, eps=EPS)
+    np.testing.assert_allclose(whole, plain, atol=1e-6)
+    np.testing.assert_allclose(moments.var, expected.var, rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm_batch", [None, 1, 2])
+def test_the_moments_are_those_of_the_whole_batch_for_any_group(norm_batch, x):
+    _, moments = batch_norm_train(x, SCALE, BIAS, eps=EPS, norm_batch=norm_batch)
+    values = np.asarray(x, np.float64).reshape(-1, 6)
+    np.testing.assert_allclose(moments.mean, values.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(moments.var, values.var(0), rtol=1e-5)
+    assert moments.count == len(values)
+
+
+def test_evaluation_with_the_batchs_own_moments_is_the_training_form(x):
+    y, moments = batch_norm_train(x, SCALE, BIAS, eps=EPS)
+    again = batch_norm_eval(x, moments.mean, moments.var, SCALE, BIAS, eps=EPS)
+    np.testing.assert_allclose(again, y, atol=1e-5)
+
+
+@hypothesis.given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers(0, 999))
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_merged_moments_are_those_of_all_values(sizes, seed):
+    draw = np.random.default_rng(seed)
+    parts = [draw.normal(draw.normal() * 10, 1, (n, 2)) for n in sizes]
+    moments = Moments(
+        count=jnp.array([float(n) for n in sizes]),
+        mean=jnp.array([p.mean(0) for p in parts], jnp.float32),
+        var=jnp.array([p.var(0) for p in parts], jnp.float32),
+    )
+    merged, values = merge_moments(moments), np.concatenate(parts)
+    np.testing.assert_allclose(merged.mean, values.mean(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(merged.var, values.var(0), rtol=1e-4, atol=1e-4)
+
+
+def test_flax_agrees_where_it_has_the_same_norm(x):
+    variables = {"params": {"scale": SCALE, "bias": BIAS}}
+    flax_norms = {
+        "batch_norm": flax.linen.BatchNorm(use_running_average=False, epsilon=EPS),
+        "layer_norm_hwc": flax.linen.LayerNorm(
+            epsilon=EPS, reduction_axes=(-3, -2, -1), feature_axes=-1
+        ),
+        "layer_norm_c": flax.linen.LayerNorm(epsilon=EPS),
+        "group_norm": flax.linen.GroupNorm(num_groups=3, epsilon=EPS),
+    }
+    stats = {"batch_stats": {"mean": jnp.zeros(6), "var": jnp.ones(6)}}
+    for name, module in flax_norms.items():
+        y = module.apply({**variables, **stats}, x, mutable=["batch_stats"])[0]
+        np.testing.assert_allclose(NORMS[name](x), y, atol=1e-4, err_msg=name)
+
+
+def test_nnx_agrees_where_it_has_the_same_norm(x):
+    rngs = flax.nnx.Rngs(0)
+    modules = {
+        "batch_norm": flax.nnx.BatchNorm(6, use_running_average=False, epsilon=EPS, rngs=rngs),
+        "layer_norm_c": flax.nnx.LayerNorm(6, epsilon=EPS, rngs=rngs),
+        "group_norm": flax.nnx.GroupNorm(6, num_groups=3, epsilon=EPS, rngs=rngs),
+    }
+    for name, module in modules.items():
+        np.testing.assert_allclose(
+            NORMS[name](x), module(x) * SCALE + BIAS, atol=1e-4, err_msg=name
+        )
+
+
+def test_pytorch_agrees_forward_and_backward(x):
+    torch = pytest.importorskip("torch", reason="PyTorch, the oracle, is not installed")
+    to_torch = lambda a: torch.tensor(np.array(a))
+    nchw = to_torch(x).permute(0, 3, 1, 2).contiguous().requires_grad_()
+    scale, bias = to_torch(SCALE).requires_grad_(), to_torch(BIAS).requires_grad_()
+    weights = jax.random.normal(jax.random.key(2), SHAPE)
+    functional = torch.nn.functional
+    theirs = {
+        "batch_norm": functional.batch_norm(nchw, None, None, scale, bias, training=True, eps=EPS),
+        "group_norm": functional.group_norm(nchw, 3, scale, bias, eps=EPS),
+        "layer_norm_hwc": functional.group_norm(nchw, 1, scale, bias, eps=EPS),
+    }
+    for name, y in theirs.items():
+        wanted = torch.autograd.grad(
+            (y.permute(0, 2, 3, 1) * to_torch(weights)).sum(), nchw, retain_graph=True
+        )[0]
+        found = jax.grad(lambda x: (NORMS[name](x) * weights).sum())(x)  # noqa: B023
+        np.testing.assert_allclose(
+            found, wanted.permute(0, 2, 3, 1).numpy(), atol=1e-5, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_jit_and_vmap_change_nothing(name, x):
+    np.testing.assert_allclose(jax.jit(NORMS[name])(x), NORMS[name](x), atol=1e-6)
+    many = jnp.stack([x, 2.0 * x - 1.0])
+    mapped = jax.vmap(NORMS[name])(many)
+    np.testing.assert_allclose(mapped[1], NORMS[name](many[1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_constant_maps_give_the_bias_and_finite_gradients(name):
+    x = jnp.full(SHAPE, 7.0)
+    np.testing.assert_allclose(NORMS[name](x), jnp.broadcast_to(BIAS, SHAPE), atol=1e-6)
+    assert jnp.isfinite(jax.grad(lambda x: NORMS[name](x).sum())(x)).all()
+
+
+def test_groups_that_do_not_divide_are_refused_with_those_that_do(x):
+    with pytest.raises(ValueError, match=r"6 channels do not split into 4 groups.*1, 2, 3, 6"):
+        group_norm(x, SCALE, BIAS, groups=4, eps=EPS)
+
+
+def test_a_norm_batch_that_does_not_divide_is_refused_with_those_that_do(x):
+    with pytest.raises(ValueError, match=r"4 images.*norm_batch=3.*1, 2, 4"):
+        batch_norm_train(x, SCALE, BIAS, eps=EPS, norm_batch=3)
+
+
+def test_one_value_a_channel_is_refused(x):
+    with pytest.raises(ValueError, match=r"one value per channel.*1x1 map.*norm_batch >= 2"):
+        batch_norm_train(x[:1, :1, :1], SCALE, BIAS, eps=EPS)

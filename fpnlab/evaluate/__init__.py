@@ -1,1 +1,1 @@
-
+"""Predictions to numbers: COCO average precision, population statistics."""

@@ -1,1 +1,1 @@
-
+"""A grid of trials to a ledger, statistics and findings."""

@@ -41,7 +41,7 @@ def draw(
     numbers = np.arange(count)
     if split == "train":
         numbers = stream_order(experiment.seed, len(whole.images), 0, count)
-    batch = take(whole, numbers)
+    batch = jax.device_get(take(whole, numbers))
     if split == "train" and experiment.augment:
         key = named_key(jax.random.key(experiment.seed), "augment")
         keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(jnp.arange(count, dtype=jnp.uint32))

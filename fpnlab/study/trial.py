@@ -237,6 +237,7 @@ def _measure(trial, dataset, folder, state):
         "error": f"loss or gradient not finite by step {steps}" if int(state.refused) else None,
         "examples": steps * train.batch_size,
         "steps": steps,
+        "class_names": list(dataset.class_names),
         "norm_batch": _norm_batch(state, experiment) if counts else None,
         "smallest_count": min(counts, default=None),
         "final_loss": records[-1]["loss"] if records else math.nan,

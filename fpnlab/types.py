@@ -117,7 +117,7 @@ class Moments:
     """Biased variance: the mean squared deviation from the mean."""
 
 
-Features = dict[int, Float[Array, "b _ _ c"]]
+Features = dict[int, Float[Array, "b _ _ _"]]
 """Maps by level; the stride of level ``l`` is ``2**l``. Backbone maps are C, pyramid maps P."""
 
 Key = jax.Array

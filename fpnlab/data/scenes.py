@@ -38,6 +38,8 @@ class Scenes:
     """Most objects in an image; 1 to this many are drawn, each number equally often."""
     sizes: tuple[float, float] = (0.085, 0.875)
     """Least and largest longer side of a box, as a share of the image's; log-uniform."""
+    turn: float = 15.0
+    """Most that a shape is turned either way, in degrees; 180 for any angle."""
     seed: int = 0
     """Names the whole data set, training and held-out images."""
 
@@ -52,6 +54,8 @@ class Scenes:
         ):
             if (value := getattr(self, field)) < least:
                 raise ValueError(f"Scenes.{field} = {value}: must be at least {least}")
+        if not 0 <= self.turn <= 180:
+            raise ValueError(f"Scenes.turn = {self.turn}: must be from 0 to 180 degrees")
         if not 0 < self.sizes[0] <= self.sizes[1] <= 1:
             raise ValueError(
                 f"Scenes.sizes = {self.sizes}: must be two shares of the image's side, "
@@ -99,7 +103,8 @@ def scene(spec: Scenes, key: Key) -> Batch:
     """
     size, count = spec.image_size, spec.max_objects
     classes = jax.random.randint(named_key(key, "class"), (count,), 0, len(CLASS_NAMES))
-    angles = jax.random.uniform(named_key(key, "angle"), (count,), maxval=2 * math.pi)
+    turn = math.radians(spec.turn)
+    angles = jax.random.uniform(named_key(key, "angle"), (count,), minval=-turn, maxval=turn)
     angles = jnp.where(classes == CLASS_NAMES.index("circle"), 0, angles)
     low, high = jnp.log(jnp.array(spec.sizes) * size)
     sides = jnp.exp(jax.random.uniform(named_key(key, "size"), (count,), minval=low, maxval=high))

@@ -1,0 +1,119 @@
+"""Residual networks: published sizes, levels, and what a fresh block computes."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fpnlab.model.backbone import ResNet, Stem, apply_resnet, init_resnet, resnet
+from fpnlab.model.block import Block, apply_block, init_block
+from fpnlab.model.norm import BatchNorm, LayerNorm, NoNorm
+from fpnlab.types import Mode
+
+SMALL = ResNet(
+    depths=(1, 2),
+    widths=(4, 8),
+    stem=Stem(size=3, stride=2, pool=False),
+    norm=BatchNorm(),
+)
+
+
+@pytest.mark.parametrize(
+    ("layers", "parameters"),
+    # PyTorch's published counts for ImageNet, less the classifier's 1000 x channels + 1000.
+    [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160), (152, 58_143_808)],
+)
+def test_standard_networks_have_the_published_number_of_parameters(layers, parameters):
+    make = functools.partial(init_resnet, resnet=resnet(layers, BatchNorm()))
+    params, _ = jax.eval_shape(make, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+
+
+@pytest.mark.parametrize("layers", [18, 50])
+def test_standard_networks_give_levels_two_to_five(layers):
+    net = resnet(layers, NoNorm())
+    features, _ = jax.eval_shape(
+        lambda key, x: apply_resnet(net, *init_resnet(key, net), x, Mode.TRAIN),
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((2, 96, 80, 3), jnp.float32),
+    )
+    width = {18: 64, 50: 256}[layers]
+    assert {level: f.shape for level, f in features.items()} == {
+        2: (2, 24, 20, width),
+        3: (2, 12, 10, 2 * width),
+        4: (2, 6, 5, 4 * width),
+        5: (2, 3, 3, 8 * width),
+    }
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+@pytest.mark.parametrize("norm", [BatchNorm(), LayerNorm(axes="c"), NoNorm()], ids=lambda n: n.kind)
+def test_a_fresh_block_is_its_shortcut(kind, norm, key):
+    outputs = 8 if kind == "bottleneck" else 2
+    block = Block(kind=kind, inputs=outputs, width=2, stride=1, norm=norm)
+    params, state = init_block(key, block)
+    assert params.shortcut is None
+    x = jax.random.normal(key, (2, 4, 4, outputs))
+    y, _ = apply_block(block, params, state, x, Mode.TRAIN)
+    np.testing.assert_array_equal(y, jax.nn.relu(x))
+
+
+def test_only_blocks_that_change_the_shape_project_their_shortcut():
+    stages = resnet(34, NoNorm()).stages
+    projects = [[block.projects for block in stage] for stage in stages.values()]
+    assert [sum(stage) for stage in projects] == [0, 1, 1, 1]
+    assert [stage[0] for stage in projects] == [False, True, True, True]
+    assert resnet(50, NoNorm()).stages[2][0].projects
+
+
+def test_a_block_learns_through_its_zero_scale(key):
+    block = Block(kind="basic", inputs=4, width=4, stride=1, norm=BatchNorm())
+    params, state = init_block(key, block)
+    x = jax.random.normal(key, (2, 4, 4, 4))
+    gradient = jax.grad(lambda p: (apply_block(block, p, state, x, Mode.TRAIN)[0] ** 2).sum())(params)
+    assert jnp.abs(gradient.branch[-1].norm.scale).max() > 0
+    assert jnp.abs(gradient.branch[0].kernel).max() == 0
+
+
+def test_the_norm_does_not_touch_the_convolutions(key):
+    bn, _ = init_resnet(key, SMALL)
+    ln, _ = init_resnet(
+        key, ResNet(depths=(1, 2), widths=(4, 8), stem=SMALL.stem, norm=LayerNorm(axes="hwc"))
+    )
+    chex.assert_trees_all_equal(bn, ln)
+
+
+def test_another_depth_leaves_the_common_blocks_as_they_are(key):
+    short, _ = init_resnet(key, SMALL)
+    deep, _ = init_resnet(
+        key, ResNet(depths=(1, 3), widths=(4, 8), stem=SMALL.stem, norm=BatchNorm())
+    )
+    chex.assert_trees_all_equal(short.stages[1], deep.stages[1][:2])
+
+
+def test_evaluation_does_not_change_the_state(key):
+    params, state = init_resnet(key, SMALL)
+    images = jax.random.normal(key, (2, 8, 8, 3))
+    _, after = apply_resnet(SMALL, params, state, images, Mode.EVAL)
+    chex.assert_trees_all_equal(after, state)
+    _, trained = apply_resnet(SMALL, params, state, images, Mode.TRAIN)
+    moved = jax.tree.map(lambda a, b: (a != b).any().item(), trained, state)
+    assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: resnet(20, NoNorm()), "no standard ResNet has 20 layers; these do"),
+        (lambda: ResNet(depths=(1, 1), widths=(4,), norm=NoNorm()), "depths has 2 stages and widths 1"),
+        (lambda: ResNet(depths=(0,), widths=(4,), norm=NoNorm()), "numbers of 1 or more"),
+        (lambda: Stem(size=4), "size is 4; it must be odd"),
+        (lambda: Stem(stride=3), "stride is 3; it must be 1, 2 or 4"),
+    ],
+)
+def test_impossible_networks_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

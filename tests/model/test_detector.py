@@ -1,0 +1,84 @@
+"""The composed detector: rows meet anchors, planted outputs become boxes, sizes are checked."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fpnlab.model.detector import (
+    DetectorOutput,
+    Postprocess,
+    apply_detector,
+    detect,
+    detector_anchors,
+    init_detector,
+)
+from fpnlab.model.norm import BatchNorm, LayerNorm
+from fpnlab.ops.boxes import encode
+from fpnlab.types import Mode
+
+
+def test_there_is_one_output_row_an_anchor(detector, key):
+    shapes = jax.eval_shape(
+        lambda k, x: apply_detector(detector, *init_detector(k, detector), x, Mode.TRAIN)[0],
+        key,
+        jax.ShapeDtypeStruct((2, 40, 24, 3), jnp.float32),
+    )
+    anchors = detector_anchors(detector, 40, 24)
+    assert shapes.logits.shape == (2, len(anchors), 3)
+    assert shapes.deltas.shape == (2, len(anchors), 4)
+
+
+def test_planted_outputs_come_back_as_detections(detector):
+    anchors = detector_anchors(detector, 32, 32)
+    boxes = np.array([[3.0, 4, 15, 18], [16, 10, 30, 29]], np.float32)
+    rows = [40, 100]
+    logits = np.full((1, len(anchors), 3), -8.0, np.float32)
+    deltas = np.zeros((1, len(anchors), 4), np.float32)
+    for row, box, cls, logit in zip(rows, boxes, (2, 0), (1.0, 3.0)):
+        logits[0, row, cls] = logit
+        deltas[0, row] = encode(box, anchors[row])
+    found = jax.jit(lambda o: detect(detector, o, anchors, jnp.array([[32.0, 32.0]])))(
+        DetectorOutput(logits=jnp.array(logits), deltas=jnp.array(deltas))
+    )
+    assert found.valid[0].sum() == 2
+    np.testing.assert_allclose(found.boxes[0, :2], boxes[::-1], atol=1e-3)
+    assert found.classes[0, :2].tolist() == [0, 2]
+    np.testing.assert_allclose(found.scores[0, :2], jax.nn.sigmoid(jnp.array([3.0, 1.0])), rtol=1e-5)
+
+
+def test_detections_are_cut_at_the_picture_not_at_the_padding(detector):
+    detector = dataclasses.replace(detector, postprocess=Postprocess(candidates=1))
+    anchors = detector_anchors(detector, 32, 32)
+    row = int(np.argmax(anchors[:, 2]))
+    logits = np.full((1, len(anchors), 3), -8.0, np.float32)
+    logits[0, row, 1] = 4.0
+    output = DetectorOutput(logits=jnp.array(logits), deltas=jnp.zeros((1, len(anchors), 4)))
+    found = detect(detector, output, anchors, jnp.array([[32.0, 20.0]]))
+    assert found.boxes[0, 0, 2] <= 20.0
+
+
+def test_the_norm_does_not_touch_the_convolutions(make_detector, key):
+    bn, _ = init_detector(key, make_detector(BatchNorm()))
+    ln, _ = init_detector(key, make_detector(LayerNorm(axes="hwc")))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(bn), jax.tree.leaves(ln), strict=True)
+    )
+
+
+def test_layer_norm_detects_each_image_by_itself_and_batch_norm_does_not(make_detector, key):
+    images = 255.0 * jax.random.uniform(key, (2, 32, 32, 3))
+    for norm, alone in ((BatchNorm(), False), (LayerNorm(axes="hwc"), True)):
+        detector = make_detector(norm)
+        params, state = init_detector(key, detector)
+        run = jax.jit(lambda x: apply_detector(detector, params, state, x, Mode.TRAIN)[0].logits)  # noqa: B023
+        first = run(images)[0]
+        other = run(images.at[1].multiply(0.2))[0]
+        assert bool(jnp.allclose(first, other, atol=1e-5)) == alone
+
+
+def test_images_below_one_cell_of_the_top_level_are_refused(detector):
+    with pytest.raises(ValueError, match=r"8x40 pixels leave pyramid level 4 empty.*max_level <= 3"):
+        detector_anchors(detector, 8, 40)

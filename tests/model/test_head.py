@@ -1,0 +1,83 @@
+"""The shared head: its prior, its rows, and whose statistics it uses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fpnlab.model.head import RetinaHead, apply_head, init_head
+from fpnlab.model.norm import BatchNorm, NoNorm
+from fpnlab.types import Mode
+
+SIZES = {3: (4, 3), 4: (2, 2)}
+
+
+@pytest.fixture
+def pyramid(key):
+    return {
+        level: (level - 2.0) * jax.random.normal(jax.random.fold_in(key, level), (2, *size, 4))
+        for level, size in SIZES.items()
+    }
+
+
+def make(key, norm, **options):
+    head = RetinaHead(depth=1, norm=norm, **options)
+    return head, *init_head(key, head, channels=4, levels=2, anchors=3, classes=5)
+
+
+def test_every_anchor_starts_with_the_prior_probability(pyramid, key):
+    head, params, state = make(key, BatchNorm(), prior=0.02)
+    logits, deltas, _ = apply_head(head, params, state, pyramid, Mode.TRAIN)
+    assert logits.shape == (2, (4 * 3 + 2 * 2) * 3, 5)
+    assert deltas.shape == (2, (4 * 3 + 2 * 2) * 3, 4)
+    np.testing.assert_allclose(jax.nn.sigmoid(logits).mean(), 0.02, atol=0.003)
+    assert jnp.abs(deltas).max() < 0.5
+
+
+def test_rows_run_over_level_row_column_anchor(pyramid, key):
+    head, params, state = make(key, NoNorm())
+    y, x, level = 1, 2, 3
+    influence = jax.grad(
+        lambda feature: apply_head(
+            RetinaHead(depth=0), params, state, {**pyramid, level: feature}, Mode.TRAIN
+        )[0][0, (y * 3 + x) * 3 + 1].sum()
+    )
+    zero_tower = RetinaHead(depth=0)
+    params = init_head(key, zero_tower, channels=4, levels=2, anchors=3, classes=5)[0]
+    state = init_head(key, zero_tower, channels=4, levels=2, anchors=3, classes=5)[1]
+    seen = jnp.abs(influence(pyramid[level])).sum(-1) > 0
+    # A 3x3 predictor at row 1, column 2 sees rows 0 to 2 and columns 1 to 2 of image 0.
+    expected = np.zeros((2, 4, 3), bool)
+    expected[0, 0:3, 1:3] = True
+    np.testing.assert_array_equal(seen, expected)
+
+
+def test_levels_keep_their_own_statistics_under_shared_weights(pyramid, key):
+    head, params, state = make(key, BatchNorm())
+    _, _, new = apply_head(head, params, state, pyramid, Mode.TRAIN)
+    mean = new.class_tower[0].mean
+    assert mean.shape == (2, 4)
+    alone = {}
+    for i, level in enumerate(sorted(pyramid)):
+        changed = {**pyramid, level: pyramid[level] + 1.0}
+        alone[i] = apply_head(head, params, state, changed, Mode.TRAIN)[2].class_tower[0].mean
+    assert (alone[0][0] != mean[0]).any()
+    np.testing.assert_array_equal(alone[0][1], mean[1])
+    np.testing.assert_array_equal(alone[1][0], mean[0])
+
+
+def test_evaluation_reproduces_training_once_the_statistics_are_known(pyramid, key):
+    # One batch norm shared over levels could not do this: the levels' deviations are 1 and 2.
+    head, params, state = make(key, BatchNorm(decay=0.0))
+    trained, _, new = apply_head(head, params, state, pyramid, Mode.TRAIN)
+    evaluated, _, _ = apply_head(head, params, new, pyramid, Mode.EVAL)
+    np.testing.assert_allclose(evaluated, trained, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"prior": 1.0}, "prior is 1.0; it must lie between"), ({"depth": -1}, "depth is -1")],
+)
+def test_impossible_heads_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        RetinaHead(**options)

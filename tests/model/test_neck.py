@@ -1,0 +1,89 @@
+"""The pyramid: which level hears which, odd sizes, and levels that cannot be had."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fpnlab.model.neck import Fpn, apply_fpn, init_fpn
+from fpnlab.model.norm import BatchNorm, LayerNorm, NoNorm
+from fpnlab.types import Mode
+
+CHANNELS = {2: 3, 3: 4, 4: 5}
+SIZES = {2: (9, 7), 3: (5, 4), 4: (3, 2)}
+
+
+@pytest.fixture
+def features(key):
+    return {
+        level: jax.random.normal(jax.random.fold_in(key, level), (2, *SIZES[level], c))
+        for level, c in CHANNELS.items()
+    }
+
+
+@pytest.mark.parametrize("norm", [NoNorm(), BatchNorm(), LayerNorm(axes="hwc")], ids=lambda n: n.kind)
+def test_every_level_has_the_pyramids_width_and_its_own_size(norm, features, key):
+    fpn = Fpn(channels=6, min_level=2, max_level=6, norm=norm)
+    params, state = init_fpn(key, fpn, CHANNELS)
+    pyramid, new = apply_fpn(fpn, params, state, features, Mode.TRAIN)
+    assert {level: p.shape for level, p in pyramid.items()} == {
+        2: (2, 9, 7, 6),
+        3: (2, 5, 4, 6),
+        4: (2, 3, 2, 6),
+        5: (2, 2, 1, 6),
+        6: (2, 1, 1, 6),
+    }
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+
+
+def test_information_flows_from_coarse_to_fine_and_not_back(features, key):
+    fpn = Fpn(channels=6, min_level=2, max_level=5)
+    params, state = init_fpn(key, fpn, CHANNELS)
+
+    def influence(of, on):
+        def total(feature):
+            pyramid, _ = apply_fpn(fpn, params, state, {**features, of: feature}, Mode.TRAIN)
+            return (pyramid[on] ** 2).sum()
+
+        return bool(jnp.abs(jax.grad(total)(features[of])).max() > 0)
+
+    heard = {of: [on for on in fpn.levels if influence(of, on)] for of in CHANNELS}
+    assert heard == {2: [2], 3: [2, 3], 4: [2, 3, 4, 5]}
+
+
+def test_the_extra_level_can_start_from_the_backbones_own_map(features, key):
+    fpn = Fpn(channels=6, min_level=3, max_level=5, extra_from="c")
+    params, state = init_fpn(key, fpn, CHANNELS)
+    assert params.output[5].kernel.shape == (3, 3, 5, 6)
+    pyramid, _ = apply_fpn(fpn, params, state, features, Mode.TRAIN)
+    assert sorted(pyramid) == [3, 4, 5]
+
+
+def test_without_a_coarser_level_a_map_is_lateral_then_output(features, key):
+    fpn = Fpn(channels=6, min_level=4, max_level=4)
+    params, state = init_fpn(key, fpn, CHANNELS)
+    pyramid, _ = apply_fpn(fpn, params, state, features, Mode.TRAIN)
+    lateral = jnp.einsum("bhwi,io->bhwo", features[4], params.lateral[4].kernel[0, 0])
+    padded = jnp.pad(lateral, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    kernel = params.output[4].kernel
+    expected = sum(
+        jnp.einsum("bhwi,io->bhwo", padded[:, y : y + 3, x : x + 2], kernel[y, x])
+        for y in range(3)
+        for x in range(3)
+    )
+    np.testing.assert_allclose(pyramid[4], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [((1, 4), "need the backbone's level 1; it has"), ((5, 6), "need the backbone's level 5")],
+)
+def test_levels_that_the_backbone_cannot_feed_are_refused(levels, message, key):
+    fpn = Fpn(channels=6, min_level=levels[0], max_level=levels[1])
+    with pytest.raises(ValueError, match=message):
+        init_fpn(key, fpn, CHANNELS)
+
+
+def test_a_pyramid_upside_down_is_refused():
+    with pytest.raises(ValueError, match="min_level is 5 and max_level 3"):
+        Fpn(min_level=5, max_level=3)

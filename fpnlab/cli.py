@@ -98,7 +98,9 @@ def train(ctx: click.Context, config: pathlib.Path, out: pathlib.Path | None) ->
 
     experiment = dataclasses.replace(_experiment(ctx, config), study=None)
     folder = out or pathlib.Path("runs") / config.stem
-    trial = Trial(config.stem, config.stem, experiment.train.batch_size, experiment.seed, experiment)
+    trial = Trial(
+        config.stem, config.stem, experiment.train.batch_size, experiment.seed, experiment
+    )
     dataset = _data(experiment)
     with Stop() as stop, Watcher() as watcher:
         watcher.start([trial])
@@ -239,7 +241,9 @@ def _overrides(words: list[str]) -> Iterator[tuple[str, str]]:
     for word in rest:
         path, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not path:
-            raise click.UsageError(f"{word!r} is neither an option nor a field like --train.examples")
+            raise click.UsageError(
+                f"{word!r} is neither an option nor a field like --train.examples"
+            )
         if not equals and (value := next(rest, None)) is None:
             raise click.UsageError(f"--{path} needs a value, e.g. --{path} 1")
         yield path, value

@@ -262,7 +262,9 @@ def _faults(error):
         members = [m for m in _members(union) if (*union, m.__name__) not in wrong_kind]
         if not members:
             kinds = [m.kind for m in _members(union)]
-            given = next(f["input"] for f in found if f["loc"][:-2] == union and f["loc"][-1] == "kind")
+            given = next(
+                f["input"] for f in found if f["loc"][:-2] == union and f["loc"][-1] == "kind"
+            )
             lines.append(f"{_dotted(union)}.kind: is {given!r}{_near(str(given), kinds)}")
     return lines
 

@@ -38,7 +38,7 @@ def small_detector(norm, classes=3):
         backbone=ResNet(
             depths=(1, 1), widths=(4, 8), stem=Stem(size=3, stride=2, pool=True), norm=norm
         ),
-        neck=Fpn(channels=8, min_level=2, max_level=4, norm=norm),
+        neck=Fpn(channels=8, min_level=3, max_level=4, norm=norm),
         head=RetinaHead(depth=1, norm=norm),
         anchors=Anchors(scale=2.0, octaves=2, ratios=(1.0,)),
     )

@@ -35,7 +35,7 @@ def evaluate_detector(
     params: Any,
     state: Any,
     *,
-    train: Batch,
+    population: np.ndarray,
     test: Batch,
     class_names: Sequence[str],
     norm_batch: int,
@@ -52,7 +52,8 @@ def evaluate_detector(
       detector: what was trained.
       params: its parameters.
       state: its running statistics.
-      train: training images, in an order that mixes them.
+      population: ``[n, h, w, 3]`` training images as training saw them, for ``precise``; what
+        does not fill a last batch is left out.
       test: held-out images.
       class_names: names of the classes.
       norm_batch: images per statistics group in training, for norms that leave it open.
@@ -71,18 +72,17 @@ def evaluate_detector(
     if not has_batch_norm(detector):
         return {source: dict(metrics) for source in ("running", "precise", "batch")}, running
 
-    group = max(evaluate.batch_size // norm_batch, 1) * norm_batch
-    available = len(train.images) // group * group
-    count = min(max(evaluate.population_examples // group, 1) * group, available)
+    group = _whole_groups(evaluate.batch_size, norm_batch)
+    count = len(population) // group * group
     if not count:
         raise ValueError(
-            f"evaluate: {len(train.images)} training images do not fill one statistics batch of "
-            f"{group}; use a smaller evaluate.batch_size or norm_batch"
+            f"evaluate: {len(population)} training images do not fill one statistics batch of "
+            f"{group}; raise evaluate.population_examples or lower evaluate.batch_size"
         )
     collect = lambda images: _collect(forgetful(detector), precision, params, state, images)
-    chunks = (train.images[i : i + group] for i in range(0, count, group))
-    population = population_state(collect, chunks, state)
-    precise = score(found(params, population, mode=Mode.EVAL))
+    chunks = (population[i : i + group] for i in range(0, count, group))
+    exact = population_state(collect, chunks, state)
+    precise = score(found(params, exact, mode=Mode.EVAL))
     by_batch = score(found(params, state, mode=Mode.BATCH_EVAL, multiple=norm_batch))
     return {"running": metrics, "precise": precise, "batch": by_batch}, running
 
@@ -112,7 +112,7 @@ def detections(
       multiple: batches are made a multiple of so many images (statistics groups).
       precision: dtype of the computation.
     """
-    size = max(batch_size // multiple, 1) * multiple
+    size = _whole_groups(batch_size, multiple)
     anchors = detector_anchors(detector, *test.images.shape[1:3])
     parts = [
         jax.device_get(_detect(detector, mode, precision, params, state, images, extent, anchors))
@@ -120,6 +120,11 @@ def detections(
     ]
     total = len(test.images)
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:total], *parts)
+
+
+def _whole_groups(batch_size: int, group: int) -> int:
+    """Returns the largest multiple of ``group`` up to ``batch_size``, and at least one group."""
+    return max(batch_size // group, 1) * group
 
 
 def _filled(split: Batch, size: int) -> Iterator[tuple[Any, Any]]:

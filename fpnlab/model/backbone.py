@@ -140,9 +140,7 @@ def init_resnet(key: Key, resnet: ResNet) -> tuple[ResNetParams, ResNetState]:
         for i, blocks in enumerate(resnet.stages.values())
     ]
     params = ResNetParams(stem=stem, stages=tuple(tuple(p for p, _ in stage) for stage in made))
-    state = ResNetState(
-        stem=stem_state, stages=tuple(tuple(s for _, s in stage) for stage in made)
-    )
+    state = ResNetState(stem=stem_state, stages=tuple(tuple(s for _, s in stage) for stage in made))
     return params, state
 
 
@@ -167,9 +165,7 @@ def apply_resnet(
     for i, (level, blocks) in enumerate(resnet.stages.items()):
         new = []
         for j, block in enumerate(blocks):
-            x, block_state = apply_block(
-                block, params.stages[i][j], state.stages[i][j], x, mode
-            )
+            x, block_state = apply_block(block, params.stages[i][j], state.stages[i][j], x, mode)
             new.append(block_state)
         features[level] = x
         states.append(tuple(new))

@@ -104,9 +104,7 @@ def init_detector(key: Key, detector: Detector) -> tuple[DetectorParams, Detecto
         do not divide its channels.
     """
     backbone, backbone_state = init_resnet(named_key(key, "backbone"), detector.backbone)
-    neck, neck_state = init_fpn(
-        named_key(key, "neck"), detector.neck, detector.backbone.channels
-    )
+    neck, neck_state = init_fpn(named_key(key, "neck"), detector.neck, detector.backbone.channels)
     head, head_state = init_head(
         named_key(key, "head"),
         detector.head,
@@ -142,9 +140,7 @@ def apply_detector(
     """
     _check_image(detector, images.shape[1:3])
     x = (images - detector.pixel_mean) / detector.pixel_deviation
-    features, backbone = apply_resnet(
-        detector.backbone, params.backbone, state.backbone, x, mode
-    )
+    features, backbone = apply_resnet(detector.backbone, params.backbone, state.backbone, x, mode)
     pyramid, neck = apply_fpn(detector.neck, params.neck, state.neck, features, mode)
     logits, deltas, head = apply_head(detector.head, params.head, state.head, pyramid, mode)
     output = DetectorOutput(logits=logits, deltas=deltas)

@@ -68,9 +68,7 @@ def init_head(
 
     def tower(name):
         made = [
-            init_conv_norm(
-                named_key(key, name, i), head.norm, 3, channels, channels, levels=levels
-            )
+            init_conv_norm(named_key(key, name, i), head.norm, 3, channels, channels, levels=levels)
             for i in range(head.depth)
         ]
         return tuple(p for p, _ in made), tuple(s for _, s in made)

@@ -118,7 +118,5 @@ def apply_fpn(
     return pyramid, FpnState(lateral=lateral_state, output=output_state)
 
 
-def _grown(
-    x: Float[Array, "b _ _ d"], like: Float[Array, "b h w d"]
-) -> Float[Array, "b h w d"]:
+def _grown(x: Float[Array, "b _ _ d"], like: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
     return upsample_nearest(x)[:, : like.shape[1], : like.shape[2]]

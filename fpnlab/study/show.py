@@ -2,18 +2,14 @@
 
 import pathlib
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from fpnlab.config import Experiment
-from fpnlab.data.augment import augment
-from fpnlab.data.dataset import Dataset, stream_order, take
+from fpnlab.data.dataset import Dataset, take
 from fpnlab.evaluate.detection import detections
-from fpnlab.ops.keys import named_key
 from fpnlab.report.draw import draw_boxes
-from fpnlab.study.trial import restored_state
+from fpnlab.study.trial import restored_state, training_view
 from fpnlab.types import Mode
 
 
@@ -36,16 +32,10 @@ def draw(
       count: number of images; no more than there are.
       score: lowest score of a predicted box.
     """
-    whole = dataset.test if split == "test" else dataset.train
-    count = min(count, len(whole.images))
-    numbers = np.arange(count)
     if split == "train":
-        numbers = stream_order(experiment.seed, len(whole.images), 0, count)
-    batch = jax.device_get(take(whole, numbers))
-    if split == "train" and experiment.augment:
-        key = named_key(jax.random.key(experiment.seed), "augment")
-        keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(jnp.arange(count, dtype=jnp.uint32))
-        batch = jax.device_get(augment(experiment.augment, keys, batch))
+        batch = training_view(experiment, dataset, min(count, len(dataset.train.images)))
+    else:
+        batch = take(dataset.test, np.arange(min(count, len(dataset.test.images))))
     if run is None:
         return draw_boxes(
             batch.images,
@@ -62,7 +52,7 @@ def draw(
         state.state,
         test=batch,
         mode=Mode.EVAL,
-        batch_size=min(count, experiment.evaluate.batch_size),
+        batch_size=min(len(batch.images), experiment.evaluate.batch_size),
         precision=experiment.train.precision,
     )
     return draw_boxes(

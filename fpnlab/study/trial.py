@@ -35,6 +35,7 @@ from fpnlab.train.step import TrainState, init_train, train_step
 from fpnlab.types import Batch
 
 GALLERY_IMAGES = 12
+VIEW_CHUNK = 64
 
 
 class Interrupted(Exception):
@@ -94,11 +95,7 @@ def training_step(experiment: Experiment) -> Callable[..., tuple[TrainState, dic
 @functools.lru_cache(maxsize=8)
 def _jitted_step(model, objective, train, augmentation):
     def step(state: TrainState, split: Batch, indices, positions, key):
-        batch = take(split, indices)
-        if augmentation:
-            # A view depends on the position in the stream only, not on the batch it is in.
-            keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(positions)
-            batch = augment(augmentation, keys, batch)
+        batch = _view(augmentation, take(split, indices), positions, key)
         return train_step(model, objective, train, state, batch)
 
     return jax.jit(step, donate_argnums=0)
@@ -129,7 +126,7 @@ def _train(experiment, dataset, folder, checkpoints, stop, report):
 
     split = jax.device_put(dataset.train)
     advance = training_step(experiment)
-    key = named_key(jax.random.key(experiment.seed), "augment")
+    key = _augment_key(experiment)
     step = lambda state, batch: advance(state, split, *batch, key)
     every = max(experiment.log_examples // train.batch_size, 1)
     begun = saved = mark = time.monotonic()
@@ -194,15 +191,48 @@ def restored_state(folder: pathlib.Path, experiment: Experiment) -> TrainState:
     return found[1]
 
 
+def training_view(experiment: Experiment, dataset: Dataset, count: int) -> Batch:
+    """Returns the first ``count`` images of training, as training sees them, in host memory."""
+    order = stream_order(experiment.seed, len(dataset.train.images), 0, count)
+    positions = np.arange(count, dtype=np.uint32)
+    key = _augment_key(experiment)
+    chunks = range(0, count, VIEW_CHUNK)
+    parts = [
+        jax.device_get(
+            _view(
+                experiment.augment,
+                jax.tree.map(jnp.asarray, take(dataset.train, order[i : i + VIEW_CHUNK])),
+                positions[i : i + VIEW_CHUNK],
+                key,
+            )
+        )
+        for i in chunks
+    ]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _view(augmentation, batch, positions, key):
+    """Returns a batch as training sees it at these positions of its stream."""
+    if augmentation is None:
+        return batch
+    # A view depends on the position in the stream only, not on the batch it is in.
+    keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(positions)
+    return augment(augmentation, keys, batch)
+
+
+def _augment_key(experiment):
+    return named_key(jax.random.key(experiment.seed), "augment")
+
+
 def _evaluated(experiment, dataset, state):
     train = experiment.train
-    count = len(dataset.train.images)
+    count = max(experiment.evaluate.population_examples, train.batch_size)
     return evaluate_detector(
         experiment.evaluate,
         experiment.model,
         state.params if state.average is None else state.average,
         state.state,
-        train=take(dataset.train, stream_order(experiment.seed, count, 0, count)),
+        population=training_view(experiment, dataset, count).images,
         test=dataset.test,
         class_names=dataset.class_names,
         norm_batch=train.batch_size,

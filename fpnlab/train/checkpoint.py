@@ -50,7 +50,10 @@ class Checkpoints:
             permission); the checkpoints before it are intact.
         """
         leaves = _leaves(tree)
-        manifest = {"config_hash": self.config_hash, "leaves": {k: _seal(v) for k, v in leaves.items()}}
+        manifest = {
+            "config_hash": self.config_hash,
+            "leaves": {k: _seal(v) for k, v in leaves.items()},
+        }
         try:
             with self._manager() as manager:
                 manager.save(

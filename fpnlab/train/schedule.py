@@ -41,9 +41,7 @@ class Steps:
 Schedule = Cosine | Steps
 
 
-def scheduled(
-    schedule: Schedule, examples: int, seen: Int[Array, ""] | int
-) -> Float[Array, ""]:
+def scheduled(schedule: Schedule, examples: int, seen: Int[Array, ""] | int) -> Float[Array, ""]:
     """Returns the share of the peak learning rate after ``seen`` of ``examples`` examples."""
     done = jnp.asarray(seen, jnp.float32) / examples
     rise = jnp.minimum(done / schedule.warmup, 1.0) if schedule.warmup else 1.0

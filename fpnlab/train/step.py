@@ -85,9 +85,10 @@ class Train:
     def peak_rate(self) -> float:
         """The learning rate that `rule` gives this batch size."""
         ratio = self.batch_size / self.reference_batch
-        return self.learning_rate * {"constant": 1, "linear": ratio, "sqrt": math.sqrt(ratio)}[
-            self.rule
-        ]
+        return (
+            self.learning_rate
+            * {"constant": 1, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.rule]
+        )
 
 
 @tree

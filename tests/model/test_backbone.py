@@ -73,7 +73,9 @@ def test_a_block_learns_through_its_zero_scale(key):
     block = Block(kind="basic", inputs=4, width=4, stride=1, norm=BatchNorm())
     params, state = init_block(key, block)
     x = jax.random.normal(key, (2, 4, 4, 4))
-    gradient = jax.grad(lambda p: (apply_block(block, p, state, x, Mode.TRAIN)[0] ** 2).sum())(params)
+    gradient = jax.grad(lambda p: (apply_block(block, p, state, x, Mode.TRAIN)[0] ** 2).sum())(
+        params
+    )
     assert jnp.abs(gradient.branch[-1].norm.scale).max() > 0
     assert jnp.abs(gradient.branch[0].kernel).max() == 0
 
@@ -108,7 +110,10 @@ def test_evaluation_does_not_change_the_state(key):
     ("make", "message"),
     [
         (lambda: resnet(20, NoNorm()), "no standard ResNet has 20 layers; these do"),
-        (lambda: ResNet(depths=(1, 1), widths=(4,), norm=NoNorm()), "depths has 2 stages and widths 1"),
+        (
+            lambda: ResNet(depths=(1, 1), widths=(4,), norm=NoNorm()),
+            "depths has 2 stages and widths 1",
+        ),
         (lambda: ResNet(depths=(0,), widths=(4,), norm=NoNorm()), "numbers of 1 or more"),
         (lambda: Stem(size=4), "size is 4; it must be odd"),
         (lambda: Stem(stride=3), "stride is 3; it must be 1, 2 or 4"),

@@ -21,7 +21,9 @@ def features(key):
     }
 
 
-@pytest.mark.parametrize("norm", [NoNorm(), BatchNorm(), LayerNorm(axes="hwc")], ids=lambda n: n.kind)
+@pytest.mark.parametrize(
+    "norm", [NoNorm(), BatchNorm(), LayerNorm(axes="hwc")], ids=lambda n: n.kind
+)
 def test_every_level_has_the_pyramids_width_and_its_own_size(norm, features, key):
     fpn = Fpn(channels=6, min_level=2, max_level=6, norm=norm)
     params, state = init_fpn(key, fpn, CHANNELS)

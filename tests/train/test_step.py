@@ -1,0 +1,169 @@
+"""The training step: what it changes, what it refuses, and that it lowers for every platform."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fpnlab.model.norm import BatchNorm, LayerNorm
+from fpnlab.train.fit import fit
+from fpnlab.train.objective import Objective
+from fpnlab.train.schedule import Steps
+from fpnlab.train.step import AdamW, Sgd, Train, init_train, train_step
+from fpnlab.types import Batch
+
+TRAIN = Train(
+    examples=64, batch_size=4, learning_rate=0.1, rule="constant", schedule=Steps(warmup=0.0)
+)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    key = jax.random.key(5)
+    boxes = jnp.array([[4.0, 4, 14, 14], [16, 12, 30, 28]])
+    return Batch(
+        images=(255 * jax.random.uniform(key, (4, 32, 32, 3))).astype(jnp.uint8),
+        boxes=jnp.tile(boxes, (4, 1, 1)),
+        classes=jnp.array([[0, 1], [1, 2], [2, 0], [1, 0]], jnp.int32),
+        valid=jnp.array([[True, True], [True, False], [True, True], [False, False]]),
+        extent=jnp.full((4, 2), 32.0),
+        index=jnp.arange(4, dtype=jnp.int32),
+    )
+
+
+@pytest.fixture(scope="module")
+def stepping(detector):
+    """(train) -> initial state and jitted step, compiled once a recipe."""
+
+    @functools.cache
+    def make(train, detector=detector):
+        state = init_train(jax.random.key(0), detector, train)
+        return state, jax.jit(functools.partial(train_step, detector, Objective(), train))
+
+    return make
+
+
+@pytest.mark.parametrize("optimizer", [Sgd(), AdamW()], ids=lambda o: o.kind)
+def test_training_on_one_batch_lowers_its_loss(optimizer, stepping, batch):
+    train = dataclasses.replace(TRAIN, optimizer=optimizer, learning_rate=0.01)
+    state, step = stepping(train)
+    losses = [float(logs["loss"]) for _, logs in fit(step, state, [batch] * 16)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert np.isfinite(losses).all()
+
+
+def test_one_sgd_step_is_the_formula(stepping, batch):
+    train = dataclasses.replace(
+        TRAIN, weight_decay=0.0, clip_norm=None, optimizer=Sgd(momentum=0.5)
+    )
+    state, step = stepping(train)
+    after, logs = step(state, batch)
+    again, _ = step(after, batch)
+    # Nesterov from rest: the first update is (1 + momentum) x rate x gradient.
+    moved = jax.tree.map(lambda a, b: b - a, after.params, state.params)
+    norm = jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(moved)))
+    np.testing.assert_allclose(norm, 1.5 * 0.1 * logs["gradient_norm"], rtol=1e-4)
+    assert int(again.step) == 2
+
+
+def test_clipping_bounds_the_update_and_logs_the_norm_before(stepping, batch):
+    train = dataclasses.replace(
+        TRAIN, weight_decay=0.0, clip_norm=1e-3, optimizer=Sgd(momentum=0.0)
+    )
+    state, step = stepping(train)
+    after, logs = step(state, batch)
+    moved = jax.tree.map(lambda a, b: a - b, after.params, state.params)
+    norm = jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(moved)))
+    np.testing.assert_allclose(norm, 0.1 * 1e-3, rtol=1e-3)
+    assert logs["gradient_norm"] > 1e-3
+
+
+def test_weight_decay_shrinks_kernels_and_nothing_else(stepping, batch):
+    # Without gradient (nothing valid, no learning of the loss), only decay moves parameters:
+    # compare two decays that differ by 1.
+    results = []
+    for decay in (0.0, 1.0):
+        state, step = stepping(
+            dataclasses.replace(
+                TRAIN, weight_decay=decay, optimizer=Sgd(momentum=0.0), clip_norm=None
+            )
+        )
+        results.append(step(state, batch)[0].params)
+    difference = jax.tree_util.tree_map_with_path(
+        lambda path, start, without, decayed: (
+            path[-1].name,
+            np.abs(decayed - (without - 0.1 * start)).max(),
+            np.abs(decayed - without).max(),
+        ),
+        state.params,
+        *results,
+    )
+    is_row = lambda node: isinstance(node, tuple) and node and isinstance(node[0], str)
+    for name, as_decayed, as_kept in jax.tree.leaves(difference, is_leaf=is_row):
+        assert (as_decayed if name == "kernel" else as_kept) < 1e-5, name
+
+
+def test_averaged_weights_follow_their_closed_form(stepping, batch):
+    train = dataclasses.replace(TRAIN, ema_examples=8)
+    state, step = stepping(train)
+    after, _ = step(state, batch)
+    keep = np.exp(-4 / 8)
+    expected = jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, state.params, after.params)
+    chex.assert_trees_all_close(after.average, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_an_update_that_is_not_finite_is_refused_bit_for_bit(stepping, batch):
+    state, step = stepping(TRAIN)
+    good, _ = step(state, batch)
+    poisoned = dataclasses.replace(
+        batch, images=batch.images.astype(jnp.float32).at[1].set(jnp.nan)
+    )
+    bad, logs = step(good, poisoned)
+    assert jnp.isnan(logs["loss"])
+    assert int(bad.refused) == 1
+    chex.assert_trees_all_equal(
+        (bad.params, bad.state, bad.optimizer), (good.params, good.state, good.optimizer)
+    )
+
+
+def test_the_learning_rate_follows_examples_not_steps(stepping, batch):
+    train = dataclasses.replace(TRAIN, schedule=Steps(warmup=0.0, milestones=(0.125,)))
+    state, step = stepping(train)
+    rates = [float(logs["learning_rate"]) for _, logs in fit(step, state, [batch] * 3)]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.01], rtol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("norm", [BatchNorm(), LayerNorm(axes="hwc")], ids=lambda n: n.kind)
+def test_the_step_lowers_for_cpu_cuda_and_tpu(precision, norm, make_detector, batch):
+    detector = make_detector(norm)
+    train = dataclasses.replace(TRAIN, precision=precision)
+    state = jax.eval_shape(lambda: init_train(jax.random.key(0), detector, train))
+    step = jax.jit(functools.partial(train_step, detector, Objective(), train))
+    exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(state, batch)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert ("bf16" in exported.mlir_module()) == (precision == "bfloat16")
+
+
+def test_bfloat16_keeps_parameters_and_statistics_in_float32(stepping, batch):
+    state, step = stepping(dataclasses.replace(TRAIN, precision="bfloat16"))
+    after, logs = step(state, batch)
+    chex.assert_trees_all_equal_dtypes(after, state)
+    _, exact = stepping(TRAIN)[1](state, batch)
+    np.testing.assert_allclose(logs["loss"], exact["loss"], rtol=0.03)
+
+
+def test_packed_seeds_are_the_same_seeds_in_turn(detector, stepping, batch):
+    _, step = stepping(TRAIN)
+    make = lambda seed: init_train(jax.random.key(seed), detector, TRAIN)
+    packed = jax.vmap(make)(jnp.arange(2))
+    together, logs = jax.jit(jax.vmap(step, in_axes=(0, None)))(packed, batch)
+    for seed in range(2):
+        alone, expected = step(make(seed), batch)
+        np.testing.assert_allclose(logs["loss"][seed], expected["loss"], rtol=1e-5)
+        mine = jax.tree.map(lambda leaf: leaf[seed], together.params)  # noqa: B023
+        chex.assert_trees_all_close(mine, alone.params, rtol=1e-3, atol=1e-5)

@@ -15,12 +15,17 @@ _LARGEST_AREA = 1e10  # the upper end of COCO's "all" and "large"
 class GroundTruth(Protocol):
     """What ``coco_metrics`` reads of the true boxes; a ``types.Batch`` has it, for instance."""
 
-    boxes: Any
-    """``[n, m, 4]``, ``xyxy`` in pixels."""
-    classes: Any
-    """``[n, m]`` int, 0 to k - 1."""
-    valid: Any
-    """``[n, m]`` bool: which rows are boxes."""
+    @property
+    def boxes(self) -> Any:
+        """``[n, m, 4]``, ``xyxy`` in pixels."""
+
+    @property
+    def classes(self) -> Any:
+        """``[n, m]`` int, 0 to k - 1."""
+
+    @property
+    def valid(self) -> Any:
+        """``[n, m]`` bool: which rows are boxes."""
 
 
 def coco_metrics(

@@ -90,7 +90,7 @@ class ResNet:
         return {level: blocks[-1].outputs for level, blocks in self.stages.items()}
 
 
-STANDARD = {
+STANDARD: dict[int, tuple[Literal["basic", "bottleneck"], tuple[int, ...]]] = {
     18: ("basic", (2, 2, 2, 2)),
     34: ("basic", (3, 4, 6, 3)),
     50: ("bottleneck", (3, 4, 6, 3)),

@@ -138,7 +138,8 @@ def apply_detector(
     Raises:
       ValueError: the images are smaller than one cell of the coarsest level.
     """
-    _check_image(detector, images.shape[1:3])
+    _, height, width, _ = images.shape
+    _check_image(detector, (height, width))
     x = (images - detector.pixel_mean) / detector.pixel_deviation
     features, backbone = apply_resnet(detector.backbone, params.backbone, state.backbone, x, mode)
     pyramid, neck = apply_fpn(detector.neck, params.neck, state.neck, features, mode)

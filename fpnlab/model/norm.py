@@ -144,28 +144,29 @@ def apply_norm(
       ValueError: a batch norm over one value per channel, or groups that do not divide.
     """
     scale, bias = params.scale, params.bias
+    if isinstance(norm, NoNorm):
+        y = x if scale is None else x * scale.astype(x.dtype)
+        return y + bias.astype(x.dtype), state
+    assert scale is not None
     match norm:
         case BatchNorm():
+            assert state is not None
             return _apply_batch_norm(norm, params, state, x, mode, level)
         case LayerNorm():
             return ops.layer_norm(x, scale, bias, axes=norm.axes, eps=norm.eps), state
         case GroupNorm():
             return ops.group_norm(x, scale, bias, groups=norm.groups, eps=norm.eps), state
-        case NoNorm():
-            y = x if scale is None else x * scale.astype(x.dtype)
-            return y + bias.astype(x.dtype), state
 
 
 def _apply_batch_norm(norm, params, state, x, mode, level):
     at = ... if level is None else level
-    y, batch = None, None
-    if mode.stats == "batch" or mode.update:
-        y, batch = ops.batch_norm_train(
-            x, params.scale, params.bias, eps=norm.eps, norm_batch=norm.norm_batch
-        )
+    affine = (params.scale, params.bias)
+    if mode.stats == "running" and not mode.update:
+        y = ops.batch_norm_eval(x, state.mean[at], state.var[at], *affine, eps=norm.eps)
+        return y, state
+    y, batch = ops.batch_norm_train(x, *affine, eps=norm.eps, norm_batch=norm.norm_batch)
     if mode.stats == "running":
-        mean, var = state.mean[at], state.var[at]
-        y = ops.batch_norm_eval(x, mean, var, params.scale, params.bias, eps=norm.eps)
+        y = ops.batch_norm_eval(x, state.mean[at], state.var[at], *affine, eps=norm.eps)
     if not mode.update:
         return y, state
     keep = norm.decay ** (x.shape[0] / norm.reference_batch)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
+Bilinear = Callable[[Array, Array], Array]
+
 UNROLLED = 16
 """Longest mapped axis whose convolutions are written out one by one on a CPU."""
 
@@ -26,7 +28,8 @@ def conv(
     (convolutions one after the other, where XLA would make a grouped one, several times
     slower). A program exported for several platforms carries both ways.
 
-    The gradient is a ``jax.custom_vjp``: reverse mode only. A 1x1 kernel without padding is a
+    It differentiates in reverse mode, any number of times, and not in forward mode
+    (``jax.custom_vjp``): neither ``jvp`` nor ``linearize``. A 1x1 kernel without padding is a
     matrix product instead, and differentiates in both modes.
 
     Args:
@@ -52,68 +55,78 @@ def conv(
         padding = w.shape[0] // 2
     if w.shape[:2] == (1, 1) and padding == 0:
         return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], w[0, 0])
-    return _conv(stride, padding, x, w)
+    return _conv(x, w, stride, padding)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _conv(stride: int, padding: int, x: Array, w: Array) -> Array:
+# The forward convolution, the gradient of its input and that of its kernel are bilinear, and the
+# derivatives of each are the other two: three custom_vjp that point at one another, so that
+# gradients can be differentiated again.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: Array, w: Array, stride: int, padding: int) -> Array:
     return _forward(stride, padding)(x, w)
 
 
-def _conv_fwd(stride: int, padding: int, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _forward(stride, padding)(x, w), (x, w)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv_dx(dy: Array, w: Array, size: tuple[int, int], stride: int, padding: int) -> Array:
+    return _input_gradient(size, stride, padding)(dy, w)
 
 
-def _conv_bwd(
-    stride: int, padding: int, residuals: tuple[Array, Array], dy: Array
-) -> tuple[Array, Array]:
-    x, w = residuals
-    dx = _input_gradient(stride, padding, x.shape[1:3])(dy, w)
-    dw = _kernel_gradient(stride, padding, w.shape[:2])(x, dy)
-    return dx, dw
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv_dw(x: Array, dy: Array, size: tuple[int, int], stride: int, padding: int) -> Array:
+    return _kernel_gradient(size, stride, padding)(x, dy)
 
 
-_conv.defvjp(_conv_fwd, _conv_bwd)
+def _conv_bwd(stride, padding, operands, ct):
+    x, w = operands
+    dx = _conv_dx(ct, w, x.shape[1:3], stride, padding)
+    return dx, _conv_dw(x, ct, w.shape[:2], stride, padding)
 
 
-def _plain(stride: int, padding: int, x: Array, w: Array) -> Array:
-    return jax.lax.conv_general_dilated(
-        x, w, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+def _conv_dx_bwd(size, stride, padding, operands, ct):
+    dy, w = operands
+    return _conv(ct, w, stride, padding), _conv_dw(ct, dy, w.shape[:2], stride, padding)
 
 
-# The three convolutions of a training step, each as a function of two arrays. They are kept by
-# their static arguments, so that JAX sees the same function again and need not trace it anew.
+def _conv_dw_bwd(size, stride, padding, operands, ct):
+    x, dy = operands
+    return _conv_dx(dy, ct, x.shape[1:3], stride, padding), _conv(x, ct, stride, padding)
+
+
+_conv.defvjp(lambda x, w, *static: (_conv(x, w, *static), (x, w)), _conv_bwd)
+_conv_dx.defvjp(lambda dy, w, *static: (_conv_dx(dy, w, *static), (dy, w)), _conv_dx_bwd)
+_conv_dw.defvjp(lambda x, dy, *static: (_conv_dw(x, dy, *static), (x, dy)), _conv_dw_bwd)
+
+
+# The same three as functions of two arrays, kept by their static arguments: JAX meets the same
+# function again and need not trace it anew.
 
 
 @functools.cache
-def _forward(stride: int, padding: int) -> Callable[[Array, Array], Array]:
-    return _mapped(functools.partial(_plain, stride, padding), fold=True)
+def _forward(stride: int, padding: int) -> Bilinear:
+    return _mapped(lambda x, w: _plain(x, w, stride, padding), fold=True)
 
 
 @functools.cache
-def _input_gradient(
-    stride: int, padding: int, size: tuple[int, int]
-) -> Callable[[Array, Array], Array]:
+def _input_gradient(size: tuple[int, int], stride: int, padding: int) -> Bilinear:
     def gradient(dy, w):
         x = jax.ShapeDtypeStruct((dy.shape[0], *size, w.shape[2]), dy.dtype)
-        return jax.linear_transpose(lambda x: _plain(stride, padding, x, w), x)(dy)[0]
+        return jax.linear_transpose(lambda x: _plain(x, w, stride, padding), x)(dy)[0]
 
     return _mapped(gradient, fold=True)
 
 
 @functools.cache
-def _kernel_gradient(
-    stride: int, padding: int, size: tuple[int, int]
-) -> Callable[[Array, Array], Array]:
+def _kernel_gradient(size: tuple[int, int], stride: int, padding: int) -> Bilinear:
     def xla(x, dy):
         w = jax.ShapeDtypeStruct((*size, x.shape[3], dy.shape[3]), dy.dtype)
-        return jax.linear_transpose(lambda w: _plain(stride, padding, x, w), w)(dy)[0]
+        return jax.linear_transpose(lambda w: _plain(x, w, stride, padding), w)(dy)[0]
 
     def cpu(x, dy):
         # The same convolution that XLA makes of this gradient: images and channels change
-        # places, and `dy` is the kernel. XLA fuses the two transpositions with whatever
-        # element-wise arithmetic produced x and dy, and so repeats all of that (in a ResNet
+        # places, and `dy` is the kernel. XLA would fuse the two transpositions with whatever
+        # element-wise arithmetic produced x and dy, and so repeat all of that (in a ResNet
         # the whole chain of residual sums) in the order of memory that suits it least.
         ends = [
             (n - 1) * stride + k - m - padding for n, k, m in zip(dy.shape[1:3], size, x.shape[1:3])
@@ -131,6 +144,12 @@ def _kernel_gradient(
     return _mapped(lambda x, dy: jax.lax.platform_dependent(x, dy, cpu=cpu, default=xla))
 
 
+def _plain(x: Array, w: Array, stride: int, padding: int) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, w, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
 def _apart(x: Array, axes: tuple[int, ...]) -> Array:
     """Returns the transposed ``x``, compiled apart from what computes ``x``."""
     # XLA:CPU drops optimization barriers before it fuses; it keeps calls it may not inline.
@@ -141,9 +160,7 @@ def _apart(x: Array, axes: tuple[int, ...]) -> Array:
 _transpose = jax.jit(jnp.transpose, static_argnums=1)
 
 
-def _mapped(
-    f: Callable[[Array, Array], Array], *, fold: bool = False
-) -> Callable[[Array, Array], Array]:
+def _mapped(f: Bilinear, *, fold: bool = False) -> Bilinear:
     """Returns ``f(images, other)`` with a batching rule made for CPUs.
 
     Args:

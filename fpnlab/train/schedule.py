@@ -44,13 +44,13 @@ Schedule = Cosine | Steps
 def scheduled(schedule: Schedule, examples: int, seen: Int[Array, ""] | int) -> Float[Array, ""]:
     """Returns the share of the peak learning rate after ``seen`` of ``examples`` examples."""
     done = jnp.asarray(seen, jnp.float32) / examples
-    rise = jnp.minimum(done / schedule.warmup, 1.0) if schedule.warmup else 1.0
+    rise = jnp.minimum(done / schedule.warmup, 1.0) if schedule.warmup else jnp.ones(())
     match schedule:
         case Cosine():
             rest = jnp.clip((done - schedule.warmup) / (1 - schedule.warmup), 0, 1)
             return rise * 0.5 * (1 + jnp.cos(jnp.pi * rest))
         case Steps():
-            drops = sum((done >= m).astype(jnp.float32) for m in schedule.milestones)
+            drops = (done >= jnp.array(schedule.milestones)).sum()
             return rise * schedule.factor**drops
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ def init_train(key: Key, detector: Detector, train: Train) -> TrainState:
     return TrainState(
         params=params,
         state=state,
-        optimizer=_optimizer(train).init(params),
+        optimizer=_optimizer(train).init(cast(Any, params)),
         # A copy: donated buffers must not be shared between two leaves.
         average=jax.tree.map(jnp.copy, params) if train.ema_examples else None,
         step=jnp.zeros((), jnp.int32),
@@ -153,7 +153,8 @@ def train_step(
     (loss, (logs, new_state)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     seen = state.step * train.batch_size
     rate = train.peak_rate * scheduled(train.schedule, train.examples, seen)
-    updates, optimizer = _optimizer(train).update(gradient, state.optimizer, state.params)
+    params = cast(Any, state.params)  # optax has no name for trees of dataclasses
+    updates, optimizer = _optimizer(train).update(gradient, state.optimizer, params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
     average = None
     if train.ema_examples:

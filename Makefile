@@ -1,0 +1,33 @@
+# make demo     the study of the README: BatchNorm against LayerNorm over batch sizes
+# make test     the tests, but for the slow ones
+# make check    style and types
+PYTHON ?= python3
+EXTRAS ?= test
+
+.PHONY: demo test test-all check clean
+
+demo: .venv/ready
+	.venv/bin/fpnlab study configs/demo.toml
+
+test: .venv/ready-test
+	.venv/bin/python -m pytest -n 2 -m "not slow"
+
+test-all: .venv/ready-test
+	.venv/bin/python -m pytest -n 2
+
+check: .venv/ready-test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyrefly check
+
+clean:
+	rm -rf .venv runs
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/ready-test: .venv/ready
+	.venv/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	touch $@

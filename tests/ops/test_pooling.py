@@ -1,0 +1,39 @@
+"""Pooling against PyTorch and by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fpnlab.ops.pooling import global_average_pool, max_pool
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1)])
+def test_max_pool_and_its_gradient_are_those_of_torch(size, stride, padding, key):
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    x = jax.random.normal(key, (2, 9, 8, 3))
+    pool = functools.partial(max_pool, size=size, stride=stride, padding=padding)
+    y, pull = jax.vjp(pool, x)
+    tx = torch.tensor(np.asarray(x), requires_grad=True)
+    ty = torch.nn.functional.max_pool2d(tx.permute(0, 3, 1, 2), size, stride, padding)
+    ty.backward(torch.tensor(np.asarray(jnp.cos(y))).permute(0, 3, 1, 2))
+    np.testing.assert_array_equal(y, ty.detach().permute(0, 2, 3, 1))
+    np.testing.assert_allclose(pull(jnp.cos(y))[0], tx.grad, rtol=1e-6)
+
+
+def test_padding_never_wins():
+    assert (max_pool(jnp.full((1, 4, 4, 1), -1e30)) == -1e30).all()
+
+
+def test_equal_values_share_a_gradient_that_sums_to_one():
+    gradient = jax.grad(lambda x: max_pool(x, size=2, padding=0).sum())(jnp.ones((1, 2, 2, 1)))
+    np.testing.assert_array_equal(gradient.ravel(), [0.125, 0.125, 0.25, 0.5])
+
+
+def test_global_average_pool_is_the_mean_over_the_map(key):
+    x = jax.random.normal(key, (2, 4, 5, 3))
+    np.testing.assert_allclose(
+        global_average_pool(x), np.asarray(x, np.float64).reshape(2, 20, 3).mean(1), rtol=1e-5
+    )

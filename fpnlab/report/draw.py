@@ -13,6 +13,8 @@ TRUTH = "#ffffff"
 SHADOW = "#101010"
 SIDE = 320
 """Pixels that the long side of a small picture is enlarged to, at least."""
+CROWD = 8
+"""Boxes with scores in a picture beyond which labels give the score alone."""
 GAP = 6
 
 
@@ -34,7 +36,8 @@ def draw_boxes(
 ) -> Image.Image:
     """Returns the images in a grid, row by row, with their boxes drawn on them.
 
-    A box has the colour of its class and the class's name, with the score where there is one.
+    A box has the colour of its class and the class's name, with the score where there is one; in
+    a picture with more than ``CROWD`` of those, the score alone.
     True boxes are thin, white with a dark edge, and lie under the others.
 
     Args:
@@ -61,8 +64,9 @@ def draw_boxes(
         tile = tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST)
         if truth is not None:
             _draw_truth(tile, truth[0][i][truth[1][i]] * scale)
+        named = class_names if scores is None or valid[i].sum() <= CROWD else None
         labels = [
-            _label(class_names, int(classes[i, j]), None if scores is None else float(scores[i, j]))
+            _label(named, int(classes[i, j]), None if scores is None else float(scores[i, j]))
             for j in np.flatnonzero(valid[i])
         ]
         colours = [class_colour(int(k)) for k in classes[i][valid[i]]]
@@ -71,7 +75,9 @@ def draw_boxes(
     return _grid(tiles, min(columns, len(tiles)))
 
 
-def _label(class_names: Sequence[str], index: int, score: float | None) -> str:
+def _label(class_names: Sequence[str] | None, index: int, score: float | None) -> str:
+    if class_names is None:
+        return f"{score:.2f}"
     name = class_names[index] if 0 <= index < len(class_names) else f"class {index}"
     return name if score is None else f"{name} {score:.2f}"
 

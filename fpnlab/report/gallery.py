@@ -11,7 +11,6 @@ from PIL import Image
 from fpnlab.report.draw import draw_boxes
 from fpnlab.report.folder import Study, Trial
 
-PICTURES = 4
 LARGEST_FILE = 300_000
 """Bytes; a page with many figures must stay light enough for a telephone."""
 
@@ -24,7 +23,14 @@ class Choice:
     reason: str
 
 
-def draw_gallery(trial: Trial, class_names: Sequence[str], path: pathlib.Path) -> None:
+def draw_gallery(
+    trial: Trial,
+    class_names: Sequence[str],
+    path: pathlib.Path,
+    *,
+    pictures: int = 4,
+    columns: int = 2,
+) -> None:
     """Writes the first pictures of a trial's gallery, with true and predicted boxes, to ``path``.
 
     Of the predictions, an image shows the best-scored ones, as many as it has true boxes: a rule
@@ -36,7 +42,7 @@ def draw_gallery(trial: Trial, class_names: Sequence[str], path: pathlib.Path) -
     if trial.gallery is None:
         raise ValueError(f"trial {trial.name} has no gallery.npz; choose() gives trials that do")
     with np.load(trial.gallery) as file:
-        arrays = {name: file[name][:PICTURES] for name in file.files}
+        arrays = {name: file[name][:pictures] for name in file.files}
     wanted = arrays["truth_valid"].sum(axis=1, keepdims=True)
     # Detections are sorted by score, invalid ones last.
     shown = arrays["valid"] & (np.arange(arrays["valid"].shape[1]) < wanted)
@@ -48,6 +54,7 @@ def draw_gallery(trial: Trial, class_names: Sequence[str], path: pathlib.Path) -
         class_names,
         scores=arrays["scores"],
         truth=(arrays["truth_boxes"], arrays["truth_valid"]),
+        columns=columns,
     )
     _save_small(picture, path)
 

@@ -194,7 +194,7 @@ def _draw_run(trial: Trial, class_names: Sequence[str], folder: pathlib.Path) ->
     if trial.gallery is not None:
         drawn["gallery"] = _embed(
             folder / "gallery.png",
-            lambda path: gallery.draw_gallery(trial, class_names, path),
+            lambda path: gallery.draw_gallery(trial, class_names, path, pictures=6, columns=3),
             "Test pictures, as many predictions in each as it has true boxes.",
         )
     return drawn

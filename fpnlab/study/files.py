@@ -20,7 +20,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     """
     scratch = path.with_name(f".{path.name}.tmp")
     with scratch.open("w") as file:
-        json.dump(_finite(value), file, indent=1, sort_keys=True, allow_nan=False)
+        json.dump(_finite(value), file, indent=1, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

@@ -1,0 +1,32 @@
+"""Memory that the process keeps instead of handing it back to the system."""
+
+import ctypes
+import os
+
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
+M_ARENA_MAX = -8
+
+
+def keep_freed_memory() -> bool:
+    """Returns whether the C library now keeps freed memory for later allocations.
+
+    XLA:CPU allocates all temporaries of a program at each call and frees them after it. By
+    default glibc maps and unmaps such large blocks, and the kernel clears every page again:
+    a fifth of the time of a training step. Call this once, before JAX starts its threads
+    (the blocks of threads that already allocate stay as they were). The process then holds on
+    to the most memory it ever needed.
+
+    Nothing happens, and the answer is false, where the C library is not glibc.
+    """
+    try:
+        glibc = (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except (AttributeError, OSError, ValueError):
+        return False
+    if not glibc:
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    # One arena: the others are made of mappings that are always given back.
+    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_ARENA_MAX: 1}
+    return all([mallopt(name, value) == 1 for name, value in settings.items()])

@@ -27,9 +27,11 @@ class Laboratory(click.Group):
         """Runs the command."""
         try:
             return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except Exception as error:
             code = getattr(error, "exit_code", None)
-            if not isinstance(code, int) or isinstance(error, click.ClickException):
+            if code is None:
                 raise
             click.echo(f"fpnlab {ctx.invoked_subcommand}: {error}", err=True)
             sys.exit(code)

@@ -181,20 +181,28 @@ def trials(experiment: Experiment) -> list[Trial]:
     return found
 
 
-def fields(kind: type = Experiment, prefix: str = "") -> list[tuple[str, str, str, str]]:
+def fields() -> list[tuple[str, str, str, str]]:
     """Returns path, type, default and meaning of every field, for the help of commands."""
-    rows = []
-    docs = _field_docs(kind)
-    hints = typing.get_type_hints(kind)
+    return list(_fields(Experiment, "", {}))
+
+
+def _fields(kind, prefix, described):
+    docs, hints = _field_docs(kind), typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         path, hint = prefix + field.name, hints[field.name]
+        if field.name == "kind":
+            continue
         default = "required" if field.default is dataclasses.MISSING else _plain(field.default)
         members = [m for m in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(m)]
-        rows.append((path, _type_name(hint), default, docs[field.name]))
-        for member in members:
-            rows += fields(member, f"{path}.")
-    seen = set()
-    return [row for row in rows if not (row[0] in seen or seen.add(row[0]))]
+        meaning = docs[field.name]
+        if hint in described:
+            meaning += f" Its fields are those of {described[hint]}."
+        yield path, _type_name(hint), default, meaning
+        if members and hint not in described:
+            described[hint] = path
+            for member in members:
+                for name, of, value, text in _fields(member, f"{path}.", described):
+                    yield name, of, value, f"({member.kind}) {text}" if len(members) > 1 else text
 
 
 @functools.cache
@@ -331,8 +339,9 @@ def _type_name(hint):
         return "|".join(_type_name(m) for m in typing.get_args(hint) if m is not type(None))
     if typing.get_origin(hint):
         inner = ",".join("..." if a is ... else _type_name(a) for a in typing.get_args(hint))
-        return f"{hint.__origin__.__name__}[{inner}]"
-    return getattr(hint, "__name__", str(hint)).lower().replace("nonetype", "none")
+        name = hint.__origin__.__name__.replace("tuple", "list")
+        return f"{name}[{inner}]"
+    return getattr(hint, "kind", hint.__name__).lower()
 
 
 def _plain(value):

@@ -52,10 +52,11 @@ class Watcher:
     def record(self, record: dict[str, Any]) -> None:
         """Shows the speed and loss that the current trial has logged."""
         examples = self.trial.experiment.train.examples
-        rest = (examples - record["examples"]) / max(record["examples_per_second"], 1e-9)
+        rate = record["examples_per_second"]
+        rest = (examples - record["examples"]) / max(rate, 1e-9)
         numbers = (
-            f"{record['examples']}/{examples} examples  {record['examples_per_second']:.0f}/s  "
-            f"loss {record['loss']:.3f}  {_clock(rest + self._later())} left"
+            f"{record['examples']}/{examples} examples  {rate:.0f}/s  "
+            f"loss {record['loss']:.3f}  {_clock(rest + self._later(rate))} left"
         )
         passed = sum(t.experiment.train.examples for t in self.plan[: self.done])
         self.bar.update(self.task, completed=passed + record["examples"], numbers=numbers)
@@ -77,15 +78,18 @@ class Watcher:
         self.console.print(f"{title}  {text}", markup=False)
         self.printed = time.monotonic()
 
-    def _later(self) -> float:
-        """Returns the expected seconds of the trials after this one, by those already run."""
+    def _later(self, rate: float) -> float:
+        """Returns the expected seconds of the trials after this one.
+
+        They are taken to last as those of their kind did; before any has ended, as long as their
+        examples take at this ``rate``.
+        """
+        later = self.plan[self.done + 1 :]
         every = [s for group in self.seconds.values() for s in group]
         if not every:
-            return (len(self.plan) - self.done - 1) * (time.monotonic() - self.begun)
+            return sum(trial.experiment.train.examples for trial in later) / max(rate, 1e-9)
         mean = lambda values: sum(values) / len(values)
-        return sum(
-            mean(self.seconds.get(trial.axis_value, every)) for trial in self.plan[self.done + 1 :]
-        )
+        return sum(mean(self.seconds.get(trial.axis_value, every)) for trial in later)
 
     def _title(self) -> str:
         many = f"{self.done + 1}/{len(self.plan)}  " if len(self.plan) > 1 else ""

@@ -12,7 +12,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     """Returns the study's metric as a table: arms as rows, axis values as columns.
 
     A cell is the mean over seeds in points, with the half width of its 95 % Student-t interval.
-    An arm whose statistics at test time matter has a row for each kind of them.
+    An arm whose statistics at test time matter has a row for each source of them.
     """
     counts = summary["counts"]
     table = Table(
@@ -23,10 +23,11 @@ def summary_table(summary: dict[str, Any]) -> Table:
         ),
     )
     table.add_column("arm")
-    table.add_column("statistics")
+    table.add_column("source")
     for value in summary["axis_values"]:
         table.add_column(Text(str(value)), justify="right")
     for line in means_by_axis(summary, summary["metric"]):
-        cells = [mean_and_half_width(cell) for cell in line["cells"]]
+        # Without spaces five columns fit into a terminal of 80.
+        cells = [mean_and_half_width(cell).replace(" ", "") for cell in line["cells"]]
         table.add_row(*(Text(text) for text in (line["arm"], line["evaluation"], *cells)))
     return table

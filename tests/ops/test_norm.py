@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from fpnlab.ops.conv import conv
 from fpnlab.ops.norm import (
     batch_norm_eval,
     batch_norm_train,
+    batch_renorm_train,
+    dynamic_tanh,
+    filter_response_norm,
+    fold_batch_norm,
     group_norm,
+    instance_norm,
     layer_norm,
     merge_moments,
+    rms_norm,
+    scale_standardize_kernel,
+    standardize_kernel,
 )
 from fpnlab.types import Moments
 
@@ -29,6 +38,7 @@ NORMS = {
     "layer_norm_hwc": lambda x, eps=EPS: layer_norm(x, SCALE, BIAS, axes="hwc", eps=eps),
     "layer_norm_c": lambda x, eps=EPS: layer_norm(x, SCALE, BIAS, axes="c", eps=eps),
     "group_norm": lambda x, eps=EPS: group_norm(x, SCALE, BIAS, groups=3, eps=eps),
+    "instance_norm": lambda x, eps=EPS: instance_norm(x, SCALE, BIAS, eps=eps),
 }
 
 
@@ -41,6 +51,7 @@ def reference(name, x):
         "layer_norm_hwc": (x, (1, 2, 3)),
         "layer_norm_c": (x, (3,)),
         "group_norm": (x.reshape(4, 3, 5, 3, 2), (1, 2, 4)),
+        "instance_norm": (x, (1, 2)),
     }[name]
     centred = shaped - shaped.mean(axes, keepdims=True)
     y = centred / np.sqrt((centred**2).mean(axes, keepdims=True) + EPS)
@@ -80,6 +91,7 @@ def test_bfloat16_maps_are_normalized_in_float32(name, x):
         ("layer_norm_hwc", [False, False, False]),
         ("layer_norm_c", [False, False, False]),
         ("group_norm", [False, False, False]),
+        ("instance_norm", [False, False, False]),
     ],
 )
 def test_only_batch_norm_sees_other_examples(name, sees, x):
@@ -238,3 +250,171 @@ def test_a_norm_batch_that_does_not_divide_is_refused_with_those_that_do(x):
 def test_one_value_a_channel_is_refused(x):
     with pytest.raises(ValueError, match=r"one value per channel.*1x1 map.*norm_batch >= 2"):
         batch_norm_train(x[:1, :1, :1], SCALE, BIAS, eps=EPS)
+
+
+@pytest.mark.parametrize("axes", ["hwc", "c"])
+def test_rms_norm_is_its_definition_in_float64(axes, x):
+    exact = np.asarray(x, np.float64)
+    over = (1, 2, 3) if axes == "hwc" else (3,)
+    expected = exact / np.sqrt((exact**2).mean(over, keepdims=True) + EPS) * np.asarray(SCALE)
+    np.testing.assert_allclose(rms_norm(x, SCALE, axes=axes, eps=EPS), expected, rtol=1e-5)
+
+
+def test_rms_norm_is_layer_norm_where_the_mean_is_zero(x):
+    centred = x - x.mean((1, 2, 3), keepdims=True)
+    layer = layer_norm(centred, SCALE, jnp.zeros(6), axes="hwc", eps=EPS)
+    np.testing.assert_allclose(rms_norm(centred, SCALE, axes="hwc", eps=EPS), layer, atol=1e-5)
+
+
+def test_filter_response_norm_is_its_definition_in_float64(x):
+    threshold = jnp.linspace(-0.5, 0.5, 6)
+    exact = np.asarray(x, np.float64)
+    power = (exact**2).mean((1, 2), keepdims=True)
+    y = exact / np.sqrt(power + EPS) * np.asarray(SCALE) + np.asarray(BIAS)
+    found = filter_response_norm(x, SCALE, BIAS, threshold, eps=EPS)
+    np.testing.assert_allclose(found, np.maximum(y, np.asarray(threshold)), rtol=1e-5, atol=1e-6)
+
+
+def test_dynamic_tanh_takes_no_statistics(x):
+    y = dynamic_tanh(x, jnp.float32(0.7), SCALE, BIAS)
+    np.testing.assert_allclose(y, SCALE * np.tanh(0.7 * x) + BIAS, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(dynamic_tanh(x[:1, :1], jnp.float32(0.7), SCALE, BIAS), y[:1, :1])
+
+
+def test_standardized_kernels_have_no_mean_and_the_promised_variance(key):
+    kernel = 3.0 + 2.0 * jax.random.normal(key, (3, 3, 8, 4))
+    plain = np.asarray(standardize_kernel(kernel), np.float64)
+    np.testing.assert_allclose(plain.mean((0, 1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(plain.var((0, 1, 2)), 1, rtol=1e-5)
+    gain = jnp.array([1.0, 2.0, 3.0, 4.0])
+    scaled = np.asarray(scale_standardize_kernel(kernel, gain), np.float64)
+    np.testing.assert_allclose(scaled.std((0, 1, 2)) * np.sqrt(72), gain, rtol=1e-5)
+
+
+def test_a_folded_convolution_is_the_convolution_and_its_batch_norm(x, key):
+    kernel = jax.random.normal(key, (3, 3, 6, 6))
+    mean, var = jnp.linspace(-1, 1, 6), jnp.linspace(0.1, 3, 6)
+    apart = batch_norm_eval(conv(x, kernel), mean, var, SCALE, BIAS, eps=EPS)
+    folded, bias = fold_batch_norm(kernel, mean, var, SCALE, BIAS, eps=EPS)
+    np.testing.assert_allclose(conv(x, folded) + bias, apart, rtol=1e-4, atol=1e-4)
+
+
+def renorm(x, r_max, d_max):
+    mean, var = jnp.linspace(0.5, 1.5, 6), jnp.linspace(2.0, 5.0, 6)
+    return batch_renorm_train(x, mean, var, SCALE, BIAS, eps=EPS, r_max=r_max, d_max=d_max)[
+        0
+    ], batch_norm_eval(x, mean, var, SCALE, BIAS, eps=EPS)
+
+
+def test_batch_renorm_lies_between_batch_norm_and_the_running_statistics(x):
+    np.testing.assert_allclose(renorm(x, 1.0, 0.0)[0], NORMS["batch_norm"](x), atol=1e-5)
+    free, running = renorm(x, 1e6, 1e6)
+    np.testing.assert_allclose(free, running, atol=1e-5)
+
+
+def test_batch_renorm_clips_factor_and_shift(x):
+    r_max, d_max = 1.05, 0.02
+    mean, var = np.linspace(0.5, 1.5, 6), np.linspace(2.0, 5.0, 6)
+    exact = np.asarray(x, np.float64)
+    batch_mean, batch_var = exact.mean((0, 1, 2)), exact.var((0, 1, 2))
+    sigma, batch_sigma = np.sqrt(var + EPS), np.sqrt(batch_var + EPS)
+    r = np.clip(batch_sigma / sigma, 1 / r_max, r_max)
+    d = np.clip((batch_mean - mean) / sigma, -d_max, d_max)
+    assert (r != batch_sigma / sigma).any()
+    assert (d != (batch_mean - mean) / sigma).any()
+    expected = ((exact - batch_mean) / batch_sigma * r + d) * np.asarray(SCALE) + np.asarray(BIAS)
+    np.testing.assert_allclose(renorm(x, r_max, d_max)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_renorm_has_batch_norms_gradient_times_its_factor(x):
+    weights = jax.random.normal(jax.random.key(3), SHAPE)
+    var = jnp.linspace(2.0, 5.0, 6)
+    factor = jnp.sqrt((x.var((0, 1, 2)) + EPS) / (var + EPS))
+    found = jax.grad(lambda x: (renorm(x, 1e6, 1e6)[0] * weights).sum())(x)
+    # The factor has no gradient of its own.
+    frozen = jax.grad(
+        lambda x: (NORMS["batch_norm"](x) * weights * jax.lax.stop_gradient(factor)).sum()
+    )(x)
+    np.testing.assert_allclose(found, frozen, atol=1e-5)
+
+
+MASKED = {
+    "batch_norm": lambda x, mask: batch_norm_train(x, SCALE, BIAS, eps=EPS, mask=mask)[0],
+    "ghost_norm": lambda x, mask: batch_norm_train(
+        x, SCALE, BIAS, eps=EPS, mask=mask, norm_batch=2
+    )[0],
+    "layer_norm_hwc": lambda x, mask: layer_norm(x, SCALE, BIAS, axes="hwc", eps=EPS, mask=mask),
+    "group_norm": lambda x, mask: group_norm(x, SCALE, BIAS, groups=3, eps=EPS, mask=mask),
+    "instance_norm": lambda x, mask: instance_norm(x, SCALE, BIAS, eps=EPS, mask=mask),
+    "rms_norm": lambda x, mask: rms_norm(x, SCALE, axes="hwc", eps=EPS, mask=mask),
+    "filter_response_norm": lambda x, mask: filter_response_norm(
+        x, SCALE, BIAS, BIAS, eps=EPS, mask=mask
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_padding_is_as_good_as_no_padding(name, x):
+    padded = jnp.pad(x, ((0, 0), (0, 2), (0, 1), (0, 0)), constant_values=1e3)
+    mask = jnp.zeros(padded.shape[:3], bool).at[:, :3, :5].set(True)
+    found = MASKED[name](padded, mask)[:, :3, :5]
+    np.testing.assert_allclose(found, MASKED[name](x, None), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_pixels_influence_no_other_pixel_even_as_nan(name, x):
+    mask = jnp.ones(SHAPE[:3], bool).at[0, 1, 2].set(False)
+    poisoned = MASKED[name](x.at[0, 1, 2].set(jnp.nan), mask)
+    clean = MASKED[name](x, mask)
+    assert jnp.isfinite(poisoned[mask]).all()
+    np.testing.assert_array_equal(poisoned[mask], clean[mask])
+
+
+def test_an_image_without_a_single_valid_pixel_stays_finite(x):
+    mask = jnp.ones(SHAPE[:3], bool).at[0].set(False)
+    for name, norm in MASKED.items():
+        assert jnp.isfinite(norm(x, mask)).all(), name
+
+
+def test_masked_moments_count_what_they_saw(x):
+    mask = jnp.ones(SHAPE[:3], bool).at[0, :2].set(False)
+    _, moments = batch_norm_train(x, SCALE, BIAS, eps=EPS, mask=mask, norm_batch=2)
+    values = np.asarray(x, np.float64)[np.asarray(mask)]
+    assert moments.count == len(values)
+    np.testing.assert_allclose(moments.mean, values.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(moments.var, values.var(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm_batch", [None, 1, 2])
+def test_images_over_a_named_axis_are_one_batch(norm_batch, x):
+    expected, moments = batch_norm_train(x, SCALE, BIAS, eps=EPS, norm_batch=norm_batch)
+    shards = x.reshape(2, 2, *SHAPE[1:])
+    y, merged = jax.vmap(
+        lambda x: batch_norm_train(x, SCALE, BIAS, eps=EPS, norm_batch=norm_batch, axis_name="d"),
+        axis_name="d",
+    )(shards)
+    np.testing.assert_allclose(y.reshape(SHAPE), expected, atol=1e-5)
+    np.testing.assert_allclose(merged.var[1], moments.var, rtol=1e-5)
+    assert merged.count.tolist() == [60, 60]
+
+
+def test_the_gradient_of_synchronised_batch_norm_is_that_of_the_whole_batch(x):
+    weights = jax.random.normal(jax.random.key(4), SHAPE)
+    whole = jax.grad(lambda x: (NORMS["batch_norm"](x) * weights).sum())(x)
+
+    def shard_loss(x, w):
+        return (batch_norm_train(x, SCALE, BIAS, eps=EPS, axis_name="d")[0] * w).sum()
+
+    split = lambda a: a.reshape(2, 2, *SHAPE[1:])
+    total = lambda x: jax.vmap(shard_loss, axis_name="d")(split(x), split(weights)).sum()
+    np.testing.assert_allclose(jax.grad(total)(x), whole, atol=1e-5)
+
+
+def test_a_group_over_a_part_of_the_devices_is_refused(x):
+    with pytest.raises(
+        ValueError, match=r"norm_batch=3 spans more than the 2 images of this device"
+    ):
+        jax.vmap(
+            lambda x: batch_norm_train(x, SCALE, BIAS, eps=EPS, norm_batch=3, axis_name="d")[0],
+            axis_name="d",
+        )(x.reshape(2, 2, *SHAPE[1:]))

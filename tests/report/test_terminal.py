@@ -22,7 +22,7 @@ def test_the_table_has_a_row_for_each_kind_of_statistics_that_matters(study_dir)
         for row in summary["rows"]
         if (row["arm"], row["axis_value"], row["metric"]) == ("LN", 8, "AP")
     )
-    assert f"{row['mean']:.1f} ± {row['high'] - row['mean']:.1f}" in rows[3]
+    assert f"{row['mean']:.1f}±{row['high'] - row['mean']:.1f}" in rows[3]
     assert "12 of 12 trials done" in text
 
 

@@ -169,7 +169,11 @@ def report(folder: pathlib.Path) -> None:
     from fpnlab.report import write_report, write_run_report
 
     write = write_report if (folder / "study.json").exists() else write_run_report
-    click.echo(f"report: {write(folder)}")
+    try:
+        click.echo(f"report: {write(folder)}")
+    except (OSError, ValueError) as error:
+        click.echo(f"fpnlab report: {error}", err=True)
+        sys.exit(5)
 
 
 @configured("show")
@@ -246,9 +250,10 @@ def _overrides(words: list[str]) -> Iterator[tuple[str, str]]:
             raise click.UsageError(
                 f"{word!r} is neither an option nor a field like --train.examples"
             )
-        if not equals and (value := next(rest, None)) is None:
+        given = value if equals else next(rest, None)
+        if given is None:
             raise click.UsageError(f"--{path} needs a value, e.g. --{path} 1")
-        yield path, value
+        yield path, given
 
 
 def _use_compilation_cache() -> None:
@@ -266,7 +271,9 @@ def _data(experiment: "Experiment") -> "Dataset":
     try:
         dataset = load(experiment.data)
     except (OSError, ValueError) as error:
-        click.echo(f"fpnlab: data: {error}", err=True)
+        click.echo(
+            f"fpnlab: {error}\nThe folder is the field data.root: --data.root PATH", err=True
+        )
         sys.exit(3)
     for problem in dataset.problems:
         click.echo(f"data: {problem}", err=True)

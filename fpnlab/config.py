@@ -1,11 +1,17 @@
 """TOML and overrides to one validated `Experiment`, and back."""
 
+import ast
 import dataclasses
 import difflib
 import functools
 import hashlib
+import inspect
+import itertools
 import json
+import math
 import pathlib
+import re
+import textwrap
 import tomllib
 import types
 import typing
@@ -13,19 +19,24 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import pydantic
 
 from fpnlab.data.augment import Augment
 from fpnlab.data.scenes import CLASS_NAMES, Scenes
 from fpnlab.data.voc import Voc
 from fpnlab.evaluate.detection import Evaluate
-from fpnlab.evaluate.population import grouped
-from fpnlab.model.detector import Detector, apply_detector, init_detector
+from fpnlab.model.detector import (
+    Detector,
+    apply_detector,
+    detect,
+    detector_anchors,
+    init_detector,
+)
 from fpnlab.study.plan import Study
-from fpnlab.train.objective import Objective
+from fpnlab.train.objective import Objective, detection_loss
 from fpnlab.train.step import Train
-from fpnlab.types import Mode, spec
+from fpnlab.types import Batch, Mode, spec
 
 
 class ConfigError(ValueError):
@@ -61,6 +72,15 @@ class Experiment:
     study: Study | None = None
     """The grid; none: a single run."""
 
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**32")
+        if self.log_examples < 1 or self.checkpoint_seconds < 0:
+            raise ValueError(
+                f"log_examples is {self.log_examples} and checkpoint_seconds "
+                f"{self.checkpoint_seconds}; they must be at least 1 and 0"
+            )
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the data's classes."""
@@ -90,7 +110,7 @@ def load(path: str | pathlib.Path, overrides: Iterable[tuple[str, str]] = ()) ->
     Args:
       path: the file.
       overrides: pairs like ``("train.batch_size", "8")``; a value is read as TOML, or as text
-        where it is none; ``none`` removes the field, so that its default holds.
+        where it is none.
 
     Raises:
       ConfigError: the file is missing or not TOML, or its experiment is refused; all faults at
@@ -99,8 +119,9 @@ def load(path: str | pathlib.Path, overrides: Iterable[tuple[str, str]] = ()) ->
     try:
         table = tomllib.loads(pathlib.Path(path).read_text())
     except FileNotFoundError:
-        near = sorted(str(p) for p in pathlib.Path("configs").glob("*.toml"))
-        raise ConfigError(f"{path}: no such file; these are here: {', '.join(near)}") from None
+        near = ", ".join(sorted(str(p) for p in pathlib.Path("configs").glob("*.toml")))
+        remedy = f"these are here: {near}" if near else "give the path of a TOML file"
+        raise ConfigError(f"{path}: no such file; {remedy}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
     for dotted, text in overrides:
@@ -117,15 +138,19 @@ def load(path: str | pathlib.Path, overrides: Iterable[tuple[str, str]] = ()) ->
 def validate(table: dict[str, Any]) -> Experiment:
     """Returns the experiment in ``table``, checked as far as that goes without data or training.
 
+    The text "none" is None, for which TOML has no word (but a ``kind`` may have that name).
+
     Raises:
       ConfigError: unknown fields, wrong types, impossible combinations; all of them.
     """
+    table = _with_none(table)
+    faults = list(_not_finite(table))
     try:
         # Strict, in JSON mode: "8" is no number, but a list may be a tuple.
         experiment = _adapter().validate_json(json.dumps(table, default=str), strict=True)
     except pydantic.ValidationError as error:
-        raise ConfigError("\n".join(_faults(error))) from None
-    if faults := list(_combinations(experiment)):
+        raise ConfigError("\n".join(faults + _faults(error, table))) from None
+    if faults := faults or list(_combinations(experiment)):
         raise ConfigError("\n".join(faults))
     return experiment
 
@@ -164,21 +189,25 @@ def trials(experiment: Experiment) -> list[Trial]:
     if study is None:
         raise ConfigError("study: absent; a study needs a [study] table with values and arms")
     base = resolved(experiment) | {"study": None}
-    found, faults = [], []
-    for seed in study.seeds:
-        for value in study.values:
-            for arm, settings in study.arms.items():
-                name = f"{arm}-{study.axis.rpartition('.')[2]}-{value}-seed-{seed}".lower()
-                table = json.loads(json.dumps(base))
-                for dotted, setting in {**settings, study.axis: value, "seed": seed}.items():
-                    _put(table, dotted, setting)
-                try:
-                    found.append(Trial(name, arm, value, seed, validate(table)))
-                except ConfigError as error:
-                    faults += [f"{name}: {line}" for line in str(error).splitlines()]
+    found, faults = {}, []
+    for seed, value, arm in itertools.product(study.seeds, study.values, study.arms):
+        name = _slug(f"{arm}-{study.axis.rpartition('.')[2]}-{value}-seed-{seed}")
+        table = json.loads(json.dumps(base))
+        for dotted, setting in {**study.arms[arm], study.axis: value, "seed": seed}.items():
+            _put(table, dotted, setting)
+        try:
+            trial = Trial(name, arm, value, seed, validate(table))
+        except ConfigError as error:
+            faults += [f"{name}: {line}" for line in str(error).splitlines()]
+            continue
+        if trial.experiment.data != experiment.data:
+            faults.append(f"{name}: data: all trials of a study share its data; do not change it")
+        if name in found:
+            faults.append(f"{name}: two trials have this name; rename an arm")
+        found[name] = trial
     if faults:
         raise ConfigError("\n".join(faults))
-    return found
+    return list(found.values())
 
 
 def fields() -> list[tuple[str, str, str, str]]:
@@ -193,7 +222,7 @@ def _fields(kind, prefix, described):
         if field.name == "kind":
             continue
         default = "required" if field.default is dataclasses.MISSING else _plain(field.default)
-        members = [m for m in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(m)]
+        members = _members(hint)
         meaning = docs[field.name]
         if hint in described:
             meaning += f" Its fields are those of {described[hint]}."
@@ -218,21 +247,34 @@ def _combinations(experiment):
             f"model.classes: is {experiment.model.classes}, but the data has {len(names)} classes "
             f"({', '.join(names)}); set model.classes = {len(names)}"
         )
+    batch_size = experiment.train.batch_size
     try:
-        _trace(experiment.model, experiment.image_size, experiment.train.batch_size)
-        if experiment.evaluate:
-            grouped(experiment.model, experiment.train.batch_size)
+        _trace(experiment.model, experiment.objective, experiment.image_size, batch_size)
     except ValueError as error:
-        yield f"model: {error} (at train.batch_size = {experiment.train.batch_size})"
+        yield f"model: {error} (at train.batch_size = {batch_size})"
 
 
 @functools.lru_cache(maxsize=256)
-def _trace(detector, image_size, batch_size):
-    """Runs the shapes of one training forward pass through the model."""
-    params, state = jax.eval_shape(lambda: init_detector(jax.random.key(0), detector))
-    images = jax.ShapeDtypeStruct((batch_size, *image_size, 3), jnp.float32)
-    apply = functools.partial(apply_detector, detector, mode=Mode.TRAIN)
-    jax.eval_shape(lambda p, s, x: apply(p, s, x), params, state, images)
+def _trace(detector, objective, image_size, batch_size):
+    """Runs the shapes of a batch through the model, its loss and its detections."""
+    anchors = detector_anchors(detector, *image_size)
+    batch = Batch(
+        images=np.zeros((1, *image_size, 3), np.float32),
+        boxes=np.zeros((1, 1, 4), np.float32),
+        classes=np.zeros((1, 1), np.int32),
+        valid=np.zeros((1, 1), bool),
+        extent=np.zeros((1, 2), np.float32),
+        index=np.zeros(1, np.int32),
+    )
+    shape = lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)
+
+    def run(batch):
+        params, state = init_detector(jax.random.key(0), detector)
+        output, _ = apply_detector(detector, params, state, batch.images, Mode.TRAIN)
+        loss, _ = detection_loss(objective, output, anchors, batch)
+        return loss, detect(detector, output, anchors, batch.extent)
+
+    jax.eval_shape(run, jax.tree.map(shape, batch))
 
 
 def _put(table, dotted, value):
@@ -241,55 +283,91 @@ def _put(table, dotted, value):
         if not isinstance(table.get(name), dict):
             table[name] = {}
         table = table[name]
-    if value is None:
-        table.pop(last, None)
-    else:
-        table[last] = value
+    table[last] = value
 
 
 def _value(text):
-    if text.lower() == "none":
-        return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 
 
-def _faults(error):
+def _with_none(value):
+    match value:
+        case dict():
+            is_kind = lambda name: name.rpartition(".")[2] == "kind"
+            return {k: v if is_kind(k) else _with_none(v) for k, v in value.items()}
+        case list() | tuple():
+            return [_with_none(inner) for inner in value]
+        case "none":
+            return None
+    return value
+
+
+def _not_finite(value, path=""):
+    """Yields the numbers that TOML can say and no field can mean: inf and nan."""
+    match value:
+        case dict():
+            for name, inner in value.items():
+                yield from _not_finite(inner, f"{path}.{name}".lstrip("."))
+        case list():
+            for i, inner in enumerate(value):
+                yield from _not_finite(inner, f"{path}.{i}")
+        case float() if not math.isfinite(value):
+            yield f"{path}: is {value}; it must be a finite number"
+
+
+def _faults(error, table):
     """Returns one line a fault, without those of union members that were not meant."""
-    found = error.errors(include_url=False, include_context=False)
-    wrong_kind = {e["loc"][:-1] for e in found if e["loc"][-1] == "kind"}
-    lines = []
-    for fault in found:
-        loc = fault["loc"]
-        other = any(loc[: len(branch)] == branch for branch in wrong_kind)
-        if not other:
-            lines.append(_line(loc, fault))
-    for union in {branch[:-1] for branch in wrong_kind}:
-        members = [m for m in _members(union) if (*union, m.__name__) not in wrong_kind]
-        if not members:
-            kinds = [m.kind for m in _members(union)]
-            given = next(
-                f["input"] for f in found if f["loc"][:-2] == union and f["loc"][-1] == "kind"
-            )
-            lines.append(f"{_dotted(union)}.kind: is {given!r}{_near(str(given), kinds)}")
-    return lines
+    lines = [
+        _line(fault, table) for fault in error.errors(include_url=False, include_context=False)
+    ]
+    return [line for line in dict.fromkeys(lines) if line]
 
 
-def _line(loc, fault):
-    where, given = _dotted(loc), fault["input"]
+def _line(fault, table):
+    """Returns what is wrong and what would be right; None for a member that was not meant."""
+    path, owner, hint, given = [], None, Experiment, table
+    for part in fault["loc"]:
+        members = {m.__name__: m for m in _members(hint)}
+        if len(members) > 1 and part in members:  # pydantic's step into a member of a union
+            if wrong := _wrong_kind(".".join(path), given, list(members.values())):
+                return wrong
+            hint = members[part]
+            if given["kind"] != hint.kind:
+                return None
+        else:
+            path.append(str(part))
+            owner = next(iter(members.values()), None)
+            hint = typing.get_type_hints(owner).get(part) if owner else None
+            given = given.get(part) if isinstance(given, dict) else None
+    return _message(".".join(path), owner, fault)
+
+
+def _wrong_kind(where, given, members):
+    kinds = [member.kind for member in members]
+    if not isinstance(given, dict):
+        return f"{where}: is {given!r}; it must be a table with a kind: {', '.join(kinds)}"
+    if "kind" not in given:
+        return f"{where}.kind: is required; these are known: {', '.join(kinds)}"
+    if given["kind"] not in kinds:
+        return f"{where}.kind: is {given['kind']!r}{_near(str(given['kind']), kinds)}"
+    return None
+
+
+def _message(where, owner, fault):
     match fault["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
-            names = [f.name for f in dataclasses.fields(_owner(loc[:-1]))]
-            return f"{where}: no such field{_near(str(loc[-1]), names)}"
+            names = [f.name for f in dataclasses.fields(owner)]
+            return f"{where}: no such field{_near(where.rpartition('.')[2], names)}"
         case "missing":
             return f"{where}: is required"
         case "value_error":
-            return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
+            return f"{where}: {fault['msg'].removeprefix('Value error, ')}".removeprefix(": ")
         case _:
-            message = fault["msg"].removeprefix("Input should be ")
-            return f"{where}: is {given!r}; it must be {message}"
+            expected = fault["msg"].removeprefix("Input should be ").replace("an object", "a table")
+            return f"{where}: is {fault['input']!r}; it must be {expected}"
 
 
 def _near(given, names):
@@ -298,37 +376,23 @@ def _near(given, names):
     return f"; {choice}: {', '.join(names)}"
 
 
-def _dotted(loc):
-    return ".".join(str(part) for part in loc if not str(part)[:1].isupper()) or "experiment"
+def _members(hint):
+    """Returns the dataclasses that a type admits."""
+    return [m for m in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(m)]
 
 
-def _owner(loc):
-    """Returns the dataclass at a location of pydantic's, which names union members by class."""
-    owner = Experiment
-    for part in loc:
-        if dataclasses.is_dataclass(owner) and part in typing.get_type_hints(owner):
-            owner = typing.get_type_hints(owner)[part]
-            members = [m for m in typing.get_args(owner) if dataclasses.is_dataclass(m)]
-            owner = members[0] if len(members) == 1 else owner
-        else:
-            owner = next((m for m in typing.get_args(owner) if m.__name__ == part), owner)
-    return owner
-
-
-def _members(loc):
-    return [m for m in typing.get_args(_owner(loc)) if dataclasses.is_dataclass(m)]
+def _slug(text):
+    return re.sub(r"[^a-z0-9._-]", "-", text.lower())
 
 
 def _field_docs(kind):
-    import ast
-    import inspect
-    import textwrap
-
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
+    source = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    body = next(node.body for node in ast.walk(source) if isinstance(node, ast.ClassDef))
     docs = {}
-    for statement, after in zip(body, body[1:]):
-        if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
-            docs[statement.target.id] = inspect.cleandoc(after.value.value).split("\n\n")[0]
+    for statement, after in itertools.pairwise(body):
+        match statement, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str(text))):
+                docs[name] = inspect.cleandoc(text).split("\n\n")[0]
     return {f.name: docs.get(f.name, "") for f in dataclasses.fields(kind)}
 
 

@@ -47,10 +47,12 @@ class Watcher:
         """Shows that a trial starts or goes on."""
         self.trial = trial
         self.begun = time.monotonic()
+        self.logged = False
         self.bar.update(self.task, description=self._title(), numbers="compiling")
 
     def record(self, record: dict[str, Any]) -> None:
         """Shows the speed and loss that the current trial has logged."""
+        self.logged = True
         examples = self.trial.experiment.train.examples
         rate = record["examples_per_second"]
         rest = (examples - record["examples"]) / max(rate, 1e-9)
@@ -67,14 +69,15 @@ class Watcher:
         """Shows what came of a trial; one that was found finished says so."""
         self.done += 1
         took = time.monotonic() - self.begun
-        self.seconds.setdefault(trial.axis_value, []).append(took)
+        if self.logged:
+            self.seconds.setdefault(trial.axis_value, []).append(took)
         title = f"{self.done}/{len(self.plan)}  {trial.name}"
         if result["status"] == "failed":
             text = f"failed: {result['error']}"
         else:
             found = result["metrics"]["running"]
             text = f"{result['status']}  AP {_points(found['AP'])}  AP50 {_points(found['AP50'])}"
-            text += f"  in {_clock(took)}"
+            text += f"  in {_clock(took)}" if self.logged else "  (was finished)"
         self.console.print(f"{title}  {text}", markup=False)
         self.printed = time.monotonic()
 
@@ -89,7 +92,7 @@ class Watcher:
         if not every:
             return sum(trial.experiment.train.examples for trial in later) / max(rate, 1e-9)
         mean = lambda values: sum(values) / len(values)
-        return sum(mean(self.seconds.get(trial.axis_value, every)) for trial in later)
+        return sum((mean(self.seconds.get(t.axis_value, every)) for t in later), 0.0)
 
     def _title(self) -> str:
         many = f"{self.done + 1}/{len(self.plan)}  " if len(self.plan) > 1 else ""

@@ -61,6 +61,9 @@ def evaluate_detector(
 
     Returns:
       The metrics by source, and the detections by running statistics (numpy).
+
+    Raises:
+      ValueError: the population is smaller than ``norm_batch``.
     """
     detector = grouped(detector, norm_batch)
     found = functools.partial(
@@ -72,12 +75,12 @@ def evaluate_detector(
     if not has_batch_norm(detector):
         return {source: dict(metrics) for source in ("running", "precise", "batch")}, running
 
-    group = _whole_groups(evaluate.batch_size, norm_batch)
+    group = _whole_groups(min(evaluate.batch_size, len(population)), norm_batch)
     count = len(population) // group * group
     if not count:
         raise ValueError(
-            f"evaluate: {len(population)} training images do not fill one statistics batch of "
-            f"{group}; raise evaluate.population_examples or lower evaluate.batch_size"
+            f"evaluate: {len(population)} training images do not fill one statistics group of "
+            f"norm_batch={norm_batch}; give that many or more"
         )
     collect = lambda images: _collect(forgetful(detector), precision, params, state, images)
     chunks = (population[i : i + group] for i in range(0, count, group))

@@ -44,26 +44,18 @@ def population_state(
 
     Args:
       collect: a batch to the state that ``forgetful`` norms leave behind (one batch's moments).
-      batches: training batches; 10^3 to 10^4 images are enough.
+      batches: training batches, all of one size; 10^3 to 10^4 images are enough.
       state: the running statistics to replace, for their structure.
 
     Raises:
       ValueError: there are no batches.
     """
     is_state = lambda node: isinstance(node, NormState)
-    total, weight = None, 0
-    for batch in batches:
+    total = None
+    for number, batch in enumerate(batches):
         found = collect(batch)
-        weight += 1
-        if total is None:
-            total = found
-            continue
-        share = weight - 1
-
-        def merge(a, b, share=share):
-            return _merge(a, b, share) if is_state(a) else a
-
-        total = jax.tree.map(merge, total, found, is_leaf=is_state)
+        merge = lambda a, b, merged=number: _merge(a, b, merged) if is_state(a) else a
+        total = jax.tree.map(merge, total, found, is_leaf=is_state) if number else found
     if total is None:
         raise ValueError("population_state: no batches; give at least one")
     restore = lambda old, new: dataclasses.replace(new, count=old.count) if is_state(old) else old

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 from typing import Any
 
@@ -22,7 +23,7 @@ def environment() -> dict[str, Any]:
         "device": device.device_kind,
         "platform": device.platform,
         "devices": jax.device_count(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": _cores(),
         "flags": {
             name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS") if name in os.environ
         },
@@ -30,11 +31,18 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _cores():
+    """Returns how many cores this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def _commit():
     """Returns the commit of the checkout that the package runs from; None outside of one."""
     root = pathlib.Path(__file__).parents[2]
+    if (git := shutil.which("git")) is None:
+        return None
     asked = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"],
+        [git, "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"],
         capture_output=True,
         text=True,
         check=False,

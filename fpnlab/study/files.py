@@ -1,9 +1,12 @@
 """Files that are whole or absent: JSON values, and logs of one JSON record a line."""
 
+import contextlib
+import fcntl
 import json
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -13,24 +16,55 @@ class RunFolderError(Exception):
     exit_code = 5
 
 
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+    """Makes the system's refusal to write a `RunFolderError` that names ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder}: cannot be written ({error}); free space, or choose another folder with "
+            "--out, then run the same command again"
+        ) from error
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Holds ``folder`` against other processes; a dead process's lock is gone with it.
+
+    Raises:
+      RunFolderError: another process holds it.
+    """
+    with writing(folder):
+        file = (folder / ".lock").open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunFolderError(
+                f"{folder}: another process is running this; wait for it, or choose another "
+                "folder with --out"
+            ) from None
+        yield
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes ``value`` to ``path`` in one move: a reader sees the old file or the new one.
 
     NaN becomes null, because JSON has none.
     """
-    scratch = path.with_name(f".{path.name}.tmp")
-    with scratch.open("w") as file:
-        json.dump(_finite(value), file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    _replace(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def write_lines(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
+    """Writes a log anew, in one move."""
+    _replace(path, "".join(map(_line, records)))
 
 
 def append_line(path: pathlib.Path, record: dict[str, Any]) -> None:
     """Appends one record to a log, and hands it to the system at once."""
-    with path.open("a") as file:
-        file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+    with writing(path.parent), path.open("a") as file:
+        file.write(_line(record))
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -44,6 +78,20 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return records
+
+
+def _replace(path, text):
+    scratch = path.with_name(f".{path.name}.tmp")
+    with writing(path.parent):
+        with scratch.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+
+
+def _line(record):
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
 
 
 def _finite(value):

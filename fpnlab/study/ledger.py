@@ -41,7 +41,8 @@ class Ledger:
                 changed = sorted(n for n in known.keys() | hashes if known.get(n) != hashes.get(n))
                 raise RunFolderError(
                     f"{self.path}: it belongs to another study ({len(changed)} of its trials "
-                    f"differ, e.g. {changed[0]}); choose another folder with --out, or remove this one"
+                    f"differ, e.g. {changed[0]}); choose another folder with --out, or remove "
+                    "this one"
                 )
             database.executemany(
                 "insert or ignore into trials values (?, ?, 'waiting', null, null)", hashes.items()

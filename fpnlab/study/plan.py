@@ -27,3 +27,9 @@ class Study:
                 raise ValueError(f"{name} is empty; give one or more")
             if len(set(map(str, given))) < len(given):
                 raise ValueError(f"{name} names one entry twice: {list(given)}")
+        for arm, settings in self.arms.items():
+            if own := {self.axis, "seed"} & settings.keys():
+                raise ValueError(
+                    f"arms.{arm} sets {min(own)}, which the study itself sets by its values and "
+                    "seeds; leave it out of the arm"
+                )

@@ -3,18 +3,19 @@
 import pathlib
 import traceback
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fpnlab.config import Experiment, Trial, config_hash, resolved, trials
 from fpnlab.data.dataset import Dataset
 from fpnlab.study.environment import environment
-from fpnlab.study.files import write_json
+from fpnlab.study.files import RunFolderError, locked, write_json, writing
 from fpnlab.study.ledger import Ledger
 from fpnlab.study.signals import Stop
 from fpnlab.study.summary import summarize
 from fpnlab.study.trial import Interrupted, run_trial
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Who is told how a study goes: the progress bar of the command line, or nobody."""
 
@@ -57,17 +58,25 @@ def run_study(
     Raises:
       ConfigError: the experiment has no study, or trials are refused; before the first starts.
       Interrupted: ``stop`` was set; the running trial saved first.
-      RunFolderError: ``folder`` holds another study.
+      RunFolderError: ``folder`` cannot be written, holds another study or a run, or another
+        process is running it.
     """
     plan = trials(experiment)
-    folder.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(folder / "ledger.sqlite")
-    ledger.expect({trial.name: config_hash(trial.experiment) for trial in plan})
-    study = _describe(experiment, dataset, plan, command)
-    write_json(folder / "study.json", study)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if (folder / "config.json").exists():
+            raise RunFolderError(f"{folder}: it holds a run; choose another folder with --out")
+        ledger = Ledger(folder / "ledger.sqlite")
+        ledger.expect({trial.name: config_hash(trial.experiment) for trial in plan})
+        study = _describe(experiment, dataset, plan, command)
+        write_json(folder / "study.json", study)
+        watcher.start(plan)
+        return _run(plan, study, dataset, folder, ledger, stop, watcher)
 
+
+def _run(plan, study, dataset, folder, ledger, stop, watcher):
     results = []
-    watcher.start(plan)
     for trial in plan:
         watcher.begin(trial)
         ledger.begin(trial.name)
@@ -91,8 +100,9 @@ def _attempt(
         raise
     except Exception as error:
         # One trial's failure must not cost the others: it becomes a row of the report.
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.txt").write_text(traceback.format_exc())
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.txt").write_text(traceback.format_exc())
         return {
             "trial": trial.name,
             "arm": trial.arm,

@@ -5,10 +5,11 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from fpnlab.config import Experiment
+from fpnlab.config import Experiment, read_run
 from fpnlab.data.dataset import Dataset, take
 from fpnlab.evaluate.detection import detections
 from fpnlab.report.draw import draw_boxes
+from fpnlab.study.files import RunFolderError
 from fpnlab.study.trial import restored_state, training_view
 from fpnlab.types import Mode
 
@@ -25,12 +26,17 @@ def draw(
     """Returns a sheet of the first images with their true boxes and those that a run finds.
 
     Args:
-      experiment: config of the run, or of one to come.
+      experiment: whose images, in whose order and views.
       dataset: its data.
       run: folder whose last checkpoint predicts; None to draw true boxes alone.
       split: ``test``, or ``train`` for images in the order and views of training.
       count: number of images; no more than there are.
       score: lowest score of a predicted box.
+
+    Raises:
+      ConfigError: ``run`` is no run folder.
+      RunFolderError: it has no checkpoint, or its classes are not those of the data.
+      CheckpointError: no checkpoint is sound.
     """
     if split == "train":
         batch = training_view(experiment, dataset, min(count, len(dataset.train.images)))
@@ -45,15 +51,21 @@ def draw(
             dataset.class_names,
             columns=4,
         )
-    state = restored_state(run, experiment)
+    trained = read_run(run)
+    if trained.class_names != dataset.class_names:
+        raise RunFolderError(
+            f"{run}: it was trained to find {', '.join(trained.class_names)}, but the data has "
+            f"{', '.join(dataset.class_names)}; give the run's own config"
+        )
+    state = restored_state(run, trained)
     found = detections(
-        experiment.model,
+        trained.model,
         state.params if state.average is None else state.average,
         state.state,
         test=batch,
         mode=Mode.EVAL,
-        batch_size=min(len(batch.images), experiment.evaluate.batch_size),
-        precision=experiment.train.precision,
+        batch_size=min(len(batch.images), trained.evaluate.batch_size),
+        precision=trained.train.precision,
     )
     return draw_boxes(
         batch.images,

@@ -6,11 +6,9 @@ A run folder holds ``config.json`` (resolved) and ``env.json``, written before t
 """
 
 import dataclasses
-import fcntl
 import functools
 import json
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +25,15 @@ from fpnlab.evaluate.detection import evaluate_detector
 from fpnlab.model.norm import NormState
 from fpnlab.ops.keys import named_key
 from fpnlab.study.environment import environment
-from fpnlab.study.files import RunFolderError, append_line, read_lines, write_json
+from fpnlab.study.files import (
+    RunFolderError,
+    append_line,
+    locked,
+    read_lines,
+    write_json,
+    write_lines,
+    writing,
+)
 from fpnlab.study.signals import Stop
 from fpnlab.train.checkpoint import Checkpoints
 from fpnlab.train.fit import fit
@@ -66,20 +72,23 @@ def run_trial(
 
     Raises:
       Interrupted: ``stop`` was set; a checkpoint was saved first.
-      RunFolderError: the folder belongs to another config, or another process is running it.
+      RunFolderError: the folder cannot be written, belongs to another config, or another
+        process is running it.
       CheckpointError: a checkpoint could not be written, or none is sound.
     """
     experiment = trial.experiment
     digest = config_hash(experiment)
-    _open_folder(folder, experiment, digest)
-    with _locked(folder):
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        _claim(folder, experiment, digest)
         if (folder / "result.json").exists():
             return json.loads((folder / "result.json").read_text())
         checkpoints = Checkpoints(folder / "checkpoints", digest)
         state, seconds = _train(experiment, dataset, folder, checkpoints, stop, report)
         result = _measure(trial, dataset, folder, state) | {"seconds": seconds}
         write_json(folder / "result.json", result)
-    return result
+        return json.loads((folder / "result.json").read_text())
 
 
 def training_step(experiment: Experiment) -> Callable[..., tuple[TrainState, dict]]:
@@ -116,25 +125,25 @@ def _train(experiment, dataset, folder, checkpoints, stop, report):
     train = experiment.train
     like = jax.eval_shape(lambda: initial_state(experiment))
     restored = checkpoints.restore(like)
-    at, state = restored or (0, initial_state(experiment))
+    at, begin = restored or (0, initial_state(experiment))
     log = folder / "metrics.jsonl"
     records = [r for r in read_lines(log) if r["step"] <= at]
-    log.write_text("".join(json.dumps(r) + "\n" for r in records))
+    write_lines(log, records)
     spent = records[-1]["seconds"] if records else 0.0
-    if at >= train.steps:
-        return state, spent
+    every = max(experiment.log_examples // train.batch_size, 1)
+    if at >= train.steps or (int(begin.refused) and at % every == 0):
+        return begin, spent
 
     split = jax.device_put(dataset.train)
     advance = training_step(experiment)
     key = _augment_key(experiment)
     step = lambda state, batch: advance(state, split, *batch, key)
-    every = max(experiment.log_examples // train.batch_size, 1)
     begun = saved = mark = time.monotonic()
     marked = at
-    for number, (state, logs) in enumerate(
-        fit(step, state, _positions(experiment, len(dataset.train.images), at)), at + 1
-    ):
+    batches = _positions(experiment, len(dataset.train.images), at)
+    for number, (state, logs) in enumerate(fit(step, begin, batches), at + 1):
         last = number == train.steps
+        diverged = False
         if number % every == 0 or last:
             logs = {name: float(value) for name, value in logs.items()}
             now = time.monotonic()
@@ -150,13 +159,15 @@ def _train(experiment, dataset, folder, checkpoints, stop, report):
             append_line(log, record)
             report(record)
             mark, marked = now, number
-            if int(state.refused):
-                break
-        if stop.requested or last or time.monotonic() - saved > experiment.checkpoint_seconds:
+            diverged = bool(state.refused)
+        due = time.monotonic() - saved > experiment.checkpoint_seconds
+        if stop.requested or last or diverged or due:
             checkpoints.save(number, state)
             saved = time.monotonic()
-        if stop.requested and not last:
+        if stop.requested:
             raise Interrupted(f"{folder}: stopped after step {number} of {train.steps}, saved")
+        if diverged:
+            break
     return state, round(spent + time.monotonic() - begun, 3)
 
 
@@ -250,7 +261,9 @@ def _measure(trial, dataset, folder, state):
         f"truth_{name}": getattr(dataset.test, name)[first]
         for name in ("boxes", "classes", "valid")
     }
-    np.savez_compressed(folder / "gallery.npz", images=dataset.test.images[first], **truth, **shown)
+    with writing(folder):
+        images = dataset.test.images[first]
+        np.savez_compressed(folder / "gallery.npz", images=images, **truth, **shown)
     counts = [
         int(node.count.min())
         for node in jax.tree.leaves(state.state, is_leaf=lambda n: isinstance(n, NormState))
@@ -281,26 +294,29 @@ def _norm_batch(state, experiment):
     return getattr(norm, "norm_batch", None) or experiment.train.batch_size
 
 
-def _open_folder(folder, experiment, digest):
-    """Makes the folder, or sees to it that it is this run's."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(f"no permission to write to {folder}")
-    except OSError as error:
-        raise RunFolderError(
-            f"{folder}: cannot be written ({error}); choose another folder with --out"
-        ) from error
+def _claim(folder, experiment, digest):
+    """Writes down whose folder this is, or sees to it that it is this run's."""
     config = folder / "config.json"
-    if config.exists() and (begun := json.loads(config.read_text()))["hash"] != digest:
-        changed = _differences(begun["experiment"], resolved(experiment))
+    if not config.exists():
+        if (folder / "study.json").exists():
+            raise RunFolderError(f"{folder}: it holds a study; choose another folder with --out")
+        write_json(folder / "env.json", environment())
+        write_json(config, {"hash": digest, "experiment": resolved(experiment)})
+        return
+    try:
+        begun = json.loads(config.read_text())
+        same, there = begun["hash"] == digest, begun["experiment"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"{config}: not the config of a run ({error}); choose another folder with --out, or "
+            "remove this one"
+        ) from None
+    if not same:
+        changed = _differences(there, resolved(experiment))
         raise RunFolderError(
             f"{folder}: it holds a run of another config; it differs in {', '.join(changed)}; "
             "choose another folder with --out, or remove this one"
         )
-    if not config.exists():
-        write_json(config, {"hash": digest, "experiment": resolved(experiment)})
-        write_json(folder / "env.json", environment())
 
 
 def _differences(old, new, prefix=""):
@@ -308,24 +324,3 @@ def _differences(old, new, prefix=""):
         names = sorted(set(old) | set(new))
         return [d for n in names for d in _differences(old.get(n), new.get(n), f"{prefix}.{n}")]
     return [] if old == new else [f"{prefix.lstrip('.')} ({old} there, {new} here)"]
-
-
-class _locked:
-    """Holds the folder against other processes; a dead process's lock is gone with it."""
-
-    def __init__(self, folder):
-        self.path = folder / ".lock"
-
-    def __enter__(self):
-        self.file = self.path.open("w")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.file.close()
-            raise RunFolderError(
-                f"{self.path.parent}: another process is running this; wait for it, or choose "
-                "another folder with --out"
-            ) from None
-
-    def __exit__(self, *_):
-        self.file.close()

@@ -1,0 +1,66 @@
+"""Normalization, residual blocks and feature pyramids as pure functions in JAX.
+
+What to build is a spec; parameters and running statistics go in and come out:
+
+    norm = fpnlab.BatchNorm(norm_batch=8)
+    params, state = fpnlab.init_norm(norm, channels=64)
+    y, state = fpnlab.apply_norm(norm, params, state, x, fpnlab.Mode.TRAIN)
+
+Every name below is loaded when it is first used: ``import fpnlab`` itself loads nothing else.
+"""
+
+import importlib
+from typing import Any
+
+_NAMES = {
+    "types": ("Batch", "Detections", "Features", "Mode", "Moments"),
+    "ops.anchors": ("level_anchors", "pyramid_anchors"),
+    "ops.boxes": ("giou_pairs", "iou"),
+    "ops.conv": ("conv",),
+    "ops.keys": ("named_key",),
+    "ops.losses": ("giou_loss", "sigmoid_focal_loss", "smooth_l1"),
+    "ops.match": ("match_max_iou",),
+    "ops.nms": ("nms",),
+    "ops.norm": (
+        "batch_norm_eval",
+        "batch_norm_train",
+        "group_norm",
+        "layer_norm",
+        "merge_moments",
+    ),
+    "ops.pooling": ("global_average_pool", "max_pool"),
+    "ops.resize": ("sample_linear", "upsample_nearest"),
+    "model.norm": ("BatchNorm", "GroupNorm", "LayerNorm", "NoNorm", "apply_norm", "init_norm"),
+    "model.block": ("Block", "apply_block", "init_block"),
+    "model.backbone": ("ResNet", "Stem", "apply_resnet", "init_resnet", "resnet"),
+    "model.neck": ("Fpn", "apply_fpn", "init_fpn"),
+    "model.head": ("RetinaHead", "apply_head", "init_head"),
+    "model.detector": (
+        "Anchors",
+        "Detector",
+        "Postprocess",
+        "apply_detector",
+        "detect",
+        "detector_anchors",
+        "init_detector",
+    ),
+    "train.objective": ("Objective", "detection_loss"),
+    "train.schedule": ("Cosine", "Steps"),
+    "train.step": ("AdamW", "Sgd", "Train", "TrainState", "init_train", "train_step"),
+    "evaluate.coco": ("coco_metrics",),
+    "evaluate.population": ("forgetful", "population_state"),
+}
+_HOMES = {name: f"fpnlab.{module}" for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Returns a public name from the module it stands in (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fpnlab' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

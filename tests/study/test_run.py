@@ -1,0 +1,209 @@
+"""A study: every trial once, in order, whatever interrupts it or fails in it."""
+
+import dataclasses
+import json
+
+import pytest
+
+from fpnlab.config import ConfigError, trials
+from fpnlab.study import run as study_run
+from fpnlab.study.files import RunFolderError, locked
+from fpnlab.study.ledger import Ledger
+from fpnlab.study.plan import Study
+from fpnlab.study.run import run_study
+from fpnlab.study.signals import Stop
+from fpnlab.study.trial import Interrupted
+
+BATCH, LAYER = {"kind": "batch_norm"}, {"kind": "layer_norm", "axes": "hwc"}
+ORGANS = ("model.backbone.norm", "model.neck.norm", "model.head.norm")
+
+
+@pytest.fixture(scope="module")
+def study(experiment):
+    """Two norms, two batch sizes, two seeds: eight trials of 16 examples."""
+    train = dataclasses.replace(experiment.train, examples=16, ema_examples=None)
+    return dataclasses.replace(
+        experiment,
+        question="Does it matter?",
+        augment=None,
+        train=train,
+        log_examples=4,
+        study=Study(
+            values=(2, 4),
+            seeds=(0, 1),
+            arms={"BN": dict.fromkeys(ORGANS, BATCH), "LN": dict.fromkeys(ORGANS, LAYER)},
+            metric="AP50",
+        ),
+    )
+
+
+class Recorder:
+    """A watcher that notes what it is told, and asks for a stop at a record if it is to."""
+
+    def __init__(self, stop=None, stop_at=None):
+        self.told, self.stop, self.stop_at = [], stop, stop_at
+
+    def start(self, plan):
+        self.told.append(("start", [trial.name for trial in plan]))
+
+    def begin(self, trial):
+        self.told.append(("begin", trial.name))
+
+    def record(self, record):
+        self.told.append(("record", record["step"]))
+        if self.stop_at is not None and len(self.of("record")) == self.stop_at:
+            self.stop.requested = True
+
+    def end(self, trial, result):
+        self.told.append(("end", trial.name, result["status"]))
+
+    def of(self, kind):
+        return [told for told in self.told if told[0] == kind]
+
+
+def start(study, dataset, folder, stop_at=None):
+    """Runs a study and returns its summary, what its watcher was told, and its ledger."""
+    stop = Stop()
+    watcher = Recorder(stop, stop_at)
+    summary = run_study(
+        study, dataset, folder, command="fpnlab study x", stop=stop, watcher=watcher
+    )
+    return summary, watcher, Ledger(folder / "ledger.sqlite").statuses()
+
+
+def results(folder):
+    found = {}
+    for path in sorted(folder.glob("trials/*/result.json")):
+        found[path.parent.name] = json.loads(path.read_text())
+        del found[path.parent.name]["seconds"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(study, dataset, tmp_path_factory):
+    """Folder, summary, watcher and ledger of the unbroken study; only to be read."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, *start(study, dataset, folder)
+
+
+def test_every_trial_is_run_once_in_the_order_of_the_plan(whole, study):
+    folder, _, watcher, statuses = whole
+    names = [trial.name for trial in trials(study)]
+    assert len(names) == 8
+    assert watcher.told[0] == ("start", names)
+    assert watcher.of("begin") == [("begin", name) for name in names]
+    assert watcher.of("end") == [("end", name, "done") for name in names]
+    # Records of each batch of two (8 steps, every second) and of four (4 steps, every one).
+    assert len(watcher.of("record")) == 8 * 4
+    assert list(statuses.items()) == [(name, "done") for name in names]
+    assert set(results(folder)) == set(names)
+
+
+def test_the_folder_holds_what_a_report_needs(whole, study, dataset):
+    folder, summary, _, _ = whole
+    described = json.loads((folder / "study.json").read_text())
+    assert described["question"] == "Does it matter?"
+    assert described["command"] == "fpnlab study x"
+    assert (described["trials"], described["examples"]) == (8, 16)
+    assert (described["arms"], described["axis_values"]) == (["BN", "LN"], [2, 4])
+    assert described["dataset"]["class_names"] == list(dataset.class_names)
+    written = json.loads((folder / "summary.json").read_text())
+    assert written == json.loads(json.dumps(summary))
+    assert written["counts"] == {"planned": 8, "missing": 0, "done": 8}
+    cells = {(r["arm"], r["axis_value"], r["n"]) for r in written["rows"] if r["metric"] == "AP50"}
+    assert cells == {(arm, value, 2) for arm in ("BN", "LN") for value in (2, 4)}
+
+
+def test_a_result_says_which_statistics_its_norms_had(whole):
+    found = results(whole[0])
+    assert found["bn-batch_size-2-seed-0"]["norm_batch"] == 2
+    assert found["bn-batch_size-2-seed-0"]["smallest_count"] == 2 * 2 * 2
+    assert found["bn-batch_size-4-seed-1"]["smallest_count"] == 4 * 2 * 2
+    assert found["ln-batch_size-4-seed-1"]["norm_batch"] is None
+
+
+def test_seeds_differ_and_so_do_arms(whole):
+    losses = [result["final_loss"] for result in results(whole[0]).values()]
+    assert len(set(losses)) == 8
+
+
+def test_an_interrupted_study_goes_on_where_it_was_and_ends_the_same(
+    whole, study, dataset, tmp_path
+):
+    with pytest.raises(Interrupted, match="saved"):
+        start(study, dataset, tmp_path, stop_at=10)
+    names = [trial.name for trial in trials(study)]
+    statuses = Ledger(tmp_path / "ledger.sqlite").statuses()
+    assert list(statuses.values()) == ["done"] * 2 + ["running"] + ["waiting"] * 5
+    assert json.loads((tmp_path / "summary.json").read_text())["counts"]["missing"] == 6
+
+    summary, watcher, statuses = start(study, dataset, tmp_path)
+    assert set(statuses.values()) == {"done"}
+    # Two trials were finished, the third had two of its four records: 32 - 10 are left.
+    assert len(watcher.of("record")) == 22
+    assert [told[1] for told in watcher.of("end")] == names
+    assert results(tmp_path) == results(whole[0])
+    assert summary["rows"] == whole[1]["rows"]
+    assert summary["findings"] == whole[1]["findings"]
+
+
+def test_a_finished_study_trains_nothing(whole, study, dataset):
+    _, watcher, _ = start(study, dataset, whole[0])
+    assert watcher.of("record") == []
+    assert len(watcher.of("end")) == 8
+
+
+def test_a_trial_that_raises_becomes_a_row_and_the_others_finish(
+    whole, study, dataset, tmp_path, monkeypatch
+):
+    run_trial = study_run.run_trial
+
+    def broken(trial, *args, **kwargs):
+        if trial.name == "ln-batch_size-2-seed-0":
+            raise RuntimeError("no such luck")
+        return run_trial(trial, *args, **kwargs)
+
+    monkeypatch.setattr(study_run, "run_trial", broken)
+    summary, _, statuses = start(study, dataset, tmp_path)
+    assert statuses["ln-batch_size-2-seed-0"] == "failed"
+    assert sorted(statuses.values()) == ["done"] * 7 + ["failed"]
+    assert summary["counts"] == {"planned": 8, "missing": 0, "done": 7, "failed": 1}
+    [row] = summary["left_out"]
+    assert (row["trial"], row["error"]) == ("ln-batch_size-2-seed-0", "RuntimeError: no such luck")
+    trace = (tmp_path / "trials" / "ln-batch_size-2-seed-0" / "error.txt").read_text()
+    assert "Traceback" in trace
+
+    # Run again, only that trial is tried anew.
+    monkeypatch.undo()
+    summary, watcher, statuses = start(study, dataset, tmp_path)
+    assert set(statuses.values()) == {"done"}
+    assert len(watcher.of("record")) == 4
+    assert results(tmp_path) == results(whole[0])
+
+
+def test_another_study_in_the_folder_is_refused_before_anything_is_written(whole, study, dataset):
+    folder = whole[0]
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    other = dataclasses.replace(study, study=dataclasses.replace(study.study, seeds=(0, 2)))
+    with pytest.raises(RunFolderError, match=r"belongs to another study .* choose another folder"):
+        start(other, dataset, folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.json")} == before
+
+
+def test_the_folder_of_a_run_or_a_file_is_refused(study, dataset, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="it holds a run; choose another folder"):
+        start(study, dataset, tmp_path)
+    with pytest.raises(RunFolderError, match=r"cannot be written .*choose another folder"):
+        start(study, dataset, tmp_path / "config.json")
+
+
+def test_a_study_that_another_process_runs_is_refused(study, dataset, tmp_path):
+    with locked(tmp_path), pytest.raises(RunFolderError, match="another process is running this"):
+        start(study, dataset, tmp_path)
+
+
+def test_an_experiment_without_a_study_is_refused(study, dataset, tmp_path):
+    with pytest.raises(ConfigError, match="study: absent"):
+        start(dataclasses.replace(study, study=None), dataset, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

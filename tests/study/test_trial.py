@@ -1,0 +1,300 @@
+"""One run in one folder: whatever interrupts it, its end is the same and nothing is lost."""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import chex
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from fpnlab.config import config_hash, resolved
+from fpnlab.data.dataset import Dataset
+from fpnlab.model.norm import NoNorm
+from fpnlab.study.files import RunFolderError
+from fpnlab.study.trial import (
+    Interrupted,
+    evaluate_run,
+    initial_state,
+    restored_state,
+    training_view,
+)
+from fpnlab.train.checkpoint import CheckpointError, Checkpoints
+from fpnlab.types import Batch
+
+STEPS_LOGGED = [2, 4, 6, 8, 10, 12]
+CLOCKS = ("seconds", "examples_per_second")
+
+
+@pytest.fixture
+def no_data():
+    """Data that cannot be trained on: whoever does not fail has not looked at them."""
+    empty = Batch(images=None, boxes=None, classes=None, valid=None, extent=None, index=None)
+    return Dataset(name="none", class_names=(), train=empty, test=empty)
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(record):
+    return {name: value for name, value in record.items() if name not in CLOCKS}
+
+
+def fingerprint(folder, experiment):
+    """SHA-256 of every leaf of the last checkpoint."""
+    state = restored_state(folder, experiment)
+    return {
+        jax.tree_util.keystr(path): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def outcome(folder, experiment):
+    """All that a run leaves behind, but clocks."""
+    with np.load(folder / "gallery.npz") as gallery:
+        pictures = {name: gallery[name].tobytes() for name in gallery.files}
+    result = timeless(json.loads((folder / "result.json").read_text()))
+    return {
+        "state": fingerprint(folder, experiment),
+        "metrics": [timeless(record) for record in records(folder)],
+        "result": result,
+        "gallery": pictures,
+    }
+
+
+def test_a_run_leaves_all_its_files_and_a_full_result(unbroken, experiment, dataset):
+    names = {path.name for path in unbroken.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        "config.json",
+        "env.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "gallery.npz",
+        "result.json",
+    }
+    config = json.loads((unbroken / "config.json").read_text())
+    assert config == {"hash": config_hash(experiment), "experiment": resolved(experiment)}
+    assert "jax" in json.loads((unbroken / "env.json").read_text())["versions"]
+    result = json.loads((unbroken / "result.json").read_text())
+    assert (result["status"], result["error"]) == ("done", None)
+    assert (result["steps"], result["examples"], result["norm_batch"]) == (12, 48, 4)
+    assert result["smallest_count"] == 4 * 2 * 2
+    assert list(result["metrics"]) == ["running", "precise", "batch"]
+    assert result["final_loss"] == records(unbroken)[-1]["loss"]
+    state = initial_state(experiment)
+    assert result["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    for record, step in zip(records(unbroken), STEPS_LOGGED):
+        assert (record["step"], record["examples"]) == (step, 4 * step)
+        assert record["loss"] > 0
+    again = evaluate_run(unbroken, experiment, dataset)
+    for source, metrics in result["metrics"].items():
+        assert {n: v if np.isfinite(v) else None for n, v in again[source].items()} == metrics
+
+
+def test_an_interrupted_run_ends_like_an_unbroken_one(unbroken, experiment, dataset, run, tmp_path):
+    for stop_after in (4, 10):
+        with pytest.raises(Interrupted, match=f"stopped after step {stop_after} of 12, saved"):
+            run(experiment, dataset, tmp_path, stop_after=stop_after)
+    assert not (tmp_path / "result.json").exists()
+    result, steps = run(experiment, dataset, tmp_path)
+    assert steps == [12]
+    assert result["status"] == "done"
+    assert outcome(tmp_path, experiment) == outcome(unbroken, experiment)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_with_adamw_and_layer_norm_ends_like_an_unbroken_one(
+    layer_norm_experiment, dataset, run, tmp_path
+):
+    run(layer_norm_experiment, dataset, tmp_path / "unbroken")
+    with pytest.raises(Interrupted):
+        run(layer_norm_experiment, dataset, tmp_path / "broken", stop_after=6)
+    run(layer_norm_experiment, dataset, tmp_path / "broken")
+    assert outcome(tmp_path / "broken", layer_norm_experiment) == outcome(
+        tmp_path / "unbroken", layer_norm_experiment
+    )
+
+
+def test_a_run_stopped_at_its_last_step_is_only_measured_afterwards(
+    unbroken, experiment, dataset, run, tmp_path
+):
+    with pytest.raises(Interrupted):
+        run(experiment, dataset, tmp_path, stop_after=12)
+    _, steps = run(experiment, dataset, tmp_path)
+    assert steps == []
+    assert outcome(tmp_path, experiment) == outcome(unbroken, experiment)
+
+
+def test_a_killed_run_logs_each_step_once_and_drops_a_torn_line(
+    unbroken, experiment, dataset, run, tmp_path
+):
+    with pytest.raises(Interrupted):
+        run(experiment, dataset, tmp_path, stop_after=4)
+    # As if it had gone on to step 6 and been killed while it wrote its record of step 8.
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write(
+            json.dumps(records(tmp_path)[-1] | {"step": 6, "loss": -1.0}) + '\n{"step": 8, "lo'
+        )
+    _, steps = run(experiment, dataset, tmp_path)
+    assert steps == [6, 8, 10, 12]
+    assert [timeless(r) for r in records(tmp_path)] == [timeless(r) for r in records(unbroken)]
+    seconds = [record["seconds"] for record in records(tmp_path)]
+    assert seconds == sorted(seconds)
+
+
+def test_a_finished_run_is_not_run_again(unbroken, experiment, no_data, run):
+    result, steps = run(experiment, no_data, unbroken)
+    assert steps == []
+    assert result == json.loads((unbroken / "result.json").read_text())
+
+
+def test_another_config_is_refused_by_the_fields_that_differ(unbroken, experiment, no_data, run):
+    other = dataclasses.replace(
+        experiment, seed=1, train=dataclasses.replace(experiment.train, weight_decay=0.5)
+    )
+    with pytest.raises(RunFolderError) as caught:
+        run(other, no_data, unbroken)
+    assert "seed (0 there, 1 here), train.weight_decay (0.0001 there, 0.5 here)" in str(
+        caught.value
+    )
+    assert "choose another folder with --out, or remove this one" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"hash": "0"}'])
+def test_a_config_that_cannot_be_read_is_refused(content, experiment, no_data, run, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RunFolderError, match=r"not the config of a run.*choose another folder"):
+        run(experiment, no_data, tmp_path)
+
+
+def test_the_folder_of_a_study_is_refused(experiment, no_data, run, tmp_path):
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="it holds a study; choose another folder"):
+        run(experiment, no_data, tmp_path)
+
+
+HOLD = (
+    "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(); input()"
+)
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(unbroken, experiment, no_data, run):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(unbroken / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(RunFolderError, match="another process is running this; wait for it"):
+            run(experiment, no_data, unbroken)
+        other.kill()
+    assert run(experiment, no_data, unbroken)[1] == []
+
+
+@pytest.mark.parametrize("inside", ["", "deep/inside"])
+def test_a_file_where_the_folder_should_be_is_refused(inside, experiment, no_data, run, tmp_path):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / inside
+    with pytest.raises(
+        RunFolderError, match=r"cannot be written.*choose another folder with --out"
+    ):
+        run(experiment, no_data, folder)
+
+
+def test_a_full_disk_costs_no_more_than_what_was_not_yet_saved(
+    unbroken, experiment, dataset, run, tmp_path, monkeypatch
+):
+    with pytest.raises(Interrupted):
+        run(experiment, dataset, tmp_path, stop_after=4)
+    saved = fingerprint(tmp_path, experiment)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(CheckpointError, match=r"checkpoint 12 .*No space left.*free space"):
+        run(experiment, dataset, tmp_path)
+    monkeypatch.undo()
+    assert fingerprint(tmp_path, experiment) == saved
+    run(experiment, dataset, tmp_path)
+    assert outcome(tmp_path, experiment) == outcome(unbroken, experiment)
+
+
+def test_a_checkpoint_is_saved_whenever_the_time_has_come(experiment, dataset, run, tmp_path):
+    often = dataclasses.replace(experiment, checkpoint_seconds=0.0)
+    run(often, dataset, tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints", config_hash(often)).steps() == [11, 12]
+
+
+@pytest.fixture(scope="module")
+def diverging(experiment, make_detector):
+    """No norm, and steps so large that the loss overflows after a few of them."""
+    return dataclasses.replace(
+        experiment,
+        augment=None,
+        model=make_detector(NoNorm(), classes=4),
+        train=dataclasses.replace(experiment.train, learning_rate=1e20, ema_examples=None),
+    )
+
+
+def test_a_diverged_run_keeps_its_last_finite_parameters_and_is_measured(
+    diverging, dataset, run, tmp_path
+):
+    result, steps = run(diverging, dataset, tmp_path)
+    assert result["status"] == "diverged"
+    assert result["steps"] == steps[-1] < 12
+    assert f"not finite by step {steps[-1]}" in result["error"]
+    assert result["final_loss"] is None
+    assert (result["norm_batch"], result["smallest_count"]) == (None, None)
+    assert set(result["metrics"]) == {"running", "precise", "batch"}
+    state = restored_state(tmp_path, diverging)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.state)))
+    # Killed before the result was written, it is measured again, and does not train on.
+    whole = outcome(tmp_path, diverging)
+    (tmp_path / "result.json").unlink()
+    assert run(diverging, dataset, tmp_path)[1] == []
+    assert outcome(tmp_path, diverging) == whole
+
+
+def test_a_folder_without_a_checkpoint_cannot_be_evaluated(experiment, dataset, tmp_path):
+    with pytest.raises(RunFolderError, match="no checkpoint in it; give a folder"):
+        evaluate_run(tmp_path, experiment, dataset)
+
+
+def test_averaged_weights_are_the_ones_that_are_measured(
+    unbroken, experiment, dataset, monkeypatch
+):
+    measured = []
+    keep = lambda *args, **_: (measured.append(args[2]) or {}, None)
+    monkeypatch.setattr("fpnlab.study.trial.evaluate_detector", keep)
+    evaluate_run(unbroken, experiment, dataset)
+    state = restored_state(unbroken, experiment)
+    chex.assert_trees_all_equal(measured, [state.average])
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(state.average, state.params, rtol=1e-3)
+
+
+def test_training_views_follow_the_stream_and_not_how_many_are_asked_for(experiment, dataset):
+    few, many = (training_view(experiment, dataset, n) for n in (3, 70))
+    assert many.images.shape == (70, 32, 32, 3)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:3]), few, many)
+    # The second epoch shows every image again, in another view.
+    assert sorted(many.index[:32]) == sorted(many.index[32:64]) == list(range(32))
+    first = {i: image for i, image in zip(many.index[:32], many.images[:32])}
+    same = [np.array_equal(first[i], v) for i, v in zip(many.index[32:64], many.images[32:64])]
+    assert not all(same)
+
+
+def test_a_moved_run_folder_is_still_the_same_run(unbroken, experiment, no_data, run, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(unbroken, moved)
+    assert run(experiment, no_data, moved)[1] == []
+    assert fingerprint(moved, experiment) == fingerprint(unbroken, experiment)

@@ -1,0 +1,79 @@
+"""What a study tells while it runs: one line a trial, and honest times."""
+
+import io
+import itertools
+
+import pytest
+from rich.console import Console
+
+from fpnlab.config import Trial, validate
+from fpnlab.progress import Watcher
+
+
+@pytest.fixture
+def plan():
+    experiment = validate(
+        {
+            "data": {"kind": "scenes", "image_size": 32},
+            "model": {
+                "classes": 4,
+                "backbone": {"depths": [1], "widths": [4], "norm": {"kind": "none"}},
+                "neck": {"min_level": 2, "max_level": 3, "channels": 4},
+            },
+            "train": {"examples": 100, "batch_size": 4, "learning_rate": 0.1},
+        }
+    )
+    return [Trial(f"bn-seed-{seed}", "BN", 4, seed, experiment) for seed in (0, 1, 2)]
+
+
+@pytest.fixture
+def console():
+    return Console(file=io.StringIO(), width=200)
+
+
+def done(value):
+    return {"status": "done", "error": None, "metrics": {"running": {"AP": value, "AP50": None}}}
+
+
+RECORD = {"examples": 20, "examples_per_second": 10.0, "loss": 1.25}
+
+
+def test_each_trial_ends_with_a_line_and_a_found_one_says_so(plan, console):
+    with Watcher(console) as watcher:
+        watcher.start(plan)
+        for trial, logs in zip(plan, (True, False, True)):
+            watcher.begin(trial)
+            if logs:
+                watcher.record(RECORD)
+            failed = {"status": "failed", "error": "OSError: no", "metrics": {}}
+            watcher.end(trial, failed if trial.seed == 2 else done(0.5))
+    lines = [line for line in console.file.getvalue().splitlines() if "loss" not in line]
+    assert lines == [
+        "1/3  bn-seed-0  done  AP 50.0  AP50 -  in 0:00",
+        "2/3  bn-seed-1  done  AP 50.0  AP50 -  (was finished)",
+        "3/3  bn-seed-2  failed: OSError: no",
+    ]
+
+
+def test_the_time_left_counts_the_later_trials_at_the_speed_of_this_one(plan, console):
+    with Watcher(console) as watcher:
+        watcher.start(plan)
+        watcher.begin(plan[0])
+        watcher.printed = -1e9
+        watcher.record(RECORD)
+    # 80 examples are left of this trial and 200 of the others, ten a second.
+    assert "1/3  bn-seed-0  20/100 examples  10/s  loss 1.250  0:28 left" in console.file.getvalue()
+
+
+def test_found_trials_do_not_make_the_rest_look_fast(plan, console, monkeypatch):
+    clock = itertools.count(0.0, 60.0)
+    monkeypatch.setattr("fpnlab.progress.time.monotonic", lambda: next(clock))
+    with Watcher(console) as watcher:
+        watcher.start(plan)
+        watcher.begin(plan[0])
+        watcher.end(plan[0], done(0.5))
+        assert watcher.seconds == {}
+        watcher.begin(plan[1])
+        watcher.record(RECORD)
+        watcher.end(plan[1], done(0.5))
+        assert list(watcher.seconds) == [4]

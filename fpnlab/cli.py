@@ -42,13 +42,13 @@ class Configured(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the list of fields under the options."""
-        from fpnlab import config
+        from fpnlab.fields import fields
 
         with formatter.section("Fields of the experiment, e.g. --train.batch_size 8"):
             formatter.write_dl(
                 [
                     (f"--{path} {kind}", f"{meaning} [{default}]")
-                    for path, kind, default, meaning in config.fields()
+                    for path, kind, default, meaning in fields()
                 ]
             )
 

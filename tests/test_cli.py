@@ -13,6 +13,7 @@ from PIL import Image
 
 from fpnlab import config
 from fpnlab.cli import main
+from fpnlab.fields import fields as describe
 
 CONFIGURED = ("train", "study", "show", "config")
 COMMANDS = (*CONFIGURED, "evaluate", "report")
@@ -96,7 +97,7 @@ def test_help_lists_every_option_with_type_default_and_meaning(command):
             assert squeezed(option.help) in squeezed(result.output)
             assert option.show_default or "[default:" in option.help
             assert f"{option.opts[0]} " in result.output
-    fields = config.fields()
+    fields = describe()
     for path, kind, default, meaning in fields if command in CONFIGURED else ():
         assert squeezed(f"--{path} {kind} {meaning} [{default}]") in squeezed(result.output)
 

@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 
-from fpnlab import config
+from fpnlab import config, fields
 from fpnlab.config import ConfigError, config_hash, load, resolved, trials, validate
 from fpnlab.model.norm import BatchNorm, LayerNorm, NoNorm
 from fpnlab.train.step import AdamW
@@ -370,7 +370,7 @@ def test_a_run_folder_gives_its_experiment_back(table, tmp_path):
 
 
 def test_help_names_every_field_by_the_path_that_overrides_it(table):
-    paths = {path for path, *_ in config.fields()}
+    paths = {path for path, *_ in fields.fields()}
     given = {".".join(path) for path, _ in leaves(resolved(validate(table | {"augment": {}})))}
     # Fields of a norm are listed once, where the first norm stands; kinds, with their union.
     elsewhere = ("model.neck.norm.", "model.head.norm.")

@@ -45,6 +45,11 @@ class Postprocess:
     max_detections: int = 100
     """Detections kept an image."""
 
+    def __post_init__(self):
+        for name in ("candidates", "max_detections"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+
 
 @spec
 class Detector:
@@ -200,5 +205,5 @@ def _check_image(detector: Detector, size: tuple[int, int]) -> None:
         fits = min(size).bit_length() - 1
         raise ValueError(
             f"detector: images of {size[0]}x{size[1]} pixels leave pyramid level {top} empty (its "
-            f"stride is {2**top}); use neck.max_level <= {fits} or images of {2**top} pixels or more"
+            f"stride is {2**top}); use neck.max_level <= {fits} or {2**top} pixels or more a side"
         )

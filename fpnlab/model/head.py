@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fpnlab.model.block import ConvNormParams, apply_conv_norm, init_conv_norm
-from fpnlab.model.norm import Norm, NoNorm, NormState
+from fpnlab.model.norm import NoNorm, Norm, NormState
 from fpnlab.ops.conv import conv
 from fpnlab.ops.keys import named_key
 from fpnlab.types import Features, Key, Mode, spec, tree

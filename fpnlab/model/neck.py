@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Float
 
 from fpnlab.model.block import ConvNormParams, apply_conv_norm, init_conv_norm
-from fpnlab.model.norm import Norm, NoNorm, NormState
+from fpnlab.model.norm import NoNorm, Norm, NormState
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.resize import upsample_nearest
 from fpnlab.types import Features, Key, Mode, spec, tree

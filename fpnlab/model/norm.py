@@ -16,7 +16,7 @@ class BatchNorm:
 
     kind: Literal["batch_norm"] = "batch_norm"
     norm_batch: int | None = None
-    """Images in a statistics group, whatever the batch, devices or accumulation; none: the batch."""
+    """Images in a statistics group, whatever the batch or the devices; none: the batch."""
     decay: float = 0.9
     """Share of the old running value that is kept per step at `reference_batch`.
 

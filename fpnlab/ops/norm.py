@@ -22,7 +22,7 @@ is given, pixels outside of it stay out of the statistics; they are still mapped
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import lax
@@ -393,7 +393,7 @@ def _mean(values, axes, weight, axis_name):
     return total / jnp.maximum(count, 1)
 
 
-def _weight(mask):
+def _weight(mask: Array | None) -> Any:
     return None if mask is None else mask[..., None].astype(jnp.float32)
 
 

@@ -67,13 +67,14 @@ def draw(
         batch_size=min(len(batch.images), trained.evaluate.batch_size),
         precision=trained.train.precision,
     )
+    scores = np.asarray(found.scores)
     return draw_boxes(
         batch.images,
-        found.boxes,
-        found.classes,
-        found.valid & (found.scores >= score),
+        np.asarray(found.boxes),
+        np.asarray(found.classes),
+        np.asarray(found.valid) & (scores >= score),
         dataset.class_names,
-        found.scores,
+        scores,
         truth=(batch.boxes, batch.valid),
         columns=4,
     )

@@ -35,17 +35,16 @@ def test_every_anchor_starts_with_the_prior_probability(pyramid, key):
 
 
 def test_rows_run_over_level_row_column_anchor(pyramid, key):
-    head, params, state = make(key, NoNorm())
-    y, x, level = 1, 2, 3
-    influence = jax.grad(
-        lambda feature: apply_head(
-            RetinaHead(depth=0), params, state, {**pyramid, level: feature}, Mode.TRAIN
-        )[0][0, (y * 3 + x) * 3 + 1].sum()
-    )
-    zero_tower = RetinaHead(depth=0)
-    params = init_head(key, zero_tower, channels=4, levels=2, anchors=3, classes=5)[0]
-    state = init_head(key, zero_tower, channels=4, levels=2, anchors=3, classes=5)[1]
-    seen = jnp.abs(influence(pyramid[level])).sum(-1) > 0
+    head = RetinaHead(depth=0)
+    params, state = init_head(key, head, channels=4, levels=2, anchors=3, classes=5)
+    row, column = 1, 2
+
+    def one_logit(feature):
+        maps = {**pyramid, 3: feature}
+        logits, _, _ = apply_head(head, params, state, maps, Mode.TRAIN)
+        return logits[0, (row * SIZES[3][1] + column) * 3 + 1].sum()
+
+    seen = jnp.abs(jax.grad(one_logit)(pyramid[3])).sum(-1) > 0
     # A 3x3 predictor at row 1, column 2 sees rows 0 to 2 and columns 1 to 2 of image 0.
     expected = np.zeros((2, 4, 3), bool)
     expected[0, 0:3, 1:3] = True

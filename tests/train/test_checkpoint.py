@@ -16,7 +16,6 @@ import pytest
 from fpnlab.model.norm import NormState
 from fpnlab.train.checkpoint import CheckpointError, Checkpoints
 
-
 # When one array cannot be read, Orbax abandons its other reads, which then complain as they end.
 damaging = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -56,7 +55,7 @@ def test_a_checkpoint_of_another_config_is_refused(checkpoints, tree):
     checkpoints.save(1, tree)
     other = Checkpoints(checkpoints.folder, "b" * 64)
     with pytest.raises(
-        CheckpointError, match="belongs to another config.*aaaa.*bbbb.*another output"
+        CheckpointError, match=r"belongs to another config.*aaaa.*bbbb.*another output"
     ):
         other.restore(tree)
 

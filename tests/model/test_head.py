@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fpnlab.model.head import RetinaHead, apply_head, init_head
-from fpnlab.model.norm import BatchNorm, NoNorm
+from fpnlab.model.norm import BatchNorm
 from fpnlab.types import Mode
 
 SIZES = {3: (4, 3), 4: (2, 2)}

@@ -51,8 +51,8 @@ def prepare(options: argparse.Namespace) -> None:
 def compare(case: str, ways: Mapping[str, Callable[[], object]], *, seconds: float) -> list[Timing]:
     """Returns the timings of ``ways``; each must wait for its own result.
 
-    They take turns of a quarter of a second, as nothing trains one step at a time; the first
-    call of a turn does not count, because threads of the other library may still spin.
+    They are called in turns. Before each timed call there is an untimed one, because threads of
+    one library may still spin when the other starts.
     """
     wall: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
@@ -62,12 +62,10 @@ def compare(case: str, ways: Mapping[str, Callable[[], object]], *, seconds: flo
     while time.perf_counter() < end or min(map(len, wall.values())) < 5:
         for name, call in ways.items():
             call()
-            turn = time.perf_counter() + 0.25
-            while time.perf_counter() < turn:
-                start, used = time.perf_counter(), time.process_time()
-                call()
-                wall[name].append(1e3 * (time.perf_counter() - start))
-                cpu[name].append(1e3 * (time.process_time() - used))
+            start, used = time.perf_counter(), time.process_time()
+            call()
+            wall[name].append(1e3 * (time.perf_counter() - start))
+            cpu[name].append(1e3 * (time.process_time() - used))
     medians = {name: statistics.median(times) for name, times in wall.items()}
     used = {name: statistics.median(times) for name, times in cpu.items()}
     last = list(ways)[-1]

@@ -122,12 +122,14 @@ def test_maps_nest_and_a_long_one_is_left_to_xla(key):
 def test_mapped_kernels_are_separate_convolutions_on_a_cpu_and_one_elsewhere(key):
     x, w = operands(key, maps=(3,))
 
-    def convolutions(platform):
-        exported = jax.export.export(jax.jit(jax.vmap(conv)), platforms=(platform,))(x, w)
+    def convolutions(platform, w, in_axes=(0, 0)):
+        mapped = jax.jit(jax.vmap(conv, in_axes=in_axes))
+        exported = jax.export.export(mapped, platforms=(platform,))(x, w)
         return exported.mlir_module().count("stablehlo.convolution")
 
-    assert convolutions("cpu") == 3
-    assert convolutions("cuda") == convolutions("tpu") == 1
+    assert convolutions("cpu", w) == 3
+    assert convolutions("cuda", w) == convolutions("tpu", w) == 1
+    assert convolutions("cpu", w[0], in_axes=(0, None)) == 1  # the mapped axis is more images
 
 
 def test_a_training_step_exports_for_three_platforms_and_runs_on_this_one(key):

@@ -1,0 +1,74 @@
+"""What both adapters need to know of an organ: how to make it and how to run it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from fpnlab.model.backbone import ResNet, apply_resnet, init_resnet
+from fpnlab.model.block import Block, apply_block, init_block
+from fpnlab.model.detector import Detector, apply_detector, init_detector
+from fpnlab.model.head import RetinaHead, apply_head, init_head
+from fpnlab.model.neck import Fpn, apply_fpn, init_fpn
+from fpnlab.model.norm import Norm, apply_norm, init_norm
+from fpnlab.types import Key, Mode
+
+
+@dataclasses.dataclass(frozen=True)
+class Organ:
+    """An organ's two functions, with its spec and sizes filled in."""
+
+    init: Callable[[Key], tuple[Any, Any]]
+    """Key to parameters and state."""
+    apply: Callable[..., Any]
+    """(params, state, x, mode) to the outputs and, last, the state."""
+
+
+def organ(spec: Any, x: Any, sizes: dict[str, int]) -> Organ:
+    """Returns the organ of ``spec`` for inputs like ``x``.
+
+    Args:
+      spec: a norm, `Block`, `ResNet`, `Fpn`, `RetinaHead` or `Detector`.
+      x: an input, of which only shapes are read: a map, or a dictionary of maps by level.
+      sizes: of a head: ``anchors`` and ``classes``.
+
+    Raises:
+      TypeError: a spec of no organ.
+    """
+    match spec:
+        case Block():
+            init, apply = lambda key: init_block(key, spec), apply_block
+        case ResNet():
+            init, apply = lambda key: init_resnet(key, spec), apply_resnet
+        case Detector():
+            init, apply = lambda key: init_detector(key, spec), apply_detector
+        case Fpn():
+            channels = {level: feature.shape[-1] for level, feature in x.items()}
+            init, apply = lambda key: init_fpn(key, spec, channels), apply_fpn
+        case RetinaHead():
+            width = next(iter(x.values())).shape[-1]
+            init = lambda key: init_head(key, spec, channels=width, levels=len(x), **sizes)
+            apply = apply_head
+        case _ if isinstance(spec, Norm):
+            init, apply = lambda _: init_norm(spec, x.shape[-1]), apply_norm
+        case _:
+            raise TypeError(
+                f"no organ has the spec {spec!r}; give a norm, Block, ResNet, Fpn, RetinaHead or "
+                "Detector of fpnlab"
+            )
+    return Organ(init, lambda *args, **options: apply(spec, *args, **options))
+
+
+def mode_of(mode: Mode | None, use_running_average: bool | None) -> Mode:
+    """Returns the mode from either way of saying it.
+
+    ``use_running_average`` is Flax's one flag for three switches: False is ``Mode.TRAIN``, True
+    is ``Mode.EVAL``.
+
+    Raises:
+      ValueError: both or neither are given.
+    """
+    if (mode is None) == (use_running_average is None):
+        raise ValueError("give either mode or use_running_average")
+    if mode is not None:
+        return mode
+    return Mode.EVAL if use_running_average else Mode.TRAIN

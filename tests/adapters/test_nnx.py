@@ -1,0 +1,109 @@
+"""NNX modules: the numbers of the functions, and the manners of Flax."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+from fpnlab.adapters import nnx as ours
+from fpnlab.model.detector import apply_detector
+from fpnlab.model.norm import BatchNorm, LayerNorm, apply_norm
+from fpnlab.types import Mode
+
+BN = BatchNorm()
+
+
+@pytest.fixture
+def x(key):
+    return 2.0 + jax.random.normal(key, (4, 3, 3, 2))
+
+
+def test_a_norm_is_its_function_to_the_bit_and_updates_in_place(x):
+    module = ours.Organ(BN, x, rngs=nnx.Rngs(0))
+    params, state = module.trees()
+    y = module(x, mode=Mode.TRAIN)
+    expected, new = apply_norm(BN, params, state, x, Mode.TRAIN)
+    np.testing.assert_array_equal(y, expected)
+    chex.assert_trees_all_equal(module.trees()[1], new)
+    module(x, mode=Mode.EVAL)
+    chex.assert_trees_all_equal(module.trees()[1], new)
+
+
+def test_a_detector_of_the_module_is_the_detector_of_the_function(detector):
+    images = 255 * jax.random.uniform(jax.random.key(3), (2, 32, 32, 3))
+    module = ours.Organ(detector, images, mode=Mode.EVAL, rngs=nnx.Rngs(0))
+    expected, _ = apply_detector(detector, *module.trees(), images, Mode.EVAL)
+    chex.assert_trees_all_equal(module(images), expected)
+
+
+class Theirs(nnx.Module):
+    """Somebody's network, in which the norm is one line."""
+
+    def __init__(self, norm, rngs):
+        self.conv = nnx.Conv(3, 8, (3, 3), use_bias=False, rngs=rngs)
+        self.norm = norm(rngs)
+        self.dense = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dense(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
+
+
+def our_norm(rngs):
+    like = jax.ShapeDtypeStruct((8, 6, 6, 8), jnp.float32)
+    spec = BatchNorm(decay=0.99, reference_batch=8)
+    return ours.Organ(spec, like, use_running_average=False, rngs=rngs)
+
+
+def test_one_line_puts_our_batch_norm_into_somebodys_model():
+    x = jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
+    mine = Theirs(our_norm, nnx.Rngs(0))
+    other = Theirs(lambda rngs: nnx.BatchNorm(8, momentum=0.99, rngs=rngs), nnx.Rngs(0))
+    other.conv.kernel[...] = mine.conv.kernel[...]
+    other.dense.kernel[...] = mine.dense.kernel[...]
+    mine.train()
+    other.train()
+    np.testing.assert_allclose(mine(x), other(x), atol=1e-4)
+    mine.eval()
+    other.eval()
+    np.testing.assert_allclose(mine(x), other(x), atol=1e-4)
+
+
+def test_a_module_trains_with_an_nnx_optimizer():
+    x = jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
+    labels = jnp.arange(8) % 3
+    model = Theirs(our_norm, nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer):
+        def loss(model):
+            return optax.softmax_cross_entropy_with_integer_labels(model(x), labels).mean()
+
+        value, gradient = nnx.value_and_grad(loss)(model)
+        optimizer.update(model, gradient)
+        return value
+
+    losses = [float(step(model, optimizer)) for _ in range(60)]
+    assert losses[-1] < 0.8 * losses[0]
+    assert float(model.norm.trees()[1].seen) == 480
+
+
+def test_a_module_saves_with_orbax(x, tmp_path):
+    module = ours.Organ(BN, x, mode=Mode.TRAIN, rngs=nnx.Rngs(0))
+    module(x)
+    pure = nnx.to_pure_dict(nnx.state(module))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "one", pure)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "one", jax.eval_shape(lambda: pure))
+    chex.assert_trees_all_equal(restored, pure)
+
+
+def test_stateless_norms_are_modules_too(x):
+    module = ours.Organ(LayerNorm(axes="c"), x, use_running_average=True, rngs=nnx.Rngs(0))
+    expected, _ = apply_norm(LayerNorm(axes="c"), *module.trees(), x, Mode.TRAIN)
+    np.testing.assert_array_equal(module(x), expected)

@@ -1,0 +1,1 @@
+"""A model to what happens inside of it: statistics, signals, gradients, rates."""

@@ -79,6 +79,9 @@ def main() -> None:
     An experiment is a TOML file; any field of it can be overridden on the command line, e.g.
     fpnlab train configs/bccd.toml --data.root ~/bccd --train.batch_size 8
     """
+    from fpnlab.allocator import keep_freed_memory
+
+    keep_freed_memory()  # Before JAX starts its threads.
 
 
 @configured("train")

@@ -241,8 +241,11 @@ def _trace(detector, objective, image_size, batch_size):
     shape = lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)
 
     def run(batch):
-        params, state = init_detector(jax.random.key(0), detector)
-        output, _ = apply_detector(detector, params, state, batch.images, Mode.TRAIN)
+        key = jax.random.key(0)
+        params, state = init_detector(key, detector)
+        output, _ = apply_detector(
+            detector, params, state, batch.images, Mode.TRAIN, extent=batch.extent, key=key
+        )
         loss, _ = detection_loss(objective, output, anchors, batch)
         return loss, detect(detector, output, anchors, batch.extent)
 

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import flax.struct
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 T = TypeVar("T")
@@ -39,24 +41,35 @@ def tree(cls: type[T]) -> type[T]:
 
 @spec
 class Mode:
-    """Where a norm takes its statistics from, and whether it updates the running ones.
+    """Three switches that other libraries hide behind one ``train`` flag.
 
-    Other libraries hide both behind one ``train`` flag; here every combination is legal.
+    Every combination is legal.
     """
 
     stats: typing.Literal["batch", "running"] = "batch"
     """The statistics that normalize: those of this batch, or the running ones."""
     update: bool = True
     """Whether the running statistics take this batch in."""
+    stochastic: bool = True
+    """Whether what is random in training (stochastic depth) is so here."""
 
     TRAIN: ClassVar["Mode"]
     EVAL: ClassVar["Mode"]
     BATCH_EVAL: ClassVar["Mode"]
 
 
-Mode.TRAIN = Mode(stats="batch", update=True)
-Mode.EVAL = Mode(stats="running", update=False)
-Mode.BATCH_EVAL = Mode(stats="batch", update=False)
+Mode.TRAIN = Mode(stats="batch", update=True, stochastic=True)
+Mode.EVAL = Mode(stats="running", update=False, stochastic=False)
+Mode.BATCH_EVAL = Mode(stats="batch", update=False, stochastic=False)
+
+
+def picture_mask(
+    extent: Float[Array | np.ndarray, "b 2"], height: int, width: int
+) -> Bool[Array, "b h w"]:
+    """Returns which pixels of padded images belong to the pictures of this height and width."""
+    inside_y = jnp.arange(height) < extent[:, :1]
+    inside_x = jnp.arange(width) < extent[:, 1:]
+    return inside_y[:, :, None] & inside_x[:, None, :]
 
 
 @tree
@@ -80,12 +93,7 @@ class Batch:
     @property
     def mask(self) -> Bool[Array, "b h w"]:
         """``[b, h, w]`` bool: which pixels belong to the picture."""
-        import jax.numpy as jnp
-
-        h, w = self.images.shape[1:3]
-        inside_y = jnp.arange(h) < self.extent[:, :1]
-        inside_x = jnp.arange(w) < self.extent[:, 1:]
-        return inside_y[:, :, None] & inside_x[:, None, :]
+        return picture_mask(self.extent, *self.images.shape[1:3])
 
 
 @tree

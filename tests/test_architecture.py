@@ -20,8 +20,10 @@ MAY_IMPORT = {
     "data": {"types", "ops"},
     "train": {"types", "ops", "model"},
     "evaluate": {"types", "ops", "model"},
+    "probe": {"types", "ops", "model", "evaluate"},
+    "adapters": {"types", "ops", "model"},
     "config": LOWER | {"study.plan"},
-    "study": LOWER | {"config", "report"},
+    "study": LOWER | {"probe", "config", "report"},
     "report": {"types"},
 }
 """Rooms by what they may import of fpnlab, besides themselves."""

@@ -86,7 +86,11 @@ NORM = "model.backbone.norm"
         ("model.neck.width", 8, "model.neck.width: no such field; these are known: channels,"),
         (NORM, {"kind": "batch_norm", "deacy": 0.9}, f"{NORM}.deacy: no such field; the nearest"),
         (NORM, {"kind": "batchnorm"}, f"{NORM}.kind: is 'batchnorm'; the nearest is 'batch_norm'"),
-        (NORM, {"kind": 3}, f"{NORM}.kind: is 3; these are known: batch_norm, layer_norm,"),
+        (
+            NORM,
+            {"kind": 3},
+            f"{NORM}.kind: is 3; these are known: batch_norm, frozen_batch_norm, layer_norm,",
+        ),
         (NORM, {"groups": 2.5}, f"{NORM}.kind: is required; these are known: batch_norm,"),
         (NORM, "batch_norm", f"{NORM}: is 'batch_norm'; it must be a table with a kind: batch"),
         (NORM, {"kind": "layer_norm"}, f"{NORM}.axes: is required"),

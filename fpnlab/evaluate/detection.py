@@ -35,7 +35,7 @@ def evaluate_detector(
     params: Any,
     state: Any,
     *,
-    population: np.ndarray,
+    population: Batch,
     test: Batch,
     class_names: Sequence[str],
     norm_batch: int,
@@ -52,8 +52,8 @@ def evaluate_detector(
       detector: what was trained.
       params: its parameters.
       state: its running statistics.
-      population: ``[n, h, w, 3]`` training images as training saw them, for ``precise``; what
-        does not fill a last batch is left out.
+      population: training images as training saw them, for ``precise``; what does not fill a
+        last batch is left out.
       test: held-out images.
       class_names: names of the classes.
       norm_batch: images per statistics group in training, for norms that leave it open.
@@ -75,15 +75,18 @@ def evaluate_detector(
     if not has_batch_norm(detector):
         return {source: dict(metrics) for source in ("running", "precise", "batch")}, running
 
-    group = _whole_groups(min(evaluate.batch_size, len(population)), norm_batch)
-    count = len(population) // group * group
+    group = _whole_groups(min(evaluate.batch_size, len(population.images)), norm_batch)
+    count = len(population.images) // group * group
     if not count:
         raise ValueError(
-            f"evaluate: {len(population)} training images do not fill one statistics group of "
-            f"norm_batch={norm_batch}; give that many or more"
+            f"evaluate: {len(population.images)} training images do not fill one statistics "
+            f"group of norm_batch={norm_batch}; give that many or more"
         )
-    collect = lambda images: _collect(forgetful(detector), precision, params, state, images)
-    chunks = (population[i : i + group] for i in range(0, count, group))
+    collect = functools.partial(_collect, forgetful(detector), precision, params, state)
+    chunks = (
+        (population.images[i : i + group], population.extent[i : i + group])
+        for i in range(0, count, group)
+    )
     exact = population_state(collect, chunks, state)
     precise = score(found(params, exact, mode=Mode.EVAL))
     by_batch = score(found(params, state, mode=Mode.BATCH_EVAL, multiple=norm_batch))
@@ -139,10 +142,14 @@ def _filled(split: Batch, size: int) -> Iterator[tuple[Any, Any]]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _detect(detector, mode, precision, params, state, images, extent, anchors):
-    output, _ = apply_detector(detector, params, state, images.astype(precision), mode)
+    images = images.astype(precision)
+    output, _ = apply_detector(detector, params, state, images, mode, extent=extent)
     return detect(detector, output, anchors, extent)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _collect(detector, precision, params, state, images):
-    return apply_detector(detector, params, state, images.astype(precision), Mode.TRAIN)[1]
+def _collect(detector, precision, params, state, batch):
+    images, extent = batch
+    mode = Mode(stats="batch", update=True, stochastic=False)
+    images = images.astype(precision)
+    return apply_detector(detector, params, state, images, mode, extent=extent)[1]

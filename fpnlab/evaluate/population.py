@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from fpnlab.model.norm import BatchNorm, NormState
+from fpnlab.model.norm import NormState, replace_batch_norms
 from fpnlab.ops.norm import merge_moments
 from fpnlab.types import Moments
 
@@ -21,7 +21,7 @@ def grouped(spec: Spec, norm_batch: int) -> Spec:
     So that a network trained with small batches is evaluated in large ones, by the statistics
     groups that it was trained with.
     """
-    return _replace_batch_norms(
+    return replace_batch_norms(
         spec, lambda norm: dataclasses.replace(norm, norm_batch=norm.norm_batch or norm_batch)
     )
 
@@ -29,7 +29,7 @@ def grouped(spec: Spec, norm_batch: int) -> Spec:
 def has_batch_norm(spec: Any) -> bool:
     """Returns whether a batch norm stands anywhere in ``spec``."""
     found = []
-    _replace_batch_norms(spec, lambda norm: found.append(norm) or norm)
+    replace_batch_norms(spec, lambda norm: found.append(norm) or norm)
     return bool(found)
 
 
@@ -44,7 +44,7 @@ def population_state(
 
     Args:
       collect: a batch to the state that ``forgetful`` norms leave behind (one batch's moments).
-      batches: training batches, all of one size; 10^3 to 10^4 images are enough.
+      batches: training batches; 10^3 to 10^4 images are enough.
       state: the running statistics to replace, for their structure.
 
     Raises:
@@ -52,42 +52,40 @@ def population_state(
     """
     is_state = lambda node: isinstance(node, NormState)
     total = None
-    for number, batch in enumerate(batches):
+    merge = lambda a, b: _merge(a, b) if is_state(a) else a
+    batches_seen = 0
+    for batch in batches:
+        batches_seen += 1
         found = collect(batch)
-        merge = lambda a, b, merged=number: _merge(a, b, merged) if is_state(a) else a
-        total = jax.tree.map(merge, total, found, is_leaf=is_state) if number else found
+        total = found if total is None else jax.tree.map(merge, total, found, is_leaf=is_state)
     if total is None:
         raise ValueError("population_state: no batches; give at least one")
-    restore = lambda old, new: dataclasses.replace(new, count=old.count) if is_state(old) else old
+
+    def restore(old, new):
+        if not is_state(old):
+            return old
+        # Every batch was collected on top of what training had seen.
+        seen = new.seen - (batches_seen - 1) * old.seen
+        return dataclasses.replace(new, count=old.count, seen=seen)
+
     return jax.tree.map(restore, state, total, is_leaf=is_state)
 
 
 def forgetful(spec: Spec) -> Spec:
     """Returns ``spec`` whose batch norms keep the (biased) moments of the last batch only."""
-    return _replace_batch_norms(
+    return replace_batch_norms(
         spec, lambda norm: dataclasses.replace(norm, decay=0.0, unbiased=False)
     )
 
 
-def _merge(total, batch, batches_in_total):
-    """Merges statistics of equally large batches: ``batches_in_total`` of them, and one more."""
-    counts = jnp.array([batches_in_total, 1.0]).reshape(2, *[1] * (total.mean.ndim - 1))
-    parts = Moments(
-        count=jnp.broadcast_to(counts, (2, *total.mean.shape[:-1])),
-        mean=jnp.stack([total.mean, batch.mean]),
-        var=jnp.stack([total.var, batch.var]),
+def _merge(total, batch):
+    """Merges two states, each the moments of ``count`` values (or of a fixed share of them)."""
+    stack = lambda name: jnp.stack([getattr(total, name), getattr(batch, name)])
+    merged = merge_moments(Moments(count=stack("count"), mean=stack("mean"), var=stack("var")))
+    return dataclasses.replace(
+        total,
+        mean=merged.mean,
+        var=merged.var,
+        count=merged.count,
+        seen=total.seen + batch.seen,
     )
-    merged = merge_moments(parts)
-    return dataclasses.replace(total, mean=merged.mean, var=merged.var)
-
-
-def _replace_batch_norms(spec, change):
-    if isinstance(spec, BatchNorm):
-        return change(spec)
-    if dataclasses.is_dataclass(spec):
-        fields = {
-            f.name: _replace_batch_norms(getattr(spec, f.name), change)
-            for f in dataclasses.fields(spec)
-        }
-        return dataclasses.replace(spec, **fields)
-    return spec

@@ -1,10 +1,10 @@
 """ResNet: a stem and stages of residual blocks, giving one map a pyramid level."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
-import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from fpnlab.model.block import (
     Block,
@@ -15,8 +15,9 @@ from fpnlab.model.block import (
     apply_conv_norm,
     init_block,
     init_conv_norm,
+    thinned,
 )
-from fpnlab.model.norm import Norm, NormState
+from fpnlab.model.norm import Norm, NormState, activate
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.pooling import max_pool
 from fpnlab.types import Features, Key, Mode, spec, tree
@@ -53,9 +54,19 @@ class ResNet:
     stem: Stem = Stem()
     """The layers before the first block; as wide as the first stage's `widths`."""
     norm: Norm
-    """After each convolution."""
+    """After each convolution, but for those that have a field of their own."""
+    stem_norm: Norm | None = None
+    """After the stem's convolution; none: `norm`."""
+    last_norm: Norm | None = None
+    """After the last convolution of each residual branch; none: `norm`."""
+    shortcut_norm: Norm | None = None
+    """After the convolution of a shortcut; none: `norm`."""
+    drop_path: float = 0.0
+    """Stochastic depth: share of dropped branches in the last block, rising from 0 at the first."""
 
     def __post_init__(self):
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path is {self.drop_path}; it must be at least 0 and below 1")
         if len(self.depths) != len(self.widths):
             raise ValueError(
                 f"depths has {len(self.depths)} stages and widths {len(self.widths)}; "
@@ -73,15 +84,23 @@ class ResNet:
     def stages(self) -> dict[int, list[Block]]:
         """The blocks of each level."""
         stages, inputs = {}, self.widths[0]
+        made, last = 0, max(sum(self.depths) - 1, 1)
         for i, (depth, width) in enumerate(zip(self.depths, self.widths)):
             stages[self.first_level + i] = blocks = []
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
                 block = Block(
-                    kind=self.block, inputs=inputs, width=width, stride=stride, norm=self.norm
+                    kind=self.block,
+                    inputs=inputs,
+                    width=width,
+                    stride=stride,
+                    norm=self.norm,
+                    last_norm=self.last_norm or self.norm,
+                    shortcut_norm=self.shortcut_norm or self.norm,
+                    drop_path=self.drop_path * made / last,
                 )
                 blocks.append(block)
-                inputs = block.outputs
+                made, inputs = made + 1, block.outputs
         return stages
 
     @property
@@ -133,7 +152,7 @@ class ResNetState:
 def init_resnet(key: Key, resnet: ResNet) -> tuple[ResNetParams, ResNetState]:
     """Returns a network for RGB images."""
     stem, stem_state = init_conv_norm(
-        named_key(key, "stem"), resnet.norm, resnet.stem.size, 3, resnet.widths[0]
+        named_key(key, "stem"), _stem_norm(resnet), resnet.stem.size, 3, resnet.widths[0]
     )
     made = [
         [init_block(named_key(key, "stage", i, j), block) for j, block in enumerate(blocks)]
@@ -150,23 +169,53 @@ def apply_resnet(
     state: ResNetState,
     images: Float[Array, "b h w 3"],
     mode: Mode,
+    *,
+    mask: Bool[Array, "b h w"] | None = None,
+    key: Key | None = None,
+    watch: Callable[[str, Array], None] = lambda name, x: None,
 ) -> tuple[Features, ResNetState]:
     """Returns the last map of each level (C2 to C5 for the standard networks), and the state.
 
     Computes in the dtype of ``images``; the statistics of the norms stay in float32.
+
+    Args:
+      resnet: what to compute.
+      params: its parameters.
+      state: its running statistics.
+      images: a batch.
+      mode: where norms take their statistics from.
+      mask: pixels that enter statistics; None for all of them.
+      key: draws the branches to drop; needed where ``drop_path`` is above 0 and the mode
+        stochastic.
+      watch: called with the name and the output of the stem and of each block.
     """
+    norm, stride = _stem_norm(resnet), resnet.stem.stride
     x, stem_state = apply_conv_norm(
-        resnet.norm, params.stem, state.stem, images, mode, stride=resnet.stem.stride
+        norm, params.stem, state.stem, images, mode, stride=stride, mask=thinned(mask, stride)
     )
-    x = jax.nn.relu(x)
+    x = activate(norm, x)
+    watch("stem", x)
     if resnet.stem.pool:
         x = max_pool(x)
     features, states = {}, []
     for i, (level, blocks) in enumerate(resnet.stages.items()):
         new = []
         for j, block in enumerate(blocks):
-            x, block_state = apply_block(block, params.stages[i][j], state.stages[i][j], x, mode)
+            x, block_state = apply_block(
+                block,
+                params.stages[i][j],
+                state.stages[i][j],
+                x,
+                mode,
+                mask=thinned(mask, 2**level // block.stride),
+                key=None if key is None else named_key(key, "drop", i, j),
+            )
             new.append(block_state)
+            watch(f"stage {i} block {j}", x)
         features[level] = x
         states.append(tuple(new))
     return features, ResNetState(stem=stem_state, stages=tuple(states))
+
+
+def _stem_norm(resnet):
+    return resnet.stem_norm or resnet.norm

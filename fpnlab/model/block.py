@@ -4,11 +4,14 @@ import math
 from typing import Literal
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
-from fpnlab.model.norm import Norm, NormParams, NormState, apply_norm, init_norm
+from fpnlab.model.norm import Norm, NormParams, NormState, activate, apply_norm, init_norm
 from fpnlab.ops.conv import conv
 from fpnlab.ops.keys import named_key
+from fpnlab.ops.norm import scale_standardize_kernel, standardize_kernel
+from fpnlab.ops.residual import drop_path
 from fpnlab.types import Key, Mode, spec, tree
 
 
@@ -18,6 +21,8 @@ class ConvNormParams:
 
     kernel: Float[Array, "k k i o"]
     norm: NormParams
+    gain: Float[Array, " o"] | None = None
+    """Gain of a scaled standardized kernel."""
 
 
 def init_conv_norm(
@@ -28,17 +33,34 @@ def init_conv_norm(
     outputs: int,
     *,
     scale: float = 1.0,
-    levels: int | None = None,
+    affine_levels: int | None = None,
+    state_levels: int | None = None,
 ) -> tuple[ConvNormParams, NormState | None]:
     """Returns a ``size x size`` kernel and its norm.
 
     The kernel is drawn from a normal distribution of variance 2 / fan-out (arXiv:1502.01852,
-    section 2.2); ``scale`` and ``levels`` are those of ``init_norm``.
+    section 2.2); the other arguments are those of ``init_norm``.
     """
     deviation = math.sqrt(2 / (size * size * outputs))
     kernel = deviation * jax.random.normal(key, (size, size, inputs, outputs))
-    norm_params, state = init_norm(norm, outputs, scale=scale, levels=levels)
-    return ConvNormParams(kernel=kernel, norm=norm_params), state
+    norm_params, state = init_norm(
+        norm, outputs, scale=scale, affine_levels=affine_levels, state_levels=state_levels
+    )
+    gain = jnp.ones((outputs,)) if norm.kernel == "scaled" else None
+    return ConvNormParams(kernel=kernel, norm=norm_params, gain=gain), state
+
+
+def apply_kernel(
+    norm: Norm, params: ConvNormParams, x: Float[Array, "b h w i"], *, stride: int = 1
+) -> Float[Array, "b _ _ o"]:
+    """Returns the convolution of ``x`` with the kernel as its norm wants it, without the norm."""
+    kernel = params.kernel
+    match norm.kernel:
+        case "standardized":
+            kernel = standardize_kernel(kernel)
+        case "scaled":
+            kernel = scale_standardize_kernel(kernel, params.gain)
+    return conv(x, kernel.astype(x.dtype), stride=stride)
 
 
 def apply_conv_norm(
@@ -49,11 +71,19 @@ def apply_conv_norm(
     mode: Mode,
     *,
     stride: int = 1,
-    level: int | None = None,
+    mask: Bool[Array, "b _ _"] | None = None,
 ) -> tuple[Float[Array, "b _ _ o"], NormState | None]:
-    """Returns the normalized convolution of ``x``, and the norm's new state."""
-    y = conv(x, params.kernel.astype(x.dtype), stride=stride)
-    return apply_norm(norm, params.norm, state, y, mode, level=level)
+    """Returns the normalized convolution of ``x``, and the norm's new state.
+
+    ``mask`` has the size of the result.
+    """
+    y = apply_kernel(norm, params, x, stride=stride)
+    return apply_norm(norm, params.norm, state, y, mode, mask=mask)
+
+
+def thinned(mask: Bool[Array, "b h w"] | None, stride: int) -> Bool[Array, "b _ _"] | None:
+    """Returns the mask of a map ``stride`` times smaller: that of each cell's first pixel."""
+    return None if mask is None else mask[:, ::stride, ::stride]
 
 
 @spec
@@ -69,7 +99,13 @@ class Block:
     stride: int
     """1, or 2 to halve the map."""
     norm: Norm
-    """After each convolution."""
+    """After each convolution of the branch but the last."""
+    last_norm: Norm
+    """After the last convolution of the branch."""
+    shortcut_norm: Norm
+    """After the shortcut's convolution, where it has one."""
+    drop_path: float = 0.0
+    """Share of the images for which the branch is left out in training."""
 
     @property
     def outputs(self) -> int:
@@ -77,11 +113,14 @@ class Block:
         return self.width * (4 if self.kind == "bottleneck" else 1)
 
     @property
-    def branch(self) -> list[tuple[int, int, int]]:
-        """Kernel size, channels out and stride of each convolution of the branch."""
+    def branch(self) -> list[tuple[int, int, int, Norm]]:
+        """Kernel size, channels out, stride and norm of each convolution of the branch."""
         if self.kind == "basic":
-            return [(3, self.width, self.stride), (3, self.width, 1)]
-        return [(1, self.width, 1), (3, self.width, self.stride), (1, self.outputs, 1)]
+            layers = [(3, self.width, self.stride), (3, self.width, 1)]
+        else:
+            layers = [(1, self.width, 1), (3, self.width, self.stride), (1, self.outputs, 1)]
+        norms = [self.norm] * (len(layers) - 1) + [self.last_norm]
+        return [(*layer, norm) for layer, norm in zip(layers, norms)]
 
     @property
     def projects(self) -> bool:
@@ -111,18 +150,15 @@ def init_block(key: Key, block: Block) -> tuple[BlockParams, BlockState]:
     (arXiv:1706.02677, section 5.1; here for all norms alike.)
     """
     made, inputs = [], block.inputs
-    for i, (size, outputs, _) in enumerate(block.branch):
+    for i, (size, outputs, _, norm) in enumerate(block.branch):
         scale = 0.0 if i == len(block.branch) - 1 else 1.0
-        made.append(
-            init_conv_norm(
-                named_key(key, "branch", i), block.norm, size, inputs, outputs, scale=scale
-            )
-        )
+        layer = named_key(key, "branch", i)
+        made.append(init_conv_norm(layer, norm, size, inputs, outputs, scale=scale))
         inputs = outputs
     shortcut, shortcut_state = None, None
     if block.projects:
         shortcut, shortcut_state = init_conv_norm(
-            named_key(key, "shortcut"), block.norm, 1, block.inputs, block.outputs
+            named_key(key, "shortcut"), block.shortcut_norm, 1, block.inputs, block.outputs
         )
     params = BlockParams(branch=tuple(p for p, _ in made), shortcut=shortcut)
     return params, BlockState(branch=tuple(s for _, s in made), shortcut=shortcut_state)
@@ -134,18 +170,44 @@ def apply_block(
     state: BlockState,
     x: Float[Array, "b h w i"],
     mode: Mode,
+    *,
+    mask: Bool[Array, "b h w"] | None = None,
+    key: Key | None = None,
 ) -> tuple[Float[Array, "b _ _ o"], BlockState]:
-    """Returns ``relu(branch(x) + shortcut(x))`` and the new state."""
-    y, states = x, []
-    for i, (_, _, stride) in enumerate(block.branch):
+    """Returns ``relu(branch(x) + shortcut(x))`` and the new state.
+
+    Args:
+      block: what to compute.
+      params: its parameters.
+      state: its running statistics.
+      x: maps of a batch.
+      mode: where norms take their statistics from.
+      mask: pixels of ``x`` that enter statistics; None for all of them.
+      key: draws the images that skip the branch; needed where ``drop_path`` is above 0 and
+        the mode is stochastic.
+    """
+    out_mask = thinned(mask, block.stride)
+    y, y_mask, states = x, mask, []
+    for i, (_, _, stride, norm) in enumerate(block.branch):
+        y_mask = out_mask if stride == block.stride else y_mask
         y, new = apply_conv_norm(
-            block.norm, params.branch[i], state.branch[i], y, mode, stride=stride
+            norm, params.branch[i], state.branch[i], y, mode, stride=stride, mask=y_mask
         )
-        y = y if i == len(block.branch) - 1 else jax.nn.relu(y)
+        y = y if i == len(block.branch) - 1 else activate(norm, y)
         states.append(new)
+    if block.drop_path and mode.stochastic:
+        if key is None:
+            raise ValueError("block: drop_path is above 0 and the mode stochastic; give a key")
+        y = drop_path(key, y, rate=block.drop_path)
     short, short_state = x, None
     if params.shortcut is not None:
         short, short_state = apply_conv_norm(
-            block.norm, params.shortcut, state.shortcut, x, mode, stride=block.stride
+            block.shortcut_norm,
+            params.shortcut,
+            state.shortcut,
+            x,
+            mode,
+            stride=block.stride,
+            mask=out_mask,
         )
     return jax.nn.relu(y + short), BlockState(branch=tuple(states), shortcut=short_state)

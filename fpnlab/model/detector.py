@@ -12,7 +12,7 @@ from fpnlab.ops import boxes as box_ops
 from fpnlab.ops.anchors import pyramid_anchors
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.nms import nms
-from fpnlab.types import Detections, Key, Mode, spec, tree
+from fpnlab.types import Detections, Key, Mode, picture_mask, spec, tree
 
 
 @spec
@@ -67,6 +67,8 @@ class Detector:
     """Reference boxes."""
     postprocess: Postprocess = Postprocess()
     """Outputs to detections."""
+    mask_padding: bool = False
+    """Whether the padding around letterboxed pictures stays out of all statistics."""
     pixel_mean: float = 127.5
     """Subtracted from the images."""
     pixel_deviation: float = 64.0
@@ -130,6 +132,9 @@ def apply_detector(
     state: DetectorState,
     images: Float[Array, "b h w 3"],
     mode: Mode,
+    *,
+    extent: Float[Array | np.ndarray, "b 2"] | None = None,
+    key: Key | None = None,
 ) -> tuple[DetectorOutput, DetectorState]:
     """Returns logits and deltas of every anchor, and the new running statistics.
 
@@ -139,16 +144,28 @@ def apply_detector(
       state: its running statistics, float32.
       images: pixels from 0 to 255; their dtype is that of the computation (float32, bfloat16).
       mode: where norms take their statistics from.
+      extent: height and width of the pictures inside the images; needed for ``mask_padding``.
+      key: draws the branches to drop; needed for stochastic depth.
 
     Raises:
-      ValueError: the images are smaller than one cell of the coarsest level.
+      ValueError: ``mask_padding`` without an ``extent``, or the images are smaller than one cell
+        of the coarsest level.
     """
     _, height, width, _ = images.shape
     _check_image(detector, (height, width))
     x = (images - detector.pixel_mean) / detector.pixel_deviation
-    features, backbone = apply_resnet(detector.backbone, params.backbone, state.backbone, x, mode)
-    pyramid, neck = apply_fpn(detector.neck, params.neck, state.neck, features, mode)
-    logits, deltas, head = apply_head(detector.head, params.head, state.head, pyramid, mode)
+    mask = None
+    if detector.mask_padding:
+        if extent is None:
+            raise ValueError("detector: mask_padding needs the extent of the pictures; give it")
+        mask = picture_mask(extent, height, width)
+    features, backbone = apply_resnet(
+        detector.backbone, params.backbone, state.backbone, x, mode, mask=mask, key=key
+    )
+    pyramid, neck = apply_fpn(detector.neck, params.neck, state.neck, features, mode, mask=mask)
+    logits, deltas, head = apply_head(
+        detector.head, params.head, state.head, pyramid, mode, mask=mask
+    )
     output = DetectorOutput(logits=logits, deltas=deltas)
     return output, DetectorState(backbone=backbone, neck=neck, head=head)
 

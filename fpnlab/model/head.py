@@ -1,13 +1,24 @@
 """The RetinaNet head: two small towers shared over the pyramid, for classes and for boxes."""
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from fpnlab.model.block import ConvNormParams, apply_conv_norm, init_conv_norm
-from fpnlab.model.norm import NoNorm, Norm, NormState
+from fpnlab.model.block import ConvNormParams, apply_kernel, init_conv_norm, thinned
+from fpnlab.model.norm import (
+    BatchNorm,
+    NoNorm,
+    Norm,
+    NormParams,
+    NormState,
+    activate,
+    apply_norm,
+    at_level,
+    put_level,
+)
 from fpnlab.ops.conv import conv
 from fpnlab.ops.keys import named_key
 from fpnlab.types import Features, Key, Mode, spec, tree
@@ -15,16 +26,23 @@ from fpnlab.types import Features, Key, Mode, spec, tree
 
 @spec
 class RetinaHead:
-    """Towers shared over levels; each level keeps its own norm statistics (arXiv:1708.02002).
+    """Towers whose convolutions are shared over the pyramid's levels (arXiv:1708.02002).
 
-    Why per level: the levels' maps differ in distribution, so that statistics pooled over them
-    at test time fit none (arXiv:2105.07576, section 5.2).
+    A batch norm among them may share its statistics or not, and its parameters or not: the four
+    combinations of arXiv:2105.07576, section 5.2, and a fifth that normalizes all levels together.
+    The levels' maps differ in distribution: running statistics shared by levels that are each
+    normalized by themselves fit none of them at test time.
     """
 
     depth: int = 4
     """3x3 convolutions in each tower."""
     norm: Norm = NoNorm()
     """After each convolution of a tower."""
+    level_statistics: Literal["separate", "shared", "joint"] = "separate"
+    """Running statistics a level, or one set that each level updates in turn, or one set of all
+    levels' values together, which then also normalize in training."""
+    level_affine: Literal["shared", "separate"] = "shared"
+    """One set of norm parameters, or one a level."""
     prior: float = 0.01
     """Probability of an object that every anchor starts with (arXiv:1708.02002, section 4.1)."""
 
@@ -33,6 +51,11 @@ class RetinaHead:
             raise ValueError(f"depth is {self.depth}; it must be 0 or more")
         if not 0 < self.prior < 1:
             raise ValueError(f"prior is {self.prior}; it must lie between 0 and 1")
+        if self.level_statistics == "joint" and not isinstance(self.norm, BatchNorm):
+            raise ValueError(
+                f"level_statistics is 'joint' and norm {self.norm.kind!r}; only the statistics of "
+                "a batch_norm can be taken over levels together"
+            )
 
 
 @tree
@@ -55,7 +78,7 @@ class HeadParams:
 
 @tree
 class HeadState:
-    """The running statistics of the towers' norms, each ``[levels, channels]``."""
+    """The running statistics of the towers' norms, ``[levels, channels]`` where separate."""
 
     class_tower: tuple[NormState | None, ...]
     box_tower: tuple[NormState | None, ...]
@@ -68,7 +91,15 @@ def init_head(
 
     def tower(name):
         made = [
-            init_conv_norm(named_key(key, name, i), head.norm, 3, channels, channels, levels=levels)
+            init_conv_norm(
+                named_key(key, name, i),
+                head.norm,
+                3,
+                channels,
+                channels,
+                affine_levels=levels if head.level_affine == "separate" else None,
+                state_levels=levels if head.level_statistics == "separate" else None,
+            )
             for i in range(head.depth)
         ]
         return tuple(p for p, _ in made), tuple(s for _, s in made)
@@ -91,25 +122,33 @@ def init_head(
 
 
 def apply_head(
-    head: RetinaHead, params: HeadParams, state: HeadState, pyramid: Features, mode: Mode
+    head: RetinaHead,
+    params: HeadParams,
+    state: HeadState,
+    pyramid: Features,
+    mode: Mode,
+    *,
+    mask: Bool[Array, "b h w"] | None = None,
 ) -> tuple[Float[Array, "b cells k"], Float[Array, "b cells 4"], HeadState]:
     """Returns one row an anchor, finest level first: class logits and box deltas; and the state.
 
-    Both are float32. The rows follow ``ops.anchors``: level, then row, column, anchor.
+    Both are float32. The rows follow ``ops.anchors``: level, then row, column, anchor. ``mask``,
+    of the images' size, has the pixels that enter statistics.
     """
+    masks = {level: thinned(mask, 2**level) for level in pyramid}
 
     def side(tower, states, predictor, outputs):
+        maps, new = dict(sorted(pyramid.items())), []
+        for p, s in zip(tower, states):
+            maps = {level: apply_kernel(head.norm, p, x) for level, x in maps.items()}
+            maps, s = _apply_norm_over_levels(head, p.norm, s, maps, mode, masks)
+            maps = {level: activate(head.norm, x) for level, x in maps.items()}
+            new.append(s)
         rows = []
-        for i, level in enumerate(sorted(pyramid)):
-            x, new = pyramid[level], []
-            for p, s in zip(tower, states):
-                x, s = apply_conv_norm(head.norm, p, s, x, mode, level=i)
-                x = jax.nn.relu(x)
-                new.append(s)
-            states = tuple(new)
+        for x in maps.values():
             y = conv(x, predictor.kernel.astype(x.dtype)).astype(jnp.float32) + predictor.bias
             rows.append(y.reshape(y.shape[0], -1, outputs))
-        return jnp.concatenate(rows, 1), states
+        return jnp.concatenate(rows, 1), tuple(new)
 
     anchors = params.box_predictor.bias.size // 4
     classes = params.class_predictor.bias.size // anchors
@@ -118,3 +157,43 @@ def apply_head(
     )
     deltas, box_state = side(params.box_tower, state.box_tower, params.box_predictor, 4)
     return logits, deltas, HeadState(class_tower=class_state, box_tower=box_state)
+
+
+def _apply_norm_over_levels(
+    head: RetinaHead,
+    params: NormParams,
+    state: NormState | None,
+    maps: Features,
+    mode: Mode,
+    masks: dict[int, Array | None],
+) -> tuple[Features, NormState | None]:
+    if head.level_statistics == "joint":
+        return _apply_joint_norm(head, params, state, maps, mode, masks)
+    normed = {}
+    for i, (level, x) in enumerate(maps.items()):
+        affine = at_level(params, i if head.level_affine == "separate" else None)
+        at = i if head.level_statistics == "separate" else None
+        own = at_level(state, at)
+        normed[level], own = apply_norm(head.norm, affine, own, x, mode, mask=masks[level])
+        state = put_level(state, own, at)
+    return normed, state
+
+
+def _apply_joint_norm(head, params, state, maps, mode, masks):
+    """Normalizes all levels as one map of all their cells, ``[b, cells, 1, c]``."""
+    flat = lambda x: x.reshape(x.shape[0], -1, 1, *x.shape[3:])
+    together = jnp.concatenate([flat(x) for x in maps.values()], 1)
+    mask = None
+    if None not in masks.values():
+        mask = jnp.concatenate([flat(masks[level]) for level in maps], 1)
+    channels = together.shape[-1]
+    plain = NormParams(scale=jnp.ones(channels), bias=jnp.zeros(channels))
+    y, state = apply_norm(head.norm, plain, state, together, mode, mask=mask)
+    normed, start = {}, 0
+    for i, (level, x) in enumerate(maps.items()):
+        affine = at_level(params, i if head.level_affine == "separate" else None)
+        cells = x.shape[1] * x.shape[2]
+        part = y[:, start : start + cells].reshape(x.shape)
+        normed[level] = part * affine.scale.astype(x.dtype) + affine.bias.astype(x.dtype)
+        start += cells
+    return normed, state

@@ -3,9 +3,9 @@
 from typing import Literal
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from fpnlab.model.block import ConvNormParams, apply_conv_norm, init_conv_norm
+from fpnlab.model.block import ConvNormParams, apply_conv_norm, init_conv_norm, thinned
 from fpnlab.model.norm import NoNorm, Norm, NormState
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.resize import upsample_nearest
@@ -25,7 +25,11 @@ class Fpn:
     extra_from: Literal["p", "c"] = "p"
     """Whether the levels above the backbone start from its pyramid map or from its own map."""
     norm: Norm = NoNorm()
-    """After each lateral and each output convolution."""
+    """After each lateral and each output convolution, but for those with a field of their own."""
+    lateral_norm: Norm | None = None
+    """After each lateral convolution; none: `norm`."""
+    output_norm: Norm | None = None
+    """After each output convolution; none: `norm`."""
 
     def __post_init__(self):
         if not 0 <= self.min_level <= self.max_level:
@@ -73,12 +77,16 @@ def init_fpn(key: Key, fpn: Fpn, channels: dict[int, int]) -> tuple[FpnParams, F
     for level in fpn.levels:
         if level in channels:
             lateral[level] = init_conv_norm(
-                named_key(key, "lateral", level), fpn.norm, 1, channels[level], fpn.channels
+                named_key(key, "lateral", level),
+                _lateral_norm(fpn),
+                1,
+                channels[level],
+                fpn.channels,
             )
         extra_c = level == top + 1 and fpn.extra_from == "c"
         inputs = channels[top] if extra_c else fpn.channels
         output[level] = init_conv_norm(
-            named_key(key, "output", level), fpn.norm, 3, inputs, fpn.channels
+            named_key(key, "output", level), _output_norm(fpn), 3, inputs, fpn.channels
         )
     part = lambda made, i: {level: pair[i] for level, pair in made.items()}
     return (
@@ -88,20 +96,31 @@ def init_fpn(key: Key, fpn: Fpn, channels: dict[int, int]) -> tuple[FpnParams, F
 
 
 def apply_fpn(
-    fpn: Fpn, params: FpnParams, state: FpnState, features: Features, mode: Mode
+    fpn: Fpn,
+    params: FpnParams,
+    state: FpnState,
+    features: Features,
+    mode: Mode,
+    *,
+    mask: Bool[Array, "b h w"] | None = None,
 ) -> tuple[Features, FpnState]:
     """Returns the pyramid maps by level, and the new state.
 
     Upsampling repeats pixels; where the finer map has an odd side, the last row or column of
     the repeated one is cut. Level top+1 comes from P or C of the backbone's top by a
     convolution of stride 2, each one above from the rectified level below (arXiv:1708.02002,
-    footnote 2).
+    footnote 2). ``mask``, of the images' size, has the pixels that enter statistics.
     """
     lateral_state, output_state, merged, pyramid = {}, {}, {}, {}
     above = None
     for level in sorted(params.lateral, reverse=True):
         x, lateral_state[level] = apply_conv_norm(
-            fpn.norm, params.lateral[level], state.lateral[level], features[level], mode
+            _lateral_norm(fpn),
+            params.lateral[level],
+            state.lateral[level],
+            features[level],
+            mode,
+            mask=thinned(mask, 2**level),
         )
         above = merged[level] = x if above is None else x + _grown(above, x)
     top = max(params.lateral)
@@ -113,9 +132,23 @@ def apply_fpn(
         else:
             x, stride = jax.nn.relu(pyramid[level - 1]), 2
         pyramid[level], output_state[level] = apply_conv_norm(
-            fpn.norm, params.output[level], state.output[level], x, mode, stride=stride
+            _output_norm(fpn),
+            params.output[level],
+            state.output[level],
+            x,
+            mode,
+            stride=stride,
+            mask=thinned(mask, 2**level),
         )
     return pyramid, FpnState(lateral=lateral_state, output=output_state)
+
+
+def _lateral_norm(fpn):
+    return fpn.lateral_norm or fpn.norm
+
+
+def _output_norm(fpn):
+    return fpn.output_norm or fpn.norm
 
 
 def _grown(x: Float[Array, "b _ _ d"], like: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:

@@ -243,7 +243,7 @@ def _evaluated(experiment, dataset, state):
         experiment.model,
         state.params if state.average is None else state.average,
         state.state,
-        population=training_view(experiment, dataset, count).images,
+        population=training_view(experiment, dataset, count),
         test=dataset.test,
         class_names=dataset.class_names,
         norm_batch=train.batch_size,

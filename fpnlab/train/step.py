@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from fpnlab.model.detector import (
     Detector,
@@ -17,6 +17,7 @@ from fpnlab.model.detector import (
     detector_anchors,
     init_detector,
 )
+from fpnlab.ops.keys import named_key
 from fpnlab.train.objective import Objective, detection_loss
 from fpnlab.train.schedule import Cosine, Schedule, scheduled
 from fpnlab.types import Batch, Key, Mode, spec, tree
@@ -66,6 +67,8 @@ class Train:
     """Largest norm of the whole gradient; none: no limit."""
     ema_examples: int | None = None
     """Evaluate weights averaged over about so many last examples; none: the last weights."""
+    statistics: Literal["batch", "running"] = "batch"
+    """What normalizes in training: the batch, or the running statistics that it then updates."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters and statistics stay float32."""
 
@@ -105,6 +108,8 @@ class TrainState:
     """Averaged parameters, where `Train.ema_examples` asks for them."""
     step: Int[Array, ""]
     """Steps done."""
+    seed: UInt32[Array, " 2"]
+    """Raw key of everything that is random in a step."""
     refused: Int[Array, ""]
     """Updates that were not applied, because loss or gradient was not finite."""
 
@@ -119,6 +124,7 @@ def init_train(key: Key, detector: Detector, train: Train) -> TrainState:
         # A copy: donated buffers must not be shared between two leaves.
         average=jax.tree.map(jnp.copy, params) if train.ema_examples else None,
         step=jnp.zeros((), jnp.int32),
+        seed=jax.random.key_data(named_key(key, "step")),
         refused=jnp.zeros((), jnp.int32),
     )
 
@@ -145,8 +151,13 @@ def train_step(
     anchors = detector_anchors(detector, *batch.images.shape[1:3])
     images = batch.images.astype(train.precision)
 
+    mode = Mode(stats=train.statistics)
+    drop = jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
+
     def loss_of(params):
-        output, new = apply_detector(detector, params, state.state, images, Mode.TRAIN)
+        output, new = apply_detector(
+            detector, params, state.state, images, mode, extent=batch.extent, key=drop
+        )
         loss, parts = detection_loss(objective, output, anchors, batch)
         return loss, (parts, new)
 
@@ -168,6 +179,7 @@ def train_step(
         optimizer=optimizer,
         average=average,
         step=state.step + 1,
+        seed=state.seed,
         refused=state.refused,
     )
     before = dataclasses.replace(state, step=state.step + 1, refused=state.refused + 1)

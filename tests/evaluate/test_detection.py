@@ -54,7 +54,7 @@ def measure(trained, scenes):
             detector,
             params,
             initial if state is None else state,
-            population=scenes.train.images,
+            population=scenes.train,
             test=scenes.test,
             class_names=scenes.class_names,
             norm_batch=norm_batch,

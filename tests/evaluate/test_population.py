@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from fpnlab.evaluate.population import forgetful, grouped, has_batch_norm, population_state
-from fpnlab.model.norm import BatchNorm, GroupNorm, LayerNorm, NoNorm, apply_norm, init_norm
+from fpnlab.model.norm import (
+    BatchNorm,
+    GroupNorm,
+    LayerNorm,
+    NoNorm,
+    apply_norm,
+    at_level,
+    init_norm,
+    put_level,
+)
 from fpnlab.types import Mode
 
 EPS = 1e-5
@@ -28,11 +37,15 @@ def batches(key):
 
 def collector(norm, level=None):
     """What one batch leaves behind in a lone norm; from a state that must not matter."""
-    levels = None if level is None else 3
-    params, state = init_norm(norm, 2, levels=levels)
+    params, state = init_norm(norm, 2, state_levels=None if level is None else 3)
     state = jax.tree.map(lambda leaf: leaf + 7.0, state)
     norm = forgetful(norm)
-    return state, lambda x: apply_norm(norm, params, state, x, Mode.TRAIN, level=level)[1]
+
+    def collect(x):
+        _, one = apply_norm(norm, params, at_level(state, level), x, Mode.TRAIN)
+        return put_level(state, one, level)
+
+    return state, collect
 
 
 def moments64(images):

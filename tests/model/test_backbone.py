@@ -53,7 +53,15 @@ def test_standard_networks_give_levels_two_to_five(layers):
 @pytest.mark.parametrize("norm", [BatchNorm(), LayerNorm(axes="c"), NoNorm()], ids=lambda n: n.kind)
 def test_a_fresh_block_is_its_shortcut(kind, norm, key):
     outputs = 8 if kind == "bottleneck" else 2
-    block = Block(kind=kind, inputs=outputs, width=2, stride=1, norm=norm)
+    block = Block(
+        kind=kind,
+        inputs=outputs,
+        width=2,
+        stride=1,
+        norm=norm,
+        last_norm=norm,
+        shortcut_norm=norm,
+    )
     params, state = init_block(key, block)
     assert params.shortcut is None
     x = jax.random.normal(key, (2, 4, 4, outputs))
@@ -70,7 +78,10 @@ def test_only_blocks_that_change_the_shape_project_their_shortcut():
 
 
 def test_a_block_learns_through_its_zero_scale(key):
-    block = Block(kind="basic", inputs=4, width=4, stride=1, norm=BatchNorm())
+    bn = BatchNorm()
+    block = Block(
+        kind="basic", inputs=4, width=4, stride=1, norm=bn, last_norm=bn, shortcut_norm=bn
+    )
     params, state = init_block(key, block)
     x = jax.random.normal(key, (2, 4, 4, 4))
     gradient = jax.grad(lambda p: (apply_block(block, p, state, x, Mode.TRAIN)[0] ** 2).sum())(

@@ -75,7 +75,7 @@ def test_layer_norm_detects_each_image_by_itself_and_batch_norm_does_not(make_de
     for norm, alone in ((BatchNorm(), False), (LayerNorm(axes="hwc"), True)):
         detector = make_detector(norm)
         params, state = init_detector(key, detector)
-        run = jax.jit(lambda x: apply_detector(detector, params, state, x, Mode.TRAIN)[0].logits)  # noqa: B023
+        run = jax.jit(lambda x: apply_detector(detector, params, state, x, Mode.TRAIN)[0].logits)
         first = run(images)[0]
         other = run(images.at[1].multiply(0.2))[0]
         assert bool(jnp.allclose(first, other, atol=1e-5)) == alone
@@ -86,3 +86,47 @@ def test_images_below_one_cell_of_the_top_level_are_refused(detector):
         ValueError, match=r"8x40 pixels leave pyramid level 4 empty.*max_level <= 3"
     ):
         detector_anchors(detector, 8, 40)
+
+
+def test_masked_padding_never_enters_a_statistic(detector, key):
+    masked = dataclasses.replace(detector, mask_padding=True)
+    params, state = init_detector(key, masked)
+    extent = jnp.array([[32.0, 16.0], [32.0, 16.0]])
+    images = 255.0 * jax.random.uniform(key, (2, 32, 32, 3))
+    # The stem only: later maps hear of the padding through convolutions at its edge.
+    stem = jax.jit(
+        lambda x: (
+            apply_detector(masked, params, state, x, Mode.TRAIN, extent=extent)[1].backbone.stem
+        )
+    )
+    elsewhere = images.at[:, :, 24:].set(0.0)
+    np.testing.assert_array_equal(stem(images).mean, stem(elsewhere).mean)
+    assert stem(images).count == 2 * 16 * 8
+
+
+def test_a_mask_needs_to_know_the_pictures(detector, key):
+    masked = dataclasses.replace(detector, mask_padding=True)
+    with pytest.raises(ValueError, match="mask_padding needs the extent"):
+        jax.eval_shape(
+            lambda x: apply_detector(masked, *init_detector(key, masked), x, Mode.TRAIN),
+            jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32),
+        )
+
+
+def test_stochastic_depth_is_drawn_by_the_key_and_only_where_the_mode_is_stochastic(detector, key):
+    backbone = dataclasses.replace(detector.backbone, drop_path=0.5)
+    dropping = dataclasses.replace(detector, backbone=backbone)
+    params, state = init_detector(key, dropping)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.ones_like(leaf) if path[-1].name == "scale" else leaf, params
+    )
+    images = 255.0 * jax.random.uniform(key, (8, 32, 32, 3))
+    run = jax.jit(
+        lambda key, mode: apply_detector(dropping, params, state, images, mode, key=key)[0].logits,
+        static_argnums=1,
+    )
+    one, two = jax.random.split(key)
+    assert not jnp.allclose(run(one, Mode.TRAIN), run(two, Mode.TRAIN), atol=1e-4)
+    np.testing.assert_array_equal(run(one, Mode.EVAL), run(two, Mode.EVAL))
+    with pytest.raises(ValueError, match="mode stochastic; give a key"):
+        run(None, Mode.TRAIN)

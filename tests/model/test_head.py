@@ -80,3 +80,42 @@ def test_evaluation_reproduces_training_once_the_statistics_are_known(pyramid, k
 def test_impossible_heads_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         RetinaHead(**options)
+
+
+def test_joint_statistics_are_those_of_all_levels_values(pyramid, key):
+    head, params, state = make(key, BatchNorm(decay=0.0), level_statistics="joint")
+    _, _, new = apply_head(head, params, state, pyramid, Mode.TRAIN)
+    found = new.class_tower[0]
+    separate, params, state = make(key, BatchNorm(decay=0.0))
+    parts = apply_head(separate, params, state, pyramid, Mode.TRAIN)[2].class_tower[0]
+    weight = parts.count / parts.count.sum()
+    np.testing.assert_allclose(found.mean, weight @ parts.mean, rtol=1e-4, atol=1e-5)
+    var = weight @ (parts.var + (parts.mean - found.mean) ** 2)
+    np.testing.assert_allclose(found.var, var, rtol=1e-4)
+    assert found.count == parts.count.sum()
+
+
+@pytest.mark.parametrize("statistics", ["separate", "shared", "joint"])
+@pytest.mark.parametrize("affine", ["shared", "separate"])
+def test_parameters_of_a_level_move_that_level_alone_where_they_are_separate(
+    statistics, affine, pyramid, key
+):
+    head, params, state = make(key, BatchNorm(), level_statistics=statistics, level_affine=affine)
+    assert params.class_tower[0].norm.scale.shape == ((2, 4) if affine == "separate" else (4,))
+    assert state.class_tower[0].mean.shape == ((2, 4) if statistics == "separate" else (4,))
+
+    def of_level(params, rows):
+        return (apply_head(head, params, state, pyramid, Mode.TRAIN)[0][:, rows] ** 2).sum()
+
+    fine = slice(0, 4 * 3 * 3)
+    gradient = jax.grad(of_level)(params, fine).class_tower[0].norm.bias
+    if affine == "separate":
+        assert jnp.abs(gradient[0]).max() > 0
+        assert jnp.abs(gradient[1]).max() == 0
+    else:
+        assert jnp.abs(gradient).max() > 0
+
+
+def test_only_batch_norm_can_take_levels_together():
+    with pytest.raises(ValueError, match="level_statistics is 'joint' and norm 'none'"):
+        RetinaHead(level_statistics="joint")

@@ -216,7 +216,7 @@ def test_pytorch_agrees_forward_and_backward(x):
         wanted = torch.autograd.grad(
             (y.permute(0, 2, 3, 1) * to_torch(weights)).sum(), nchw, retain_graph=True
         )[0]
-        found = jax.grad(lambda x: (NORMS[name](x) * weights).sum())(x)  # noqa: B023
+        found = jax.grad(lambda x: (NORMS[name](x) * weights).sum())(x)
         np.testing.assert_allclose(
             found, wanted.permute(0, 2, 3, 1).numpy(), atol=1e-5, err_msg=name
         )

@@ -24,7 +24,10 @@ damaging = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionW
 def tree(key):
     return {
         "kernel": jax.random.normal(key, (3, 4)),
-        "norms": (NormState(mean=jnp.ones(4), var=jnp.ones(4), count=jnp.zeros(())), None),
+        "norms": (
+            NormState(mean=jnp.ones(4), var=jnp.ones(4), count=jnp.zeros(()), seen=jnp.zeros(())),
+            None,
+        ),
         "levels": {3: jnp.arange(5, dtype=jnp.int32), 4: jnp.zeros((2,), jnp.bfloat16)},
     }
 
@@ -46,7 +49,7 @@ def test_what_was_saved_comes_back_bit_for_bit(checkpoints, tree):
 
 def test_the_newest_two_are_kept(checkpoints, tree):
     for step in (1, 2, 3):
-        checkpoints.save(step, jax.tree.map(lambda x: x + x.dtype.type(step), tree))  # noqa: B023
+        checkpoints.save(step, jax.tree.map(lambda x: x + x.dtype.type(step), tree))
     assert checkpoints.steps() == [2, 3]
     np.testing.assert_array_equal(checkpoints.restore(tree)[1]["kernel"], tree["kernel"] + 3)
 

@@ -165,5 +165,5 @@ def test_packed_seeds_are_the_same_seeds_in_turn(detector, stepping, batch):
     for seed in range(2):
         alone, expected = step(make(seed), batch)
         np.testing.assert_allclose(logs["loss"][seed], expected["loss"], rtol=1e-5)
-        mine = jax.tree.map(lambda leaf: leaf[seed], together.params)  # noqa: B023
+        mine = jax.tree.map(lambda leaf: leaf[seed], together.params)
         chex.assert_trees_all_close(mine, alone.params, rtol=1e-3, atol=1e-5)

@@ -59,6 +59,7 @@ def apply_kernel(
         case "standardized":
             kernel = standardize_kernel(kernel)
         case "scaled":
+            assert params.gain is not None
             kernel = scale_standardize_kernel(kernel, params.gain)
     return conv(x, kernel.astype(x.dtype), stride=stride)
 

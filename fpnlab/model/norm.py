@@ -311,13 +311,14 @@ def apply_norm(
     Raises:
       ValueError: a batch norm over one value per channel, or groups that do not divide.
     """
-    scale, bias = params.scale, params.bias
+    p: Any = params  # Which of its fields are None is the norm's affair.
+    scale, bias = p.scale, p.bias
     match norm:
         case BatchNorm():
             return _apply_batch_norm(norm, params, state, x, mode, mask)
         case FrozenBatchNorm():
             assert state is not None
-            hold = (lambda p: p) if norm.affine else jax.lax.stop_gradient
+            hold = (lambda leaf: leaf) if norm.affine else jax.lax.stop_gradient
             mean, var = state.mean, state.var
             return ops.batch_norm_eval(x, mean, var, hold(scale), hold(bias), eps=norm.eps), state
         case LayerNorm():
@@ -330,11 +331,10 @@ def apply_norm(
         case RmsNorm():
             y = ops.rms_norm(x, scale, axes=norm.axes, eps=norm.eps, mask=mask)
         case FilterResponseNorm():
-            y = ops.filter_response_norm(x, scale, bias, params.threshold, eps=norm.eps, mask=mask)
+            y = ops.filter_response_norm(x, scale, bias, p.threshold, eps=norm.eps, mask=mask)
         case DynamicTanh():
-            y = ops.dynamic_tanh(x, params.alpha, scale, bias)
+            y = ops.dynamic_tanh(x, p.alpha, scale, bias)
         case NoNorm():
-            assert bias is not None
             y = (x if scale is None else x * scale.astype(x.dtype)) + bias.astype(x.dtype)
     return y, state
 

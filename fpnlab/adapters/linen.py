@@ -41,9 +41,7 @@ class Organ(nn.Module):
         **options: Any,
     ) -> Any:
         """Returns what the organ's ``apply_`` function returns, without the state."""
-        if mode is None and use_running_average is None:
-            mode, use_running_average = self.mode, self.use_running_average
-        mode = mode_of(mode, use_running_average)
+        mode = mode_of((mode, use_running_average), (self.mode, self.use_running_average))
         this = organ(self.spec, x, dict(self.sizes or {}))
         params = self.param("organ", lambda key: this.init(key)[0])
         state = self.variable("batch_stats", "organ", lambda: this.init(jax.random.key(0))[1])

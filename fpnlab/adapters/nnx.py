@@ -52,9 +52,7 @@ class Organ(nnx.Module):
         **options: Any,
     ) -> Any:
         """Returns what the organ's ``apply_`` function returns, without the state."""
-        if mode is None and use_running_average is None:
-            mode, use_running_average = self.mode, self.use_running_average
-        mode = mode_of(mode, use_running_average)
+        mode = mode_of((mode, use_running_average), (self.mode, self.use_running_average))
         *outputs, new = self.organ.apply(*self.trees(), x, mode, **options)
         if mode.update:
             for name, leaf in zip(_names(new), jax.tree.leaves(new)):

@@ -58,17 +58,19 @@ def organ(spec: Any, x: Any, sizes: dict[str, int]) -> Organ:
     return Organ(init, lambda *args, **options: apply(spec, *args, **options))
 
 
-def mode_of(mode: Mode | None, use_running_average: bool | None) -> Mode:
-    """Returns the mode from either way of saying it.
+def mode_of(*ways: tuple[Mode | None, bool | None]) -> Mode:
+    """Returns the mode that the first of ``ways`` says, each ``(mode, use_running_average)``.
 
     ``use_running_average`` is Flax's one flag for three switches: False is ``Mode.TRAIN``, True
     is ``Mode.EVAL``.
 
     Raises:
-      ValueError: both or neither are given.
+      ValueError: none says it, or one says it twice.
     """
-    if (mode is None) == (use_running_average is None):
+    said = [way for way in ways if way != (None, None)]
+    if not said or None not in said[0]:
         raise ValueError("give either mode or use_running_average")
+    mode, use_running_average = said[0]
     if mode is not None:
         return mode
     return Mode.EVAL if use_running_average else Mode.TRAIN

@@ -1,1 +1,1 @@
-"""Arrays in, arrays out: no parameters, no specs, no I/O; needs nothing but jax."""
+"""Arrays in, arrays out: no parameters, no specs, no I/O; imports jax and the types alone."""

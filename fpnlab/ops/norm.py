@@ -167,8 +167,8 @@ def layer_norm(
     Flax's ``LayerNorm``), where a mask changes nothing.
     """
     if axes == "c":
-        return _normalize(x, (3,), scale, bias, eps)[0]
-    return _normalize(x, (1, 2, 3), scale, bias, eps, _weight(mask))[0]
+        return _normalize(x, (3,), scale, bias, eps)
+    return _normalize(x, (1, 2, 3), scale, bias, eps, _weight(mask))
 
 
 def group_norm(
@@ -192,7 +192,7 @@ def group_norm(
     grouped = x.reshape(b, h, w, groups, c // groups)
     affine = (scale.reshape(groups, -1), bias.reshape(groups, -1))
     weight = None if mask is None else _weight(mask)[..., None]
-    return _normalize(grouped, (1, 2, 4), *affine, eps, weight)[0].reshape(x.shape)
+    return _normalize(grouped, (1, 2, 4), *affine, eps, weight).reshape(x.shape)
 
 
 def instance_norm(
@@ -208,7 +208,7 @@ def instance_norm(
     See "Instance Normalization", Ulyanov et al., arXiv:1607.08022, equation 4. It is
     ``group_norm`` with a group a channel, and ``batch_norm_train`` with ``norm_batch=1``.
     """
-    return _normalize(x, (1, 2), scale, bias, eps, _weight(mask))[0]
+    return _normalize(x, (1, 2), scale, bias, eps, _weight(mask))
 
 
 def rms_norm(
@@ -374,11 +374,11 @@ def _check_group(b, h, w, group, shards):
 
 
 def _normalize(x, axes, scale, bias, eps, weight=None):
-    """Returns normalized ``x``, and mean and variance over ``axes`` (kept with length 1)."""
+    """Returns ``x`` normalized by mean and variance over ``axes``."""
     wide = _wide(x)
     mean, var = _moments(wide, axes, weight, None)
     y = (wide - mean) * (lax.rsqrt(var + eps) * scale) + bias
-    return y.astype(x.dtype), mean, var
+    return y.astype(x.dtype)
 
 
 def _moments(wide, axes, weight, axis_name):

@@ -42,6 +42,8 @@ from fpnlab.types import Batch
 
 GALLERY_IMAGES = 12
 VIEW_CHUNK = 64
+PROGRAMS_KEPT = 64
+"""A study goes through all its arms and values for each seed: fewer would compile them anew."""
 
 
 class Interrupted(Exception):
@@ -101,7 +103,7 @@ def training_step(experiment: Experiment) -> Callable[..., tuple[TrainState, dic
     return _jitted_step(model, objective, train, experiment.augment)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=PROGRAMS_KEPT)
 def _jitted_step(model, objective, train, augmentation):
     def step(state: TrainState, split: Batch, indices, positions, key):
         batch = _view(augmentation, take(split, indices), positions, key)
@@ -110,7 +112,7 @@ def _jitted_step(model, objective, train, augmentation):
     return jax.jit(step, donate_argnums=0)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=PROGRAMS_KEPT)
 def _jitted_init(model, train):
     return jax.jit(lambda key: init_train(key, model, train))
 

@@ -114,7 +114,7 @@ class Detections:
 class Moments:
     """Count, mean and biased variance of the values of each channel, in float32 or wider.
 
-    Moments are merged by Chan's formula (``ops.norm.merge_moments``), never averaged.
+    Moments are merged by Chan's formula (``ops.moments.merge_moments``), never averaged.
     """
 
     count: Float[Array, "*g"]

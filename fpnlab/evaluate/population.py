@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fpnlab.model.norm import NormState, replace_batch_norms
-from fpnlab.ops.norm import merge_moments
+from fpnlab.ops.moments import merge_moments
 from fpnlab.types import Moments
 
 Spec = TypeVar("Spec")

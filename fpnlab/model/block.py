@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from fpnlab.model.norm import Norm, NormParams, NormState, activate, apply_norm, init_norm
 from fpnlab.ops.conv import conv
 from fpnlab.ops.keys import named_key
-from fpnlab.ops.norm import scale_standardize_kernel, standardize_kernel
+from fpnlab.ops.kernel import scale_standardize_kernel, standardize_kernel
 from fpnlab.ops.residual import drop_path
 from fpnlab.types import Key, Mode, spec, tree
 

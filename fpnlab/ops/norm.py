@@ -16,21 +16,23 @@ only in the values over which mean and variance run:
 | ``filter_response_norm`` | h, w of one channel of one image, about zero | no |
 | ``dynamic_tanh`` | none | no |
 
-Variances are biased and two-pass, in float32 or wider: ``E[x^2] - E[x]^2`` loses all digits
-when the mean is large against the deviation. The result has the dtype of ``x``. Where ``mask``
-is given, pixels outside of it stay out of the statistics; they are still mapped like the others.
+Variances are biased, in float32 or wider, and accurate however large the mean is against the
+deviation (``ops.moments``). The result has the dtype of ``x``. Where ``mask`` is given, pixels
+outside of it stay out of the statistics; they are still mapped like the others.
 """
 
-import math
-from typing import Any, Literal
+from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from fpnlab.ops.moments import local_moments, mean_square, merge_moments, merge_over, rescale
 from fpnlab.types import Moments
 
 AxisName = str | tuple[str, ...]
+_AXES = {"hwc": (1, 2, 3), "c": (3,)}
 
 
 def batch_norm_train(
@@ -59,15 +61,15 @@ def batch_norm_train(
       norm_batch: images in a statistics group; None for all of them.
       mask: pixels that count; None for all of them.
       axis_name: mapped axes (``vmap``, ``shard_map``) whose images belong to the batch
-        (synchronised batch norm, MegDet, arXiv:1711.07240); each shard is one group then.
+        (synchronised batch norm, MegDet, arXiv:1711.07240).
 
     Returns:
       The normalized maps, and the moments of the whole batch: mean and var ``[c]``, count ``[]``.
 
     Raises:
-      ValueError: the batch does not split into groups of ``norm_batch``, groups are asked for
-        within a batch that spans devices, or a group has one value per channel (its variance is
-        zero, so that the output would not depend on ``x``).
+      ValueError: the batch does not split into groups of ``norm_batch`` (on several devices, of
+        parts of a device's images or of whole devices), or a group has one value per channel
+        (its variance is zero, so that the output would not depend on ``x``).
     """
     return _batch_norm(x, scale, bias, eps, norm_batch, mask, axis_name)
 
@@ -131,24 +133,6 @@ def batch_norm_eval(
     return (x.astype(mean.dtype) * gain + (bias - mean * gain)).astype(x.dtype)
 
 
-def fold_batch_norm(
-    kernel: Float[Array, "kh kw i o"],
-    mean: Float[Array, " o"],
-    var: Float[Array, " o"],
-    scale: Float[Array, " o"],
-    bias: Float[Array, " o"],
-    *,
-    eps: float,
-) -> tuple[Float[Array, "kh kw i o"], Float[Array, " o"]]:
-    """Returns the kernel and bias of the one convolution that does both, for inference.
-
-    A convolution followed by ``batch_norm_eval`` is a convolution with these, exact up to
-    rounding.
-    """
-    gain = scale * lax.rsqrt(var + eps)
-    return kernel * gain, bias - mean * gain
-
-
 def layer_norm(
     x: Float[Array, "b h w c"],
     scale: Float[Array, " c"],
@@ -166,9 +150,14 @@ def layer_norm(
     one group), ``"c"`` the channels at each pixel (ConvNeXt, arXiv:2201.03545; the default of
     Flax's ``LayerNorm``), where a mask changes nothing.
     """
+    wide = _wide(x)
+    moments, shift = local_moments(wide, _AXES[axes], mask)
+    gain = lax.rsqrt(moments.var + eps)
     if axes == "c":
-        return _normalize(x, (3,), scale, bias, eps)
-    return _normalize(x, (1, 2, 3), scale, bias, eps, _weight(mask))
+        scaled = rescale(wide, shift, moments.mean, gain, jnp.zeros_like(gain)) * scale + bias
+    else:
+        scaled = rescale(wide, shift, moments.mean, gain * scale, bias)
+    return scaled.astype(x.dtype)
 
 
 def group_norm(
@@ -187,12 +176,18 @@ def group_norm(
     Raises:
       ValueError: the channels do not split into ``groups``.
     """
-    b, h, w, c = x.shape
+    c = x.shape[-1]
     check_groups(c, groups)
-    grouped = x.reshape(b, h, w, groups, c // groups)
-    affine = (scale.reshape(groups, -1), bias.reshape(groups, -1))
-    weight = None if mask is None else _weight(mask)[..., None]
-    return _normalize(grouped, (1, 2, 4), *affine, eps, weight).reshape(x.shape)
+    wide = _wide(x)
+    moments, shift = local_moments(wide, (1, 2), mask)
+    # All channels of an image have the same count, so that their moments weigh the same.
+    split = lambda values: values.reshape(-1, 1, 1, groups, c // groups)
+    mean = split(moments.mean).mean(-1, keepdims=True)
+    spread = jnp.square(split(moments.mean) - mean)
+    var = (split(moments.var) + spread).mean(-1, keepdims=True)
+    join = lambda values: jnp.broadcast_to(values, split(shift).shape).reshape(shift.shape)
+    gain = join(lax.rsqrt(var + eps)) * scale
+    return rescale(wide, shift, join(mean), gain, bias).astype(x.dtype)
 
 
 def instance_norm(
@@ -208,7 +203,10 @@ def instance_norm(
     See "Instance Normalization", Ulyanov et al., arXiv:1607.08022, equation 4. It is
     ``group_norm`` with a group a channel, and ``batch_norm_train`` with ``norm_batch=1``.
     """
-    return _normalize(x, (1, 2), scale, bias, eps, _weight(mask))
+    wide = _wide(x)
+    moments, shift = local_moments(wide, (1, 2), mask)
+    gain = lax.rsqrt(moments.var + eps) * scale
+    return rescale(wide, shift, moments.mean, gain, bias).astype(x.dtype)
 
 
 def rms_norm(
@@ -224,10 +222,9 @@ def rms_norm(
     See "Root Mean Square Layer Normalization", Zhang & Sennrich, arXiv:1910.07467, equation 4:
     a layer norm that neither centres nor shifts.
     """
-    over, weight = ((1, 2, 3), _weight(mask)) if axes == "hwc" else ((3,), None)
     wide = _wide(x)
-    power = _mean(jnp.square(wide), over, weight, None)
-    return (wide * lax.rsqrt(power + eps) * scale).astype(x.dtype)
+    power = mean_square(wide, _AXES[axes], mask)
+    return (wide * (lax.rsqrt(power + eps) * scale)).astype(x.dtype)
 
 
 def filter_response_norm(
@@ -246,8 +243,7 @@ def filter_response_norm(
     the place of the rectifier behind it.
     """
     wide = _wide(x)
-    power = _mean(jnp.square(wide), (1, 2), _weight(mask), None)
-    y = wide * lax.rsqrt(power + eps) * scale + bias
+    y = wide * (lax.rsqrt(mean_square(wide, (1, 2), mask) + eps) * scale) + bias
     return jnp.maximum(y, threshold).astype(x.dtype)
 
 
@@ -264,33 +260,6 @@ def dynamic_tanh(
     return (scale * jnp.tanh(alpha * _wide(x)) + bias).astype(x.dtype)
 
 
-def standardize_kernel(
-    kernel: Float[Array, "kh kw i o"], *, eps: float = 1e-10
-) -> Float[Array, "kh kw i o"]:
-    """Returns the kernel with mean 0 and variance 1 over the inputs of each output channel.
-
-    See "Weight Standardization", Qiao et al., arXiv:1903.10520, equations 7 and 8.
-    """
-    axes = (0, 1, 2)
-    centred = kernel - kernel.mean(axes)
-    return centred * lax.rsqrt(jnp.square(centred).mean(axes) + eps)
-
-
-def scale_standardize_kernel(
-    kernel: Float[Array, "kh kw i o"], gain: Float[Array, " o"], *, eps: float = 1e-4
-) -> Float[Array, "kh kw i o"]:
-    """Returns the standardized kernel divided by the root of its fan-in, times ``gain``.
-
-    See "Characterizing signal propagation", Brock et al., arXiv:2101.08692, equation 2: it keeps
-    the variance of activations, which lets a residual network train without normalizing them.
-    The variance times the fan-in is kept above ``eps`` (as in NFNets, arXiv:2102.06171).
-    """
-    fan_in = kernel.shape[0] * kernel.shape[1] * kernel.shape[2]
-    centred = kernel - kernel.mean((0, 1, 2))
-    var = jnp.square(centred).mean((0, 1, 2))
-    return centred * lax.rsqrt(jnp.maximum(var * fan_in, eps)) * gain
-
-
 def check_groups(channels: int, groups: int) -> None:
     """Refuses a number of groups that does not divide the channels, and says which do."""
     if groups < 1 or channels % groups:
@@ -301,69 +270,55 @@ def check_groups(channels: int, groups: int) -> None:
         )
 
 
-def merge_moments(parts: Moments) -> Moments:
-    """Returns the moments of all values together, from those of parts along the first axis.
-
-    Chan, Golub & LeVeque 1979, equation 2.1: counts add, means average by count, and the
-    variance takes in the spread of the means. (The average of the variances misses that.)
-    Parts without values weigh nothing.
-    """
-    count = parts.count.sum(0)
-    share = (parts.count / jnp.maximum(count, 1))[..., None]
-    mean = (share * parts.mean).sum(0)
-    var = (share * (parts.var + jnp.square(parts.mean - mean))).sum(0)
-    return Moments(count=count, mean=mean, var=var)
-
-
 def _batch_norm(x, scale, bias, eps, norm_batch, mask, axis_name, renorm=None):
     """Returns ``x`` normalized within its groups, and the moments of all of them together."""
     b, h, w, c = x.shape
     shards = lax.axis_size(axis_name) if axis_name else 1
     group = norm_batch or b * shards
     _check_group(b, h, w, group, shards)
-    spans = axis_name if group > b else None
     images = min(group, b)
-    grouped = x.reshape(b // images, images, h, w, c)
-    weight = None if mask is None else _weight(mask).reshape(b // images, images, h, w, 1)
-    wide = _wide(grouped)
-    mean, var = _moments(wide, (1, 2, 3), weight, spans)
-    if renorm is None:
-        # One product by a vector of channels: its backward pass is cheaper than that of two.
-        y = (wide - mean) * (lax.rsqrt(var + eps) * scale) + bias
+    # A group's images make one tall image.
+    tall = _wide(x).reshape(b // images, images * h, w, c)
+    mask = None if mask is None else mask.reshape(tall.shape[:3])
+    local, shift = local_moments(tall, (1, 2), mask)
+    local = Moments(count=local.count[:, 0, 0, 0], mean=local.mean[:, 0, 0], var=local.var[:, 0, 0])
+    if group > b:
+        groups, whole = _merge_devices(local, group // b, axis_name, shards)
     else:
+        groups, whole = local, merge_moments(local)
+        whole = merge_over(whole, axis_name) if axis_name else whole
+    gain = lax.rsqrt(groups.var + eps)
+    if renorm is not None:
         running_mean, running_var, r_max, d_max = renorm
-        gain = lax.rsqrt(running_var + eps)
-        r = jnp.clip(jnp.sqrt(var + eps) * gain, 1 / r_max, r_max)
-        d = jnp.clip((mean - running_mean) * gain, -d_max, d_max)
-        y = (wide - mean) * lax.rsqrt(var + eps)
-        y = (y * lax.stop_gradient(r) + lax.stop_gradient(d)) * scale + bias
-    y = y.astype(x.dtype).reshape(x.shape)
-    count = jnp.asarray(images * h * w, mean.dtype) if weight is None else weight.sum((1, 2, 3, 4))
-    count = jnp.broadcast_to(count if spans is None else lax.psum(count, spans), mean.shape[:1])
-    parts = Moments(count=count, mean=mean.reshape(-1, c), var=var.reshape(-1, c))
-    moments = merge_moments(parts)
-    return y, moments if spans == axis_name else _merge_over(moments, axis_name)
+        running_gain = lax.rsqrt(running_var + eps)
+        r = jnp.clip(jnp.sqrt(groups.var + eps) * running_gain, 1 / r_max, r_max)
+        d = jnp.clip((groups.mean - running_mean) * running_gain, -d_max, d_max)
+        gain, bias = gain * lax.stop_gradient(r), lax.stop_gradient(d) * scale + bias
+    spread = lambda values: jnp.atleast_2d(values)[:, None, None]
+    y = rescale(tall, shift, spread(groups.mean), spread(gain * scale), spread(bias))
+    return y.astype(x.dtype).reshape(x.shape), whole
 
 
-def _merge_over(part, axis_name):
-    """Returns the moments of all shards together: ``merge_moments`` over a named axis."""
-    count = lax.psum(part.count, axis_name)
-    share = part.count / jnp.maximum(count, 1)
-    mean = lax.psum(share * part.mean, axis_name)
-    var = lax.psum(share * (part.var + jnp.square(part.mean - mean)), axis_name)
-    return Moments(count=count, mean=mean, var=var)
+def _merge_devices(own, devices, axis_name, shards):
+    """Returns the moments ``[1 c]`` of the group of devices that this one is in, and of all."""
+    row = lax.axis_index(axis_name) // devices
+    # Each adds its images to the row of its group.
+    put = lambda leaf: (
+        jnp.zeros((shards // devices, *leaf.shape[1:]), leaf.dtype).at[row].set(leaf[0])
+    )
+    groups = merge_over(jax.tree.map(put, own), axis_name)
+    return jax.tree.map(lambda leaf: leaf[row][None], groups), merge_moments(groups)
 
 
 def _check_group(b, h, w, group, shards):
-    if group > b and group != b * shards:
+    fits = [
+        k for k in range(1, b * shards + 1) if b * shards % k == 0 and (b % k == 0 or k % b == 0)
+    ]
+    if group not in fits:
+        where = f" ({b} on each of {shards} devices)" if shards > 1 else ""
         raise ValueError(
-            f"batch norm: norm_batch={group} spans more than the {b} images of this device but not "
-            f"all {b * shards}; use {b * shards}, or a divisor of {b}"
-        )
-    if group <= b and b % group:
-        raise ValueError(
-            f"batch norm: a batch of {b} images does not split into groups of norm_batch={group}; "
-            f"these do: {', '.join(str(k) for k in range(1, b + 1) if b % k == 0)}"
+            f"batch norm: a batch of {b * shards} images{where} does not split into groups of "
+            f"norm_batch={group}; these do: {', '.join(map(str, fits))}"
         )
     if group * h * w == 1:
         raise ValueError(
@@ -371,41 +326,6 @@ def _check_group(b, h, w, group, shards):
             "output would be its bias whatever the input; use norm_batch >= 2, a larger image, "
             "fewer pyramid levels, or a norm that does not use the batch"
         )
-
-
-def _normalize(x, axes, scale, bias, eps, weight=None):
-    """Returns ``x`` normalized by mean and variance over ``axes``."""
-    wide = _wide(x)
-    mean, var = _moments(wide, axes, weight, None)
-    y = (wide - mean) * (lax.rsqrt(var + eps) * scale) + bias
-    return y.astype(x.dtype)
-
-
-def _moments(wide, axes, weight, axis_name):
-    """Returns mean and biased variance over ``axes`` (kept with length 1), in two passes."""
-    mean = _mean(wide, axes, weight, axis_name)
-    # What the mean lost to rounding is found again among the small centred values. It is no
-    # function of x in exact arithmetic, so it has no gradient.
-    mean = mean + lax.stop_gradient(_mean(wide - mean, axes, weight, axis_name))
-    return mean, _mean(jnp.square(wide - mean), axes, weight, axis_name)
-
-
-def _mean(values, axes, weight, axis_name):
-    """Returns the (weighted) mean over ``axes`` and named axes; 0 where no value counts."""
-    if weight is None:
-        mean = values.mean(axes, keepdims=True)
-        return lax.pmean(mean, axis_name) if axis_name else mean
-    total = jnp.where(weight > 0, values, 0).sum(axes, keepdims=True)
-    # The weight has one channel, the values have all of them.
-    channels = [values.shape[a] // weight.shape[a] for a in axes]
-    count = weight.sum(axes, keepdims=True) * math.prod(channels)
-    if axis_name:
-        total, count = lax.psum((total, count), axis_name)
-    return total / jnp.maximum(count, 1)
-
-
-def _weight(mask: Array | None) -> Any:
-    return None if mask is None else mask[..., None].astype(jnp.float32)
 
 
 def _wide(x):

@@ -9,23 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from fpnlab.ops.conv import conv
 from fpnlab.ops.norm import (
     batch_norm_eval,
     batch_norm_train,
     batch_renorm_train,
     dynamic_tanh,
     filter_response_norm,
-    fold_batch_norm,
     group_norm,
     instance_norm,
     layer_norm,
-    merge_moments,
     rms_norm,
-    scale_standardize_kernel,
-    standardize_kernel,
 )
-from fpnlab.types import Moments
 
 EPS = 1e-5
 SHAPE = (4, 3, 5, 6)
@@ -156,21 +150,6 @@ def test_evaluation_with_the_batchs_own_moments_is_the_training_form(x):
     np.testing.assert_allclose(again, y, atol=1e-5)
 
 
-@hypothesis.given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers(0, 999))
-@hypothesis.settings(max_examples=20, deadline=None)
-def test_merged_moments_are_those_of_all_values(sizes, seed):
-    draw = np.random.default_rng(seed)
-    parts = [draw.normal(draw.normal() * 10, 1, (n, 2)) for n in sizes]
-    moments = Moments(
-        count=jnp.array([float(n) for n in sizes]),
-        mean=jnp.array([p.mean(0) for p in parts], jnp.float32),
-        var=jnp.array([p.var(0) for p in parts], jnp.float32),
-    )
-    merged, values = merge_moments(moments), np.concatenate(parts)
-    np.testing.assert_allclose(merged.mean, values.mean(0), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(merged.var, values.var(0), rtol=1e-4, atol=1e-4)
-
-
 def test_flax_agrees_where_it_has_the_same_norm(x):
     variables = {"params": {"scale": SCALE, "bias": BIAS}}
     flax_norms = {
@@ -279,24 +258,6 @@ def test_dynamic_tanh_takes_no_statistics(x):
     y = dynamic_tanh(x, jnp.float32(0.7), SCALE, BIAS)
     np.testing.assert_allclose(y, SCALE * np.tanh(0.7 * x) + BIAS, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(dynamic_tanh(x[:1, :1], jnp.float32(0.7), SCALE, BIAS), y[:1, :1])
-
-
-def test_standardized_kernels_have_no_mean_and_the_promised_variance(key):
-    kernel = 3.0 + 2.0 * jax.random.normal(key, (3, 3, 8, 4))
-    plain = np.asarray(standardize_kernel(kernel), np.float64)
-    np.testing.assert_allclose(plain.mean((0, 1, 2)), 0, atol=1e-6)
-    np.testing.assert_allclose(plain.var((0, 1, 2)), 1, rtol=1e-5)
-    gain = jnp.array([1.0, 2.0, 3.0, 4.0])
-    scaled = np.asarray(scale_standardize_kernel(kernel, gain), np.float64)
-    np.testing.assert_allclose(scaled.std((0, 1, 2)) * np.sqrt(72), gain, rtol=1e-5)
-
-
-def test_a_folded_convolution_is_the_convolution_and_its_batch_norm(x, key):
-    kernel = jax.random.normal(key, (3, 3, 6, 6))
-    mean, var = jnp.linspace(-1, 1, 6), jnp.linspace(0.1, 3, 6)
-    apart = batch_norm_eval(conv(x, kernel), mean, var, SCALE, BIAS, eps=EPS)
-    folded, bias = fold_batch_norm(kernel, mean, var, SCALE, BIAS, eps=EPS)
-    np.testing.assert_allclose(conv(x, folded) + bias, apart, rtol=1e-4, atol=1e-4)
 
 
 def renorm(x, r_max, d_max):
@@ -410,9 +371,27 @@ def test_the_gradient_of_synchronised_batch_norm_is_that_of_the_whole_batch(x):
     np.testing.assert_allclose(jax.grad(total)(x), whole, atol=1e-5)
 
 
-def test_a_group_over_a_part_of_the_devices_is_refused(x):
+@pytest.mark.parametrize("norm_batch", [1, 2, 4, 8])
+def test_a_group_may_span_a_part_of_the_devices(norm_batch, key):
+    x = 2.0 * jax.random.normal(key, (8, 3, 2, 6)) + jnp.arange(8.0).reshape(8, 1, 1, 1)
+    run = lambda x, **axes: batch_norm_train(x, SCALE, BIAS, eps=EPS, norm_batch=norm_batch, **axes)
+    expected, moments = run(x)
+    y, merged = jax.vmap(lambda x: run(x, axis_name="d"), axis_name="d")(x.reshape(4, 2, 3, 2, 6))
+    np.testing.assert_allclose(y.reshape(x.shape), expected, atol=1e-5)
+    np.testing.assert_allclose(merged.mean[3], moments.mean, rtol=1e-5)
+    np.testing.assert_allclose(merged.var[3], moments.var, rtol=1e-5)
+    assert merged.count.tolist() == [48] * 4
+    weights = jax.random.normal(jax.random.key(5), x.shape)
+    whole = jax.grad(lambda x: (run(x)[0] * weights).sum())(x)
+    split = lambda a: a.reshape(4, 2, 3, 2, 6)
+    shard = lambda x, w: (run(x, axis_name="d")[0] * w).sum()
+    total = lambda x: jax.vmap(shard, axis_name="d")(split(x), split(weights)).sum()
+    np.testing.assert_allclose(jax.grad(total)(x), whole, atol=1e-5)
+
+
+def test_groups_that_fit_no_devices_are_refused_with_those_that_do(x):
     with pytest.raises(
-        ValueError, match=r"norm_batch=3 spans more than the 2 images of this device"
+        ValueError, match=r"4 images \(2 on each of 2 devices\).*norm_batch=3.*1, 2, 4"
     ):
         jax.vmap(
             lambda x: batch_norm_train(x, SCALE, BIAS, eps=EPS, norm_batch=3, axis_name="d")[0],

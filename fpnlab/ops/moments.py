@@ -1,0 +1,167 @@
+"""Moments of maps: taken within each image, and merged into those of a norm.
+
+Norms differ in what they take together only: layer norm an image, instance norm a channel of an
+image; batch norm and group norm merge the channels of images, the one over the images of a group,
+the other over the channels of a group.
+
+Variances come from one reading of the map, ``E[z^2] - E[z]^2`` of ``z = x - shift``, which is
+accurate where the shift is near the mean. The shift is the mean of a part of the values. Of m
+values among n, the mean lies within ``sqrt(n / m)`` deviations of the mean of all, whatever the
+values are: ``(shift - mean)^2 <= sum over the m of (x - mean)^2 / m <= n / m * var``. So rounding
+grows by ``1 + n / m`` at most, which is 32 here; without the shift it grows by
+``1 + mean^2 / var``, which leaves no digit where the mean is 10^4 deviations.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from fpnlab.types import Moments
+
+
+def local_moments(
+    x: Float[Array, "b h w c"], axes: tuple[int, ...], mask: Bool[Array, "b h w"] | None = None
+) -> tuple[Moments, Float[Array, "b #h #w #c"]]:
+    """Returns the moments of each image over space (1, 2), channels (3,), or both (1, 2, 3).
+
+    Args:
+      x: maps, float32 or wider.
+      axes: what the moments are taken over; its axes are kept with length 1.
+      mask: pixels that count; None for all of them. Over the channels of each pixel alone it
+        changes nothing.
+
+    Returns:
+      Moments (those of no value are 0), whose count is ``[b 1 1 1]``, and values near the means,
+      for ``rescale``; these have no gradient.
+    """
+    if mask is None or 1 not in axes:
+        shift = _part(x, axes).mean(axes, keepdims=True)
+        weight, size = None, math.prod(x.shape[a] for a in axes)
+        count = jnp.full((len(x), 1, 1, 1), size, x.dtype)
+    else:
+        weight = mask[..., None]
+        shift = _average(axes, weight, jnp.where(weight, x, 0))
+        count = weight.sum((1, 2, 3), keepdims=True, dtype=x.dtype)
+        count = count * (x.shape[3] if 3 in axes else 1)
+    shift = lax.stop_gradient(shift)
+    mean, square = _shifted_means(axes, x, shift, weight)
+    var = jnp.maximum(square - jnp.square(mean), 0)
+    return Moments(count=count, mean=shift + mean, var=var), shift
+
+
+def mean_square(
+    x: Float[Array, "b h w c"], axes: tuple[int, ...], mask: Bool[Array, "b h w"] | None = None
+) -> Float[Array, "b #h #w #c"]:
+    """Returns the mean of the squares, over the axes and pixels of ``local_moments``."""
+    if mask is None or 1 not in axes:
+        return _average(axes, None, jnp.square(x))
+    weight = mask[..., None]
+    return _average(axes, weight, jnp.square(jnp.where(weight, x, 0)))
+
+
+def rescale(
+    x: Float[Array, "b h w c"],
+    shift: Float[Array, "#b #h #w #c"],
+    mean: Float[Array, "..."],
+    gain: Float[Array, "..."],
+    bias: Float[Array, "..."],
+) -> Float[Array, "b h w c"]:
+    """Returns ``(x - mean) * gain + bias`` (which broadcast), through a shift near the mean.
+
+    Gradients of ``mean`` and ``gain`` then are two sums over the map, of the cotangents and of
+    the cotangents times ``x - shift``.
+    """
+    return _scale(x, shift, gain) + (bias - (mean - shift) * gain)
+
+
+def merge_moments(parts: Moments) -> Moments:
+    """Returns the moments of all values together, from those of parts along the first axis.
+
+    Chan, Golub & LeVeque 1979, equation 2.1: counts add, means average by count, and the
+    variance takes in the spread of the means. (The average of the variances misses that.)
+    Parts without values weigh nothing.
+    """
+    count = parts.count.sum(0)
+    share = (parts.count / jnp.maximum(count, 1))[..., None]
+    mean = (share * parts.mean).sum(0)
+    var = (share * (parts.var + jnp.square(parts.mean - mean))).sum(0)
+    return Moments(count=count, mean=mean, var=var)
+
+
+def merge_over(part: Moments, axis_name: str | tuple[str, ...]) -> Moments:
+    """Returns the moments of all shards together: ``merge_moments`` over a named axis."""
+    count = lax.psum(part.count, axis_name)
+    share = (part.count / jnp.maximum(count, 1))[..., None]
+    mean = lax.psum(share * part.mean, axis_name)
+    var = lax.psum(share * (part.var + jnp.square(part.mean - mean)), axis_name)
+    return Moments(count=count, mean=mean, var=var)
+
+
+# XLA fuses ``x - shift`` into a sum over it only where the sum is its one reader, and on CPU
+# writes it to memory otherwise. So every reader below subtracts a shift of its own, and the
+# gradients are written as rules, for autodiff would let all of them read one difference.
+
+
+@jax.custom_jvp
+def _scale(x, shift, gain):
+    """Returns ``(x - shift) * gain``; the shift counts as a constant."""
+    return (x - shift) * gain
+
+
+@_scale.defjvp
+def _scale_jvp(primals: Any, tangents: Any) -> Any:
+    x, shift, gain = primals
+    dx, _, dgain = tangents
+    return _scale(x, shift, gain), dx * gain + (x - _own(shift, 3)) * dgain
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _shifted_means(axes, x, shift, weight):
+    """Returns the (weighted) means of ``x - shift`` and its square; the shift is a constant."""
+    average = functools.partial(_average, axes, weight)
+    off = functools.partial(_off, x, shift, weight)
+    return average(off(1)), average(jnp.square(off(2)))
+
+
+@_shifted_means.defjvp
+def _shifted_means_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
+    x, shift, weight = primals
+    dx = tangents[0] if weight is None else jnp.where(weight, tangents[0], 0)
+    average = functools.partial(_average, axes, weight)
+    return (
+        _shifted_means(axes, x, shift, weight),
+        (average(dx), 2 * average(_off(x, shift, weight, 0) * dx)),
+    )
+
+
+def _part(x, axes):
+    """Returns a sixteenth or more of the values over ``axes``: an image's first rows."""
+    if 1 in axes:
+        return x[:, : max(x.shape[1] // 16, 1)]
+    return x[..., : max(x.shape[3] // 16, 1)]
+
+
+def _average(axes, weight, values):
+    """Returns the mean of values that are 0 where the weight is; 0 where no value counts."""
+    if weight is None:
+        return values.mean(axes, keepdims=True)
+    # The weight has one channel, the values may have more.
+    channels = values.shape[3] if 3 in axes else 1
+    count = weight.sum(axes, keepdims=True, dtype=values.dtype) * channels
+    return values.sum(axes, keepdims=True) / jnp.maximum(count, 1)
+
+
+def _off(x, shift, weight, reader):
+    off = x - _own(shift, reader)
+    return off if weight is None else jnp.where(weight, off, 0)
+
+
+def _own(shift, reader):
+    for _ in range(reader):
+        shift = lax.optimization_barrier(shift)
+    return shift

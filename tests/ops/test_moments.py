@@ -1,0 +1,150 @@
+"""Moments of one reading: as exact as those of two, with rules that autodiff would find as well."""
+
+import functools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from fpnlab.ops.moments import local_moments, mean_square, merge_moments, merge_over, rescale
+from fpnlab.types import Moments
+
+AXES = [(1, 2), (3,), (1, 2, 3)]
+SHAPE = (2, 5, 3, 4)
+
+
+def mask_of(key):
+    return jax.random.bernoulli(key, 0.6, SHAPE[:3]).at[0].set(False)
+
+
+def exact_moments(x, axes, mask=None):
+    """Mean and variance in float64, of the values that count."""
+    values = np.asarray(x, np.float64)
+    weight = np.ones(values.shape, bool)
+    if mask is not None and 1 in axes:
+        weight = np.broadcast_to(np.asarray(mask)[..., None], values.shape)
+    count = np.maximum(weight.sum(axes, keepdims=True), 1)
+    mean = np.where(weight, values, 0).sum(axes, keepdims=True) / count
+    var = np.where(weight, (values - mean) ** 2, 0).sum(axes, keepdims=True) / count
+    return mean, var
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_moments_agree_with_float64_however_large_the_mean(axes, masked, offset, key):
+    x = jax.random.normal(key, SHAPE) + offset
+    mask = mask_of(key) if masked else None
+    found, shift = local_moments(x, axes, mask)
+    mean, var = exact_moments(x, axes, mask)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found.var, var, rtol=1e-5, atol=1e-7)
+    assert shift.shape == found.mean.shape == found.var.shape
+    size = np.prod([SHAPE[a] for a in axes])
+    if not (masked and 1 in axes):
+        assert found.count.tolist() == [[[[size]]]] * 2
+    else:
+        pixels = np.asarray(mask).sum((1, 2)) * (4 if 3 in axes else 1)
+        assert found.count[:, 0, 0, 0].tolist() == pixels.tolist()
+
+
+@hypothesis.given(st.integers(1, 50), st.floats(-1e6, 1e6), st.integers(0, 99))
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_a_first_row_far_from_the_others_costs_few_digits(h, far, seed):
+    # The shift is the first rows' mean, the worst it can be.
+    x = np.random.default_rng(seed).normal(size=(1, h, 2, 1)).astype(np.float32)
+    x[:, : max(h // 16, 1)] += np.float32(far)
+    found, _ = local_moments(jnp.asarray(x), (1, 2))
+    mean, var = exact_moments(x, (1, 2))
+    bound = 32 * 4 * np.finfo(np.float32).eps
+    np.testing.assert_allclose(found.var, var, rtol=bound, atol=1e-12)
+    np.testing.assert_allclose(found.mean, mean, atol=bound * float(np.sqrt(var).max()) + 1e-12)
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0, -1e4, 3.3e-5])
+def test_equal_values_have_no_variance(value):
+    for axes in AXES:
+        found, _ = local_moments(jnp.full((1, 37, 3, 5), value), axes)
+        np.testing.assert_allclose(found.mean, value, rtol=1e-6)
+        assert (found.var >= 0).all()
+        assert found.var.max() <= (4e-7 * value) ** 2
+
+
+def normalized(x, gain, bias, axes, mask):
+    moments, shift = local_moments(x, axes, mask)
+    return rescale(x, shift, moments.mean, gain * jax.lax.rsqrt(moments.var + 1e-3), bias)
+
+
+def plain(x, gain, bias, axes, mask):
+    """The same by its definition, for autodiff."""
+    weight = jnp.ones(x.shape) if mask is None or 1 not in axes else mask[..., None] * jnp.ones(4)
+    count = jnp.maximum(weight.sum(axes, keepdims=True), 1)
+    mean = (weight * x).sum(axes, keepdims=True) / count
+    var = (weight * jnp.square(x - mean)).sum(axes, keepdims=True) / count
+    return (x - mean) * gain * jax.lax.rsqrt(var + 1e-3) + bias
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_rules_are_what_autodiff_finds(axes, masked, key):
+    keys = jax.random.split(key, 4)
+    x, direction, weights = (jax.random.normal(k, SHAPE) for k in keys[:3])
+    mask = mask_of(key) if masked else None
+    gain, bias = jnp.linspace(0.5, 2.0, 4), jnp.linspace(-1.0, 1.0, 4)
+
+    def derivatives(run):
+        run = functools.partial(run, axes=axes, mask=mask)
+        loss = lambda *a: (run(*a) * weights + jnp.square(run(*a))).sum()
+        backward = jax.grad(loss, (0, 1, 2))(x, gain, bias)
+        along = lambda t: jax.grad(loss)(x + t * direction, gain, bias)
+        second = jax.jvp(along, (0.0,), (1.0,))[1]
+        return (
+            run(x, gain, bias),
+            jax.jvp(lambda x: run(x, gain, bias), (x,), (direction,))[1],
+            backward,
+            second,
+        )
+
+    found, expected = jax.jit(derivatives, static_argnums=0)(normalized), derivatives(plain)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
+
+
+def test_moments_themselves_have_a_gradient(key):
+    x = jax.random.normal(key, SHAPE) + 3.0
+    both = lambda m: m.mean.sum() + jnp.square(m.var).sum()
+    found = jax.grad(lambda x: both(local_moments(x, (1, 2))[0]))(x)
+    expected = jax.grad(
+        lambda x: x.mean((1, 2)).sum() + jnp.square(x.var((1, 2))).sum(),
+    )(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("axes", AXES)
+def test_the_mean_square_is_its_definition(axes, masked, key):
+    x, mask = jax.random.normal(key, SHAPE), mask_of(key) if masked else None
+    mean, var = exact_moments(x, axes, mask)
+    np.testing.assert_allclose(mean_square(x, axes, mask), mean**2 + var, rtol=1e-5, atol=1e-7)
+
+
+@hypothesis.given(st.lists(st.integers(0, 30), min_size=1, max_size=5), st.integers(0, 999))
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_merged_moments_are_those_of_all_values(sizes, seed):
+    draw = np.random.default_rng(seed)
+    parts = [draw.normal(draw.normal() * 10, 1, (n, 2)) for n in sizes]
+    fill = lambda part: part if len(part) else np.zeros((1, 2))
+    moments = Moments(
+        count=jnp.array([float(n) for n in sizes]),
+        mean=jnp.array([fill(p).mean(0) for p in parts], jnp.float32),
+        var=jnp.array([fill(p).var(0) for p in parts], jnp.float32),
+    )
+    values = fill(np.concatenate(parts))
+    over = jax.vmap(lambda part: merge_over(part, "d"), axis_name="d")(moments)
+    for merged in (merge_moments(moments), jax.tree.map(lambda leaf: leaf[-1], over)):
+        assert merged.count == sum(sizes)
+        np.testing.assert_allclose(merged.mean, values.mean(0), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(merged.var, values.var(0), rtol=1e-4, atol=1e-4)

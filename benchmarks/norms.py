@@ -1,9 +1,13 @@
 """Each norm forward, and forward with backward, against Flax, PyTorch and a copy of the bytes.
 
-The maps are those of a ResNet-50 on 224-pixel images: C2 to C5.
+The maps are those of a ResNet-50 on 224-pixel images: C2 to C5. "flax" is Flax's default, the
+variance ``E[x^2] - E[x]^2``; "flax two-pass" is with ``use_fast_variance=False``. The temporary
+memory of each program, in maps, goes to a table of its own.
 """
 
+import dataclasses
 import functools
+import itertools
 
 import flax.linen
 import jax
@@ -25,13 +29,24 @@ OURS = {
 }
 
 
-def flax_norm(name):
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Temporary memory of the compiled programs of one case, in sizes of the map."""
+
+    case: str
+    fpnlab: float
+    flax: float
+    flax_two_pass: float
+
+
+def flax_norm(name, **options):
+    options["epsilon"] = EPS
     module = {
-        "batch_norm": flax.linen.BatchNorm(use_running_average=False, epsilon=EPS),
-        "layer_norm hwc": flax.linen.GroupNorm(num_groups=1, epsilon=EPS),
-        "layer_norm c": flax.linen.LayerNorm(epsilon=EPS),
-        "group_norm 32": flax.linen.GroupNorm(num_groups=32, epsilon=EPS),
-    }[name]
+        "batch_norm": lambda: flax.linen.BatchNorm(use_running_average=False, **options),
+        "layer_norm hwc": lambda: flax.linen.GroupNorm(num_groups=1, **options),
+        "layer_norm c": lambda: flax.linen.LayerNorm(**options),
+        "group_norm 32": lambda: flax.linen.GroupNorm(num_groups=32, **options),
+    }[name]()
 
     def run(x, scale, bias):
         stats = {"mean": jnp.zeros_like(scale), "var": jnp.ones_like(scale)}
@@ -56,7 +71,7 @@ def torch_norm(name):
 
 
 def jax_ways(run, x, ct):
-    """Returns calls of the forward pass, and of it with the backward pass."""
+    """Returns calls of the forward pass, and of it with the backward pass; and their memory."""
     scale, bias = jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1])
     forward = jax.jit(run)
 
@@ -65,8 +80,10 @@ def jax_ways(run, x, ct):
         y, pull = jax.vjp(run, x, scale, bias)
         return y, pull(ct)
 
+    programs = [f.lower(x, scale, bias).compile() for f in (forward, both)]
     call = lambda f: lambda: jax.block_until_ready(f(x, scale, bias))
-    return call(forward), call(both)
+    temporary = [round(f.memory_analysis().temp_size_in_bytes / x.nbytes, 2) for f in programs]
+    return [call(f) for f in programs], temporary
 
 
 @jax.jit
@@ -97,29 +114,31 @@ def main():
     options = parser.parse_args()
     timing.prepare(options)
     torch.set_num_threads(options.threads)
-    rows = []
-    for level in options.maps:
+    rows, memory = [], []
+    for level, batch in itertools.product(options.maps, options.batch):
         side, channels = MAPS[level]
-        for batch in options.batch:
-            draw = np.random.default_rng(0)
-            host = draw.normal(size=(2, batch, side, side, channels)).astype(np.float32)
-            x, ct = jnp.asarray(host)
-            nchw = [torch.tensor(a).permute(0, 3, 1, 2) for a in host]  # channels_last
-            for name, run in OURS.items():
-                ours, flaxs = jax_ways(run, x, ct), jax_ways(flax_norm(name), x, ct)
-                theirs = torch_ways(torch_norm(name), *nchw)
-                for way, title in enumerate(("forward", "forward and backward")):
-                    rows += timing.compare(
-                        f"{level} batch {batch} {name} {title}",
-                        {
-                            "fpnlab": ours[way],
-                            "flax": flaxs[way],
-                            "copy": functools.partial(copied, x),
-                            "torch": theirs[way],
-                        },
-                        seconds=options.seconds,
-                    )
+        draw = np.random.default_rng(0)
+        host = draw.normal(size=(2, batch, side, side, channels)).astype(np.float32)
+        x, ct = jnp.asarray(host)
+        nchw = [torch.tensor(a).permute(0, 3, 1, 2) for a in host]  # channels_last
+        for name, run in OURS.items():
+            ours, held = jax_ways(run, x, ct)
+            default, default_held = jax_ways(flax_norm(name), x, ct)
+            exact, exact_held = jax_ways(flax_norm(name, use_fast_variance=False), x, ct)
+            theirs = torch_ways(torch_norm(name), *nchw)
+            for way, title in enumerate(("forward", "forward and backward")):
+                case = f"{level} batch {batch} {name} {title}"
+                ways = {
+                    "fpnlab": ours[way],
+                    "flax": default[way],
+                    "flax two-pass": exact[way],
+                    "copy": functools.partial(copied, x),
+                    "torch": theirs[way],
+                }
+                rows += timing.compare(case, ways, seconds=options.seconds)
+                memory.append(Memory(case, held[way], default_held[way], exact_held[way]))
     timing.report("speed_norms", rows, options)
+    timing.report("memory_norms", memory, options)
 
 
 if __name__ == "__main__":

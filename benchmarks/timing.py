@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
+from typing import Any
 
 from fpnlab.allocator import keep_freed_memory
 
@@ -84,9 +85,9 @@ def compare(case: str, ways: Mapping[str, Callable[[], object]], *, seconds: flo
     ]
 
 
-def report(name: str, timings: Iterable[Timing], options: argparse.Namespace) -> None:
-    """Prints a table, and writes it as CSV where the options ask for it."""
-    rows = [dataclasses.asdict(timing) for timing in timings]
+def report(name: str, results: Iterable[Any], options: argparse.Namespace) -> None:
+    """Prints a table of dataclasses, and writes it as CSV where the options ask for it."""
+    rows = [dataclasses.asdict(result) for result in results]
     versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("jax", "torch") if installed(p))
     print(f"\n{name}: {os.cpu_count()} cores, {platform.machine()}, {versions}")
     widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}

@@ -14,7 +14,7 @@ from fpnlab.model.norm import BatchNorm
 
 CACHE = os.environ.get("FPNLAB_CACHE") or pathlib.Path.home() / ".cache" / "fpnlab"
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(CACHE) / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture

@@ -1,0 +1,310 @@
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pydantic
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from fpnlab.study.rules import Difference, DifferenceInDifferences, Equivalence, Rule, cells
+from fpnlab.study.statistics import holm, t_interval
+from fpnlab.study.verdict import judge, overall
+
+CLEAR = (-0.1, 0.0, 0.1, 0.05, -0.05)
+"""Noise of five seeds that leaves a difference of one clear."""
+LUCK = (5.0, -3.0, 0.0, 8.0, -7.0)
+"""What the seeds do to both arms alike."""
+
+
+def cell(mean, noise=CLEAR):
+    return {seed: mean + luck + d for seed, (luck, d) in enumerate(zip(LUCK, noise))}
+
+
+def study(**means):
+    """Values of arms at axis values 2, 8 and 32; the baseline BN is without noise of its own."""
+    table = {"BN": (0.0, 0.0, 0.0), **means}
+    return {
+        (arm, at): cell(mean, CLEAR if arm != "BN" else (0.0,) * 5)
+        for arm, row in table.items()
+        for at, mean in zip((2, 8, 32), row)
+    }
+
+
+def difference(axis_values=(2,), side="above", threshold=0.0, arm="LN"):
+    return Difference(
+        arm=arm, baseline="BN", axis_values=axis_values, side=side, threshold=threshold
+    )
+
+
+def change(side="above", threshold=0.0, start=32, end=2):
+    return DifferenceInDifferences(
+        arm="LN", baseline="BN", start=start, end=end, side=side, threshold=threshold
+    )
+
+
+def equivalence(margin=1.0, axis_values=(2,)):
+    return Equivalence(arm="LN", baseline="BN", axis_values=axis_values, margin=margin)
+
+
+def decide(rule, values, **kwargs):
+    return judge([rule], values, **kwargs).outcomes[0]
+
+
+@pytest.mark.parametrize(
+    ("side", "threshold", "decision"),
+    [
+        ("above", 0.0, "supported"),
+        ("above", 1.0, "undecided"),
+        ("above", 2.0, "refuted"),
+        ("below", 2.0, "supported"),
+        ("below", 1.0, "undecided"),
+        ("below", 0.0, "refuted"),
+    ],
+)
+def test_a_difference_is_decided_by_the_side_of_the_whole_interval(side, threshold, decision):
+    outcome = decide(difference(side=side, threshold=threshold), study(LN=(1.0, 0.0, 0.0)))
+    assert outcome.decision == decision
+    (estimate,) = outcome.estimates
+    assert (estimate.mean, estimate.level) == (pytest.approx(1.0), 0.95)
+    np.testing.assert_allclose((estimate.low, estimate.high), t_interval(1 + np.array(CLEAR))[1:3])
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    values=st.lists(st.floats(-10, 10), min_size=2, max_size=6),
+    threshold=st.floats(-5, 5),
+    alpha=st.floats(0.01, 0.4),
+)
+def test_one_rule_is_decided_exactly_when_the_threshold_is_outside_the_interval(
+    values, threshold, alpha
+):
+    arms = {("LN", 2): dict(enumerate(values)), ("BN", 2): dict.fromkeys(range(len(values)), 0.0)}
+    outcome = decide(difference(threshold=threshold), arms, alpha=alpha)
+    assume(abs(outcome.p - alpha) > 1e-9)
+    (estimate,) = outcome.estimates
+    expected = "undecided"
+    if estimate.low > threshold:
+        expected = "supported"
+    elif estimate.high < threshold:
+        expected = "refuted"
+    assert outcome.decision == expected
+
+
+def test_the_mean_over_axis_values_is_taken_seed_by_seed():
+    values = study(LN=(1.0, 2.0, 6.0))
+    del values["LN", 8][3]
+    values["BN", 32][0] = math.nan
+    (estimate,) = decide(difference((2, 8, 32)), values).estimates
+    expected = {seed: 3.0 + CLEAR[seed] for seed in (1, 2, 4)}
+    assert estimate.by_seed == pytest.approx(expected)
+    assert estimate.left_out == (0, 3)
+
+
+def test_difference_in_differences_asks_whether_an_arm_changes_more():
+    # Both arms lose towards small batches, LN less.
+    values = study(BN=(-6.0, -2.0, 0.0), LN=(-2.0, -2.0, 1.0))
+    assert decide(change(), values).decision == "supported"
+    assert decide(change("below"), values).decision == "refuted"
+    assert decide(change(threshold=3.0), values).decision == "undecided"
+    assert decide(change(start=2, end=32), values).decision == "refuted"
+    (estimate,) = decide(change(), values).estimates
+    assert estimate.mean == pytest.approx(-3.0 + 6.0)
+    assert estimate.axis_values == (32, 2)
+
+
+@pytest.mark.parametrize(
+    ("mean", "decision"), [(0.0, "supported"), (1.0, "undecided"), (2.0, "refuted")]
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_equivalence_is_decided_by_the_margins(mean, sign, decision):
+    outcome = decide(equivalence(margin=1.0), study(LN=(sign * mean, 0.0, 0.0)))
+    assert outcome.decision == decision
+    assert outcome.estimates[0].level == pytest.approx(0.9)
+
+
+def test_equivalence_must_hold_at_every_axis_value_and_fails_at_one():
+    values = study(LN=(0.1, 0.0, 2.0))
+    assert decide(equivalence(axis_values=(2, 8)), values).decision == "supported"
+    assert decide(equivalence(axis_values=(2, 8, 32)), values).decision == "refuted"
+    values["LN", 32] = {}
+    found = decide(equivalence(axis_values=(2, 8, 32)), values)
+    assert found.decision == "undecided"
+    assert [e.left_out for e in found.estimates] == [(), (), (0, 1, 2, 3, 4)]
+
+
+def test_a_seed_is_left_out_only_where_a_value_lacks():
+    values = study(LN=(0.0, 0.0, 0.0))
+    values["LN", 8] = {seed: 0.0 for seed in (1, 2, 7)}
+    found = decide(equivalence(axis_values=(2, 8)), values)
+    assert [e.left_out for e in found.estimates] == [(), (0, 3, 4, 7)]
+
+
+def test_noise_is_neither_a_difference_nor_equivalence():
+    noise = (3.0, -2.0, 1.0, -4.0, 2.0)
+    values = {("LN", 2): cell(0.0, noise), ("BN", 2): cell(0.0, (0.0,) * 5)}
+    for rule in (difference(), difference(side="below"), equivalence()):
+        assert decide(rule, values).decision == "undecided"
+
+
+@pytest.mark.parametrize("axis_values", [(2,), (2, 8)])
+@pytest.mark.parametrize(("margin", "deviation"), [(1.0, 0.3), (0.01, 3.0)])
+def test_equal_arms_are_called_different_beyond_a_margin_in_alpha_of_all_cases(
+    margin, deviation, axis_values
+):
+    # On the margin at every axis value, which is the hardest case, whether noise hides it or not.
+    rng = np.random.default_rng(0)
+    samples = rng.normal(margin, deviation, size=(2000, len(axis_values), 5))
+    rule, zeros = equivalence(margin, axis_values), dict.fromkeys(range(5), 0.0)
+    refuted = 0
+    for rows in samples:
+        arms = {("LN", at): dict(enumerate(row.tolist())) for at, row in zip(axis_values, rows)}
+        values = {**arms, **{("BN", at): zeros for at in axis_values}}
+        refuted += decide(rule, values).decision == "refuted"
+    assert refuted / len(samples) < 0.05 + 4 * math.sqrt(0.05 * 0.95 / len(samples))
+
+
+def test_several_rules_are_held_to_holms_adjusted_p():
+    noise = (1.0, -1.0, 0.5, -0.5, 0.2)
+    values = {("BN", at): cell(0.0, (0.0,) * 5) for at in (2, 8, 32)}
+    values |= {("LN", at): cell(mean, noise) for at, mean in ((2, 1.2), (8, 1.25), (32, 1.3))}
+    rules = [difference((at,)) for at in (2, 8, 32)]
+    alone = [decide(rule, values) for rule in rules]
+    together = judge(rules, values)
+    assert [outcome.decision for outcome in alone] == ["supported"] * 3
+    assert [outcome.decision for outcome in together.outcomes] == ["undecided"] * 3
+    assert [o.p_adjusted for o in together.outcomes] == holm([o.p for o in alone])
+    # The interval that is shown stays that of the rule alone.
+    assert [o.estimates for o in together.outcomes] == [o.estimates for o in alone]
+
+
+def test_true_null_rules_err_in_alpha_of_all_families():
+    rng = np.random.default_rng(1)
+    rules = [difference(), difference((8,), "below"), change()]
+    wrong = 0
+    for noise in rng.normal(size=(1500, 2, 3, 5)):
+        rows = {
+            (arm, at): dict(enumerate(noise[i, j].tolist()))
+            for i, arm in enumerate(("BN", "LN"))
+            for j, at in enumerate((2, 8, 32))
+        }
+        wrong += any(outcome.decision != "undecided" for outcome in judge(rules, rows).outcomes)
+    assert wrong / 1500 < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 1500)
+
+
+def test_the_verdict_stands_however_undecided_rules_turn_out():
+    """Brute force: the verdict if all completions of the undecided agree, else inconclusive."""
+
+    def settled(decisions):
+        if len(set(decisions)) > 1:
+            return "PARTIAL"
+        return "SUPPORTED" if decisions[0] == "supported" else "REFUTED"
+
+    for n in (1, 2, 3, 4):
+        for decisions in itertools.product(["supported", "refuted", "undecided"], repeat=n):
+            options = [
+                ["supported", "refuted"] if decision == "undecided" else [decision]
+                for decision in decisions
+            ]
+            words = {settled(completion) for completion in itertools.product(*options)}
+            assert overall(decisions) == (words.pop() if len(words) == 1 else "INCONCLUSIVE")
+
+
+@pytest.mark.parametrize(
+    ("means", "verdict", "tally"),
+    [
+        ((3.0, 0.0, 0.0), "SUPPORTED", "of 2 rules, 2 supported."),
+        ((-3.0, -9.0, 0.0), "REFUTED", "of 2 rules, 2 refuted."),
+        ((3.0, 5.0, 0.0), "PARTIAL", "of 2 rules, 1 supported, 1 refuted."),
+        ((3.0, 1.0, 0.0), "INCONCLUSIVE", "of 2 rules, 1 supported, 1 undecided."),
+    ],
+)
+def test_a_claim_of_two_rules_has_each_verdict(means, verdict, tally):
+    found = judge([difference(), equivalence(axis_values=(8,))], study(LN=means))
+    assert found.verdict == verdict
+    assert found.sentence == f"{verdict}: {tally}"
+
+
+def test_what_was_not_measured_is_undecided_and_said():
+    values = study(LN=(3.0, 3.0, 3.0))
+    values["LN", 8] = {0: 3.0, 1: math.nan}
+    none, one = judge([difference(arm="GN"), difference((8,))], values, axis="batch size").outcomes
+    assert (none.decision, one.decision) == ("undecided", "undecided")
+    assert (none.p, none.p_adjusted, none.estimates[0].mean) == (1.0, 1.0, None)
+    assert none.estimates[0].left_out == (0, 1, 2, 3, 4)
+    assert (one.estimates[0].mean, one.estimates[0].low) == (pytest.approx(-2.0), None)
+    assert none.sentence == (
+        "GN minus BN, at batch size 2: not measured (0 seeds, 5 left out). "
+        "Above 0: undecided (p 1)."
+    )
+    assert "-2 (no interval, 1 seed, 4 left out)" in one.sentence
+
+
+def test_sentences_say_the_numbers_the_claim_and_the_decision():
+    values = study(LN=(3.0, 0.0, 1.0))
+    rules = [difference(threshold=1.0), change(), equivalence(0.5, (8, 32)), difference((2, 8))]
+    sentences = [outcome.sentence for outcome in judge(rules, values, axis="batch size").outcomes]
+    interval = "{} (95 % interval {} to {}, 5 seeds)"
+    first = interval.format(3, 2.9, "3.1")
+    assert sentences[0].startswith(f"LN minus BN, at batch size 2: {first}. Above 1: supported (p ")
+    assert ", adjusted " in sentences[0]
+    assert sentences[1].startswith("Change of LN minus change of BN, from batch size 32 to 2: 2 (")
+    assert "at batch size 8: " in sentences[2]
+    assert "; at batch size 32: 1 (90 % interval" in sentences[2]
+    assert "Less than 0.5 from zero: refuted" in sentences[2]
+    assert "in the mean over batch size 2, 8: 1.5" in sentences[3]
+
+
+def test_a_verdict_is_json_without_nan():
+    rules = [difference(), change(), equivalence(), difference(arm="GN")]
+    values = study(LN=(3.0, 0.0, 1.0))
+    values["LN", 2][0] = np.float64(7.0)
+    table = dataclasses.asdict(judge(rules, values))
+    again = json.loads(json.dumps(table, allow_nan=False))
+    assert [outcome["rule"]["kind"] for outcome in again["outcomes"]] == [
+        "difference",
+        "difference_in_differences",
+        "equivalence",
+        "difference",
+    ]
+    assert again["verdict"] == table["verdict"]
+
+
+def test_cells_are_those_that_a_rule_reads():
+    values = study(LN=(3.0, 0.0, 1.0), GN=(1.0, 1.0, 1.0))
+    for rule in (difference((2, 8)), change(), equivalence(axis_values=(8, 32))):
+        needed = cells(rule)
+        assert decide(rule, {key: values[key] for key in needed}) == decide(rule, values)
+        for gone in needed:
+            rest = {key: values[key] for key in needed if key != gone}
+            assert any(e.mean is None for e in decide(rule, rest).estimates)
+
+
+def test_rules_are_read_from_a_config_and_written_back():
+    adapter = pydantic.TypeAdapter(tuple[Rule, ...])
+    rules = (difference((2, 8), threshold=1.0), change(), equivalence())
+    assert adapter.validate_json(adapter.dump_json(rules), strict=True) == rules
+    assert len({*rules, *rules}) == 3
+    with pytest.raises(pydantic.ValidationError, match="magrin"):
+        adapter.validate_python([{"kind": "equivalence", "magrin": 1.0}])
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda: difference(arm="BN"), "arm and baseline are both 'BN'"),
+        (lambda: difference(()), "axis_values is"),
+        (lambda: equivalence(axis_values=(2, 2)), "axis_values is"),
+        (lambda: difference(threshold=math.nan), "threshold is nan"),
+        (lambda: change(threshold=math.inf), "threshold is inf"),
+        (lambda: change(start=2, end=2), "start and end are both 2"),
+        (lambda: equivalence(margin=0.0), "margin is 0.0"),
+        (lambda: judge([], {}), "no rules"),
+        (lambda: judge([difference()], {}, alpha=0.5), "alpha must lie"),
+    ],
+)
+def test_impossible_rules_are_refused(make, fault):
+    with pytest.raises(ValueError, match=fault):
+        make()

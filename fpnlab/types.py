@@ -97,6 +97,18 @@ class Batch:
 
 
 @tree
+class LabelledBatch:
+    """Images with one label each, all pixels of the picture."""
+
+    images: Any
+    """``[b, h, w, 3]``, uint8 or float, 0 to 255."""
+    labels: Any
+    """``[b]`` int32, 0 to k - 1; or ``[b, k]`` float32, the shares of the classes, sum 1."""
+    index: Any
+    """``[b]`` int32: the images' numbers in their data set."""
+
+
+@tree
 class Detections:
     """Boxes found in a batch of images, best first, padded to a fixed number."""
 

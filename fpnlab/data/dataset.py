@@ -1,12 +1,19 @@
 """Whole data sets in memory, and the order in which training walks through them."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from fpnlab.types import Batch
+from fpnlab.types import Batch, LabelledBatch
+
+Images = TypeVar("Images", Batch, LabelledBatch)
+"""Images with boxes, or with labels."""
+
+FAULTS_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,19 +34,41 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Dataset:
+class Dataset(Generic[Images]):
     """A training and a held-out split, whole, with one leading axis over their images."""
 
     name: str
     """What the data set is called in results."""
     class_names: tuple[str, ...]
     """Names of classes 0 to k - 1."""
-    train: Batch
+    train: Images
     """All images to train on."""
-    test: Batch
+    test: Images
     """All held-out images."""
     problems: tuple[Problem, ...] = ()
     """What loading left out or changed; empty for clean data."""
+
+
+def refuse(data: str, faults: Sequence[Exception]) -> None:
+    """Raises all ``faults`` of a data set as one error, if there are any.
+
+    Args:
+      data: what has them: ``"Idx data in some/folder"``.
+      faults: what is wrong, each with its file; the first ten are shown in full.
+
+    Raises:
+      FileNotFoundError: there are faults, and all of them are absent files.
+      ValueError: there are others.
+    """
+    if not faults:
+        return
+    shown = [f"  {fault}" for fault in faults[:FAULTS_SHOWN]]
+    if hidden := len(faults) - len(shown):
+        shown.append(f"  ... and {hidden} more")
+    absent = all(isinstance(fault, FileNotFoundError) for fault in faults)
+    number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    message = "\n".join([f"{data}: {number}", *shown])
+    raise FileNotFoundError(message) if absent else ValueError(message)
 
 
 def stream_order(seed: int, size: int, start: int, count: int) -> np.ndarray:
@@ -74,7 +103,7 @@ def stream_order(seed: int, size: int, start: int, count: int) -> np.ndarray:
     return stream[skipped : skipped + count].astype(np.int32)
 
 
-def take(split: Batch, indices: Int[Array, " b"] | np.ndarray) -> Batch:
+def take(split: Images, indices: Int[Array, " b"] | np.ndarray) -> Images:
     """Returns the batch of the images ``indices`` of ``split``.
 
     A split in host memory is gathered there; one on the device is gathered on the device,

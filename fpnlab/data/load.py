@@ -1,10 +1,18 @@
 """From what a config names to data in memory."""
 
+from fpnlab.data.cifar import CifarBinary, load_cifar
 from fpnlab.data.dataset import Dataset
+from fpnlab.data.digits import Digits, load_digits
+from fpnlab.data.idx import Idx, load_idx
+from fpnlab.data.image_folder import ImageFolder, load_image_folder
 from fpnlab.data.scenes import Scenes, load_scenes
 from fpnlab.data.voc import Voc, load_voc
 
-Data = Scenes | Voc
+BoxData = Scenes | Voc
+"""Images with boxes (``Batch``)."""
+LabelData = ImageFolder | CifarBinary | Idx | Digits
+"""Images with a label each (``LabelledBatch``)."""
+Data = BoxData | LabelData
 
 
 def load(spec: Data) -> Dataset:
@@ -14,3 +22,11 @@ def load(spec: Data) -> Dataset:
             return load_scenes(spec)
         case Voc():
             return load_voc(spec)
+        case ImageFolder():
+            return load_image_folder(spec)
+        case CifarBinary():
+            return load_cifar(spec)
+        case Idx():
+            return load_idx(spec)
+        case Digits():
+            return load_digits(spec)

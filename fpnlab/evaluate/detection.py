@@ -1,15 +1,22 @@
 """A trained detector's detections and scores, with batch norm evaluated three ways."""
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from fpnlab.evaluate.coco import coco_metrics
-from fpnlab.evaluate.population import forgetful, grouped, has_batch_norm, population_state
-from fpnlab.model.detector import Detector, apply_detector, detect, detector_anchors
+from fpnlab.evaluate.population import filled_batches, three_sources, whole_groups
+from fpnlab.model.detector import (
+    Detector,
+    DetectorParams,
+    DetectorState,
+    apply_detector,
+    detect,
+    detector_anchors,
+)
 from fpnlab.types import Batch, Detections, Mode, spec
 
 
@@ -23,29 +30,45 @@ class Evaluate:
     """Training images from which precise statistics are computed (arXiv:2105.07576)."""
     area_bounds: tuple[float, float] = (32.0**2, 96.0**2)
     """Areas in square pixels that end `small` and `medium`; COCO's suit images of 640 pixels."""
+    gradient_draws: int | None = None
+    """Gradients a norm batch from which the noise of batch norm is measured; none: it is not."""
 
     def __post_init__(self):
         if self.batch_size < 1 or self.population_examples < 1:
             raise ValueError("batch_size and population_examples must be 1 or more")
+        if self.gradient_draws is not None and self.gradient_draws < 2:
+            raise ValueError(
+                f"gradient_draws is {self.gradient_draws}; a spread needs 2 or more (8 are a good "
+                "number), and none measures nothing"
+            )
+
+
+class Evaluation(NamedTuple):
+    """What a trained detector is worth."""
+
+    metrics: dict[str, dict[str, float]]
+    """COCO metrics by source of statistics: `running`, `precise`, `batch`."""
+    detections: Detections
+    """Those by running statistics (numpy)."""
+    population: DetectorState
+    """The state with population statistics; without a batch norm, the state as it was."""
 
 
 def evaluate_detector(
     evaluate: Evaluate,
     detector: Detector,
-    params: Any,
-    state: Any,
+    params: DetectorParams,
+    state: DetectorState,
     *,
     population: Batch,
     test: Batch,
     class_names: Sequence[str],
     norm_batch: int,
     precision: str = "float32",
-) -> tuple[dict[str, dict[str, float]], Detections]:
-    """Returns COCO metrics on ``test`` for three sources of statistics, and the detections.
+) -> Evaluation:
+    """Returns COCO metrics on ``test`` by source of statistics, and what they were made from.
 
-    ``running``: the running averages of training; ``precise``: population statistics computed
-    anew over training images with frozen weights; ``batch``: those of test batches of
-    ``norm_batch`` images. Without a batch norm there is one result, given three times.
+    The sources are those of ``three_sources``: ``running``, ``precise`` and ``batch``.
 
     Args:
       evaluate: batch size, number of images.
@@ -59,44 +82,43 @@ def evaluate_detector(
       norm_batch: images per statistics group in training, for norms that leave it open.
       precision: dtype of the computation.
 
-    Returns:
-      The metrics by source, and the detections by running statistics (numpy).
-
     Raises:
       ValueError: the population is smaller than ``norm_batch``.
     """
-    detector = grouped(detector, norm_batch)
-    found = functools.partial(
-        detections, detector, test=test, batch_size=evaluate.batch_size, precision=precision
-    )
-    score = lambda boxes: coco_metrics(boxes, test, class_names, area_bounds=evaluate.area_bounds)
-    running = found(params, state, mode=Mode.EVAL)
-    metrics = score(running)
-    if not has_batch_norm(detector):
-        return {source: dict(metrics) for source in ("running", "precise", "batch")}, running
 
-    group = _whole_groups(min(evaluate.batch_size, len(population.images)), norm_batch)
-    count = len(population.images) // group * group
-    if not count:
-        raise ValueError(
-            f"evaluate: {len(population.images)} training images do not fill one statistics "
-            f"group of norm_batch={norm_batch}; give that many or more"
+    def measure(spec, statistics, mode, multiple):
+        found = detections(
+            spec,
+            params,
+            statistics,
+            test=test,
+            mode=mode,
+            batch_size=evaluate.batch_size,
+            multiple=multiple,
+            precision=precision,
         )
-    collect = functools.partial(_collect, forgetful(detector), precision, params, state)
-    chunks = (
-        (population.images[i : i + group], population.extent[i : i + group])
-        for i in range(0, count, group)
+        metrics = coco_metrics(found, test, class_names, area_bounds=evaluate.area_bounds)
+        return metrics, found, statistics
+
+    sources = three_sources(
+        detector,
+        state,
+        measure=measure,
+        collect=lambda spec, batch: _collect(spec, precision, params, state, batch),
+        population=(population.images, population.extent),
+        batch_size=evaluate.batch_size,
+        norm_batch=norm_batch,
     )
-    exact = population_state(collect, chunks, state)
-    precise = score(found(params, exact, mode=Mode.EVAL))
-    by_batch = score(found(params, state, mode=Mode.BATCH_EVAL, multiple=norm_batch))
-    return {"running": metrics, "precise": precise, "batch": by_batch}, running
+    metrics = {source: dict(metrics) for source, (metrics, _, _) in sources.items()}
+    _, found, _ = sources["running"]
+    _, _, exact = sources["precise"]
+    return Evaluation(metrics, found, exact)
 
 
 def detections(
     detector: Detector,
-    params: Any,
-    state: Any,
+    params: DetectorParams,
+    state: DetectorState,
     *,
     test: Batch,
     mode: Mode,
@@ -118,26 +140,15 @@ def detections(
       multiple: batches are made a multiple of so many images (statistics groups).
       precision: dtype of the computation.
     """
-    size = _whole_groups(batch_size, multiple)
-    anchors = detector_anchors(detector, *test.images.shape[1:3])
-    parts = [
-        jax.device_get(_detect(detector, mode, precision, params, state, images, extent, anchors))
-        for images, extent in _filled(test, size)
-    ]
+    size = whole_groups(batch_size, multiple)
     total = len(test.images)
+    anchors = detector_anchors(detector, *test.images.shape[1:3])
+    run = functools.partial(_detect, detector, mode, precision, params, state)
+    parts = [
+        jax.device_get(run(test.images[index], test.extent[index], anchors))
+        for index in filled_batches(total, size)
+    ]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:total], *parts)
-
-
-def _whole_groups(batch_size: int, group: int) -> int:
-    """Returns the largest multiple of ``group`` up to ``batch_size``, and at least one group."""
-    return max(batch_size // group, 1) * group
-
-
-def _filled(split: Batch, size: int) -> Iterator[tuple[Any, Any]]:
-    total = len(split.images)
-    for start in range(0, total, size):
-        index = np.arange(start, start + size) % total
-        yield split.images[index], split.extent[index]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -1,18 +1,20 @@
 """Population statistics: what running averages only estimate, computed with frozen weights."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fpnlab.model.norm import NormState, replace_batch_norms
 from fpnlab.ops.moments import merge_moments
-from fpnlab.types import Moments
+from fpnlab.types import Mode, Moments
 
 Spec = TypeVar("Spec")
 State = TypeVar("State")
+Result = TypeVar("Result")
 
 
 def grouped(spec: Spec, norm_batch: int) -> Spec:
@@ -31,6 +33,75 @@ def has_batch_norm(spec: Any) -> bool:
     found = []
     replace_batch_norms(spec, lambda norm: found.append(norm) or norm)
     return bool(found)
+
+
+def three_sources(
+    spec: Spec,
+    state: State,
+    *,
+    measure: Callable[[Spec, State, Mode, int], Result],
+    collect: Callable[[Spec, Any], State],
+    population: Any,
+    batch_size: int,
+    norm_batch: int,
+) -> dict[str, Result]:
+    """Returns what a trained network is worth by three sources of statistics.
+
+    ``running``: the running averages of training; ``precise``: population statistics computed
+    anew over training images with frozen weights; ``batch``: those of test batches of
+    ``norm_batch`` images. Without a batch norm there is one result, given three times.
+
+    Args:
+      spec: what was trained.
+      state: its running statistics.
+      measure: (spec, state, mode, multiple) to a result; batches of the test images must be a
+        multiple of so many images.
+      collect: (spec, batch of the population) to the state that it leaves behind.
+      population: training images as training saw them: arrays with one leading axis; what does
+        not fill a last batch is left out.
+      batch_size: images per forward pass, made a multiple of ``norm_batch``.
+      norm_batch: images per statistics group in training, for norms that leave it open.
+
+    Raises:
+      ValueError: the population is smaller than ``norm_batch``.
+    """
+    spec = grouped(spec, norm_batch)
+    running = measure(spec, state, Mode.EVAL, 1)
+    if not has_batch_norm(spec):
+        return dict.fromkeys(("running", "precise", "batch"), running)
+    size = len(jax.tree.leaves(population)[0])
+    group = whole_groups(min(batch_size, size), norm_batch)
+    count = size // group * group
+    if not count:
+        raise ValueError(
+            f"evaluate: {size} training images do not fill one statistics group of "
+            f"norm_batch={norm_batch}; give that many or more"
+        )
+    chunks = (
+        jax.tree.map(lambda leaf, i=i: leaf[i : i + group], population)
+        for i in range(0, count, group)
+    )
+    quiet = forgetful(spec)
+    exact = population_state(lambda batch: collect(quiet, batch), chunks, state)
+    return {
+        "running": running,
+        "precise": measure(spec, exact, Mode.EVAL, 1),
+        "batch": measure(spec, state, Mode.BATCH_EVAL, norm_batch),
+    }
+
+
+def whole_groups(batch_size: int, group: int) -> int:
+    """Returns the largest multiple of ``group`` up to ``batch_size``, and at least one group."""
+    return max(batch_size // group, 1) * group
+
+
+def filled_batches(total: int, size: int) -> Iterator[np.ndarray]:
+    """Yields the numbers of ``total`` images in batches of ``size``, all of them full.
+
+    The last one is filled up with the first images, whose second results are to be dropped.
+    """
+    for start in range(0, total, size):
+        yield np.arange(start, start + size) % total
 
 
 def population_state(

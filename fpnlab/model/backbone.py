@@ -61,6 +61,9 @@ class ResNet:
     """After the last convolution of each residual branch; none: `norm`."""
     shortcut_norm: Norm | None = None
     """After the convolution of a shortcut; none: `norm`."""
+    shortcut: Literal["projection", "pad"] = "projection"
+    """Where a block changes the shape: a 1x1 convolution (option B), or the input subsampled and
+    padded with channels of zeros (option A)."""
     drop_path: float = 0.0
     """Stochastic depth: share of dropped branches in the last block, rising from 0 at the first."""
 
@@ -97,6 +100,7 @@ class ResNet:
                     norm=self.norm,
                     last_norm=self.last_norm or self.norm,
                     shortcut_norm=self.shortcut_norm or self.norm,
+                    shortcut=self.shortcut,
                     drop_path=self.drop_path * made / last,
                 )
                 blocks.append(block)
@@ -131,6 +135,43 @@ def resnet(layers: int, norm: Norm) -> ResNet:
         raise ValueError(f"no standard ResNet has {layers} layers; these do: {list(STANDARD)}")
     block, depths = STANDARD[layers]
     return ResNet(block=block, depths=depths, widths=(64, 128, 256, 512), norm=norm)
+
+
+def cifar_resnet(
+    depth: int,
+    *,
+    norm: Norm,
+    width: int = 16,
+    shortcut: Literal["projection", "pad"] = "pad",
+) -> ResNet:
+    """Returns the CIFAR ResNet of ``6n + 2`` layers (arXiv:1512.03385, section 4.2).
+
+    A 3x3 convolution, three stages of n basic blocks, and the classifier, which is the last
+    layer. The paper's networks have 20, 32, 44, 56 and 110 layers and parameter-free shortcuts.
+
+    Args:
+      depth: number of layers: 8, 14, 20, ...
+      norm: after each convolution.
+      width: channels of the first stage; the others have two and four times as many.
+      shortcut: where the shape changes, ``pad`` (option A, as published) or ``projection`` (B).
+
+    Raises:
+      ValueError: another number of layers.
+    """
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+        near = [6 * n + 2 for n in (blocks, blocks + 1) if n > 0] or [8]
+        raise ValueError(
+            f"no CIFAR ResNet has {depth} layers: they have 6n + 2; the nearest: "
+            + " and ".join(map(str, near))
+        )
+    return ResNet(
+        depths=(blocks,) * 3,
+        widths=(width, 2 * width, 4 * width),
+        stem=Stem(size=3, stride=1, pool=False),
+        norm=norm,
+        shortcut=shortcut,
+    )
 
 
 @tree

@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float
 
 from fpnlab.model.norm import Norm, NormParams, NormState, activate, apply_norm, init_norm
 from fpnlab.ops.conv import conv
-from fpnlab.ops.keys import named_key
 from fpnlab.ops.kernel import scale_standardize_kernel, standardize_kernel
+from fpnlab.ops.keys import named_key
 from fpnlab.ops.residual import drop_path
 from fpnlab.types import Key, Mode, spec, tree
 
@@ -105,8 +105,18 @@ class Block:
     """After the last convolution of the branch."""
     shortcut_norm: Norm
     """After the shortcut's convolution, where it has one."""
+    shortcut: Literal["projection", "pad"] = "projection"
+    """What a shortcut is where the shape changes: a 1x1 convolution (option B), or the input
+    subsampled and padded with channels of zeros, without parameters (option A)."""
     drop_path: float = 0.0
     """Share of the images for which the branch is left out in training."""
+
+    def __post_init__(self):
+        if self.shortcut == "pad" and self.outputs < self.inputs:
+            raise ValueError(
+                f"block: a padded shortcut cannot bring {self.inputs} channels down to "
+                f"{self.outputs}; use shortcut = 'projection', or widths that never shrink"
+            )
 
     @property
     def outputs(self) -> int:
@@ -126,7 +136,8 @@ class Block:
     @property
     def projects(self) -> bool:
         """Whether the shortcut is a 1x1 convolution: only where the shape changes (option B)."""
-        return self.stride != 1 or self.inputs != self.outputs
+        changes = self.stride != 1 or self.inputs != self.outputs
+        return changes and self.shortcut == "projection"
 
 
 @tree
@@ -211,4 +222,11 @@ def apply_block(
             stride=block.stride,
             mask=out_mask,
         )
+    elif x.shape != y.shape:
+        short = _subsampled(x, block.stride, block.outputs)
     return jax.nn.relu(y + short), BlockState(branch=tuple(states), shortcut=short_state)
+
+
+def _subsampled(x: Array, stride: int, channels: int) -> Array:
+    """Returns the first pixel of each cell, with channels of zeros behind its own."""
+    return jnp.pad(x[:, ::stride, ::stride], ((0, 0),) * 3 + ((0, channels - x.shape[-1]),))

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fpnlab.data.dataset import Problem, stream_order, take
-from fpnlab.types import Batch
+from fpnlab.data.dataset import Problem, refuse, stream_order, take
+from fpnlab.types import Batch, LabelledBatch
 
 
 @settings(max_examples=20, deadline=None)
@@ -62,6 +62,34 @@ def test_taking_gathers_every_field_on_the_host_and_under_jit():
     np.testing.assert_array_equal(taken.valid[:, 2], [True, False, True])
     assert isinstance(taken.images, np.ndarray)
     chex.assert_trees_all_equal(jax.jit(take)(split, indices), taken)
+
+
+@pytest.mark.parametrize("labels", [np.arange(6), np.eye(6, dtype=np.float32)])
+def test_taking_gathers_labelled_images(labels):
+    numbers = np.arange(6, dtype=np.int32)
+    split = LabelledBatch(
+        images=np.tile(numbers[:, None, None, None], (1, 2, 2, 3)).astype(np.uint8),
+        labels=labels,
+        index=numbers,
+    )
+    taken = take(split, np.array([4, 1, 4]))
+    np.testing.assert_array_equal(taken.images[:, 0, 0, 0], [4, 1, 4])
+    np.testing.assert_array_equal(taken.labels, labels[[4, 1, 4]])
+    np.testing.assert_array_equal(taken.index, [4, 1, 4])
+
+
+def test_all_faults_are_raised_as_one_and_ten_of_them_shown():
+    refuse("data", [])
+    absent = [FileNotFoundError(f"{i}.png: absent") for i in range(12)]
+    with pytest.raises(FileNotFoundError) as caught:
+        refuse("data", absent)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "data: 12 faults"
+    assert lines[1:] == [*(f"  {i}.png: absent" for i in range(10)), "  ... and 2 more"]
+    with pytest.raises(ValueError, match=r"^data: 2 faults\n  0.png: absent\n  is empty$"):
+        refuse("data", [absent[0], ValueError("is empty")])
+    with pytest.raises(ValueError, match=r"^data: 1 fault\n  is empty$"):
+        refuse("data", [ValueError("is empty")])
 
 
 def test_a_problem_reads_as_one_line():

@@ -1,8 +1,13 @@
 import pydantic
 import pytest
 
+from fpnlab.data.cifar import CifarBinary
+from fpnlab.data.digits import Digits
+from fpnlab.data.idx import Idx
+from fpnlab.data.image_folder import ImageFolder
 from fpnlab.data.load import Data, load
 from fpnlab.data.scenes import CLASS_NAMES, Scenes
+from fpnlab.data.split import Split
 from fpnlab.data.voc import Voc
 
 
@@ -11,6 +16,24 @@ def test_each_spec_reaches_its_loader():
     assert data.class_names == CLASS_NAMES
     with pytest.raises(FileNotFoundError, match="Voc data in nowhere"):
         load(Voc(root="nowhere", class_names=("a",)))
+    with pytest.raises(FileNotFoundError, match="Image folder nowhere"):
+        load(ImageFolder(root="nowhere", class_names=("a",), image_size=(4, 4)))
+    with pytest.raises(FileNotFoundError, match="CIFAR-100 data in nowhere"):
+        load(CifarBinary(root="nowhere", classes=100))
+    with pytest.raises(FileNotFoundError, match="Idx data in nowhere"):
+        load(Idx(root="nowhere"))
+
+
+def test_what_a_config_is_checked_against_is_known_without_reading():
+    for spec, classes, size in (
+        (ImageFolder(root="nowhere", class_names=("a", "b"), image_size=(4, 6)), 2, (4, 6)),
+        (CifarBinary(root="nowhere"), 10, (32, 32)),
+        (CifarBinary(root="nowhere", classes=100), 100, (32, 32)),
+        (Idx(root="nowhere"), 10, (28, 28)),
+        (Digits(), 10, (8, 8)),
+    ):
+        assert len(set(spec.class_names)) == classes
+        assert spec.image_size == size
 
 
 def test_a_config_names_its_data_by_kind():
@@ -18,5 +41,11 @@ def test_a_config_names_its_data_by_kind():
     assert read({"kind": "scenes", "seed": 3}) == Scenes(seed=3)
     voc = read({"kind": "voc", "root": "x", "class_names": ["a"], "image_size": [2, 3]})
     assert voc == Voc(root="x", class_names=("a",), image_size=(2, 3))
+    cifar = read({"kind": "cifar_binary", "root": "x", "classes": 100, "split": {"seed": 2}})
+    assert cifar == CifarBinary(root="x", classes=100, split=Split(seed=2))
+    folder = {"kind": "image_folder", "root": "x", "class_names": ["a"], "image_size": [2, 3]}
+    assert read(folder) == ImageFolder(root="x", class_names=("a",), image_size=(2, 3))
+    assert read({"kind": "idx", "root": "x"}) == Idx(root="x")
+    assert read({"kind": "digits"}) == Digits()
     with pytest.raises(pydantic.ValidationError, match="Unexpected keyword argument"):
         read({"kind": "scenes", "sise": 3})

@@ -84,7 +84,7 @@ def found_by(trained, scenes, norm, state=None, **settings):
 
 
 def test_without_batch_norm_the_three_evaluations_are_one(measure):
-    metrics, found = measure(LayerNorm(axes="hwc"))
+    metrics, found, _ = measure(LayerNorm(axes="hwc"))
     assert list(metrics) == ["running", "precise", "batch"]
     assert found.valid.any()
     np.testing.assert_equal(metrics["precise"], metrics["running"])
@@ -93,7 +93,7 @@ def test_without_batch_norm_the_three_evaluations_are_one(measure):
 
 def test_each_evaluation_of_batch_norm_uses_its_own_statistics(measure, trained, scenes, exact):
     norm = BatchNorm()
-    metrics, found = measure(norm)
+    metrics, found, _ = measure(norm)
     chex.assert_trees_all_equal(found, found_by(trained, scenes, norm))
     score = functools.partial(
         coco_metrics,
@@ -118,8 +118,17 @@ def test_each_evaluation_of_batch_norm_uses_its_own_statistics(measure, trained,
         assert not np.allclose(boxes[one], boxes[other], atol=0.1)
 
 
+def test_the_population_behind_the_precise_result_is_handed_back(measure, exact):
+    chex.assert_trees_all_close(measure(BatchNorm()).population, exact, rtol=1e-5, atol=1e-6)
+
+
+def test_without_batch_norm_the_population_is_the_state_itself(measure, trained):
+    norm = LayerNorm(axes="hwc")
+    chex.assert_trees_all_equal(measure(norm).population, trained(norm)[2])
+
+
 def test_running_statistics_that_are_the_population_give_the_precise_result(measure, exact):
-    metrics, _ = measure(BatchNorm(), exact)
+    metrics, *_ = measure(BatchNorm(), exact)
     assert metrics["running"]["AP50"] > 0
     np.testing.assert_equal(metrics["running"], metrics["precise"])
 
@@ -137,8 +146,8 @@ def test_precise_statistics_come_from_the_groups_of_training(measure, trained, s
     last = lambda state: state.backbone.stages[-1][-1]
     with pytest.raises(AssertionError):
         chex.assert_trees_all_close(last(fours), last(exact), rtol=1e-2)
-    twos, _ = measure(BatchNorm())
-    grown, _ = measure(BatchNorm(), norm_batch=4)
+    twos, *_ = measure(BatchNorm())
+    grown, *_ = measure(BatchNorm(), norm_batch=4)
     np.testing.assert_equal(twos["running"], grown["running"])
     assert twos["precise"]["AR100"] != grown["precise"]["AR100"]
 
@@ -165,7 +174,7 @@ def test_batches_are_made_of_whole_statistics_groups(trained, scenes):
 
 def test_a_large_evaluation_batch_needs_no_more_images_than_there_are(measure):
     large = dataclasses.replace(EVALUATE, batch_size=64)
-    metrics, _ = measure(BatchNorm(), evaluate=large)
+    metrics, *_ = measure(BatchNorm(), evaluate=large)
     assert set(metrics["precise"]) == set(metrics["running"])
 
 
@@ -178,3 +187,8 @@ def test_a_population_smaller_than_a_statistics_group_is_refused(measure):
 def test_an_evaluation_of_nothing_is_refused(field):
     with pytest.raises(ValueError, match="must be 1 or more"):
         Evaluate(**{field: 0})
+
+
+def test_a_spread_of_one_gradient_is_refused():
+    with pytest.raises(ValueError, match="gradient_draws is 1; a spread needs 2 or more"):
+        Evaluate(gradient_draws=1)

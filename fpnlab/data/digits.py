@@ -1,0 +1,62 @@
+"""The handwritten digits that scikit-learn brings with it: real images without a download."""
+
+import importlib
+from typing import Literal
+
+import numpy as np
+
+from fpnlab.data.dataset import Dataset, take
+from fpnlab.data.split import Split, split_dataset, stratified_order
+from fpnlab.types import LabelledBatch, spec
+
+TEST_SIZE = 360
+BRIGHTEST = 16
+
+
+@spec
+class Digits:
+    """1,797 images of 8x8 pixels (UCI "Optical Recognition of Handwritten Digits"); 1,437 train."""
+
+    kind: Literal["digits"] = "digits"
+    split: Split = Split()
+    """Which images are used."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of classes 0 to 9."""
+        return tuple("0123456789")
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return 8, 8
+
+
+def load_digits(spec: Digits) -> Dataset[LabelledBatch]:
+    """Returns the two splits of ``spec``, grey repeated over three channels.
+
+    The 360 held-out images are drawn once for all, every class by its share. Grey levels 0 to
+    16 become 0 to 255.
+
+    Raises:
+      ImportError: scikit-learn is not installed.
+      ValueError: the split asks for more images than there are.
+    """
+    try:
+        datasets = importlib.import_module("sklearn.datasets")
+    except ImportError as error:
+        raise ImportError(
+            f"digits: the images come with scikit-learn ({error}); pip install scikit-learn"
+        ) from None
+    found = datasets.load_digits()
+    grey = np.rint(np.asarray(found.images) * (255 / BRIGHTEST)).astype(np.uint8)
+    labels = np.asarray(found.target, np.int32)
+    whole = LabelledBatch(
+        images=np.repeat(grey[..., None], 3, axis=-1),
+        labels=labels,
+        index=np.arange(len(labels), dtype=np.int32),
+    )
+    order = stratified_order(labels, 0)
+    train = take(whole, np.sort(order[TEST_SIZE:]))
+    held = train if spec.split.validation else take(whole, np.sort(order[:TEST_SIZE]))
+    return split_dataset("digits", spec.class_names, spec.split, train, held)

@@ -1,0 +1,151 @@
+"""A trained classifier's accuracy and loss, with batch norm evaluated three ways."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fpnlab.evaluate.population import filled_batches, three_sources, whole_groups
+from fpnlab.model.classifier import (
+    Classifier,
+    ClassifierParams,
+    ClassifierState,
+    apply_classifier,
+)
+from fpnlab.types import LabelledBatch, Mode
+
+
+class Accuracy(NamedTuple):
+    """What a trained classifier is worth."""
+
+    metrics: dict[str, dict[str, float]]
+    """``accuracy_metrics`` by source of statistics: `running`, `precise`, `batch`."""
+    logits: np.ndarray
+    """``[n, k]``, those by running statistics."""
+    population: ClassifierState
+    """The state with population statistics; without a batch norm, the state as it was."""
+
+
+def evaluate_classifier(
+    classifier: Classifier,
+    params: ClassifierParams,
+    state: ClassifierState,
+    *,
+    population: LabelledBatch,
+    test: LabelledBatch,
+    batch_size: int,
+    norm_batch: int,
+    precision: str = "float32",
+) -> Accuracy:
+    """Returns the metrics on ``test`` by source of statistics, and what they were made from.
+
+    The sources are those of ``three_sources``: ``running``, ``precise`` and ``batch``.
+
+    Args:
+      classifier: what was trained.
+      params: its parameters.
+      state: its running statistics.
+      population: training images as training saw them, for ``precise``; what does not fill a
+        last batch is left out.
+      test: held-out images, their labels class numbers; in random order, because neighbours share
+        the statistics of ``batch``.
+      batch_size: images per forward pass.
+      norm_batch: images per statistics group in training, for norms that leave it open.
+      precision: dtype of the computation.
+
+    Raises:
+      ValueError: the population is smaller than ``norm_batch``.
+    """
+
+    def measure(spec, statistics, mode, multiple):
+        found = class_logits(
+            spec,
+            params,
+            statistics,
+            images=test.images,
+            mode=mode,
+            batch_size=batch_size,
+            multiple=multiple,
+            precision=precision,
+        )
+        return found, statistics
+
+    sources = three_sources(
+        classifier,
+        state,
+        measure=measure,
+        collect=lambda spec, images: _collect(spec, precision, params, state, images),
+        population=population.images,
+        batch_size=batch_size,
+        norm_batch=norm_batch,
+    )
+    metrics = {name: accuracy_metrics(found, test.labels) for name, (found, _) in sources.items()}
+    logits, _ = sources["running"]
+    _, exact = sources["precise"]
+    return Accuracy(metrics, logits, exact)
+
+
+def class_logits(
+    classifier: Classifier,
+    params: ClassifierParams,
+    state: ClassifierState,
+    *,
+    images: np.ndarray | jax.Array,
+    mode: Mode,
+    batch_size: int,
+    multiple: int = 1,
+    precision: str = "float32",
+) -> np.ndarray:
+    """Returns the logits ``[n, k]`` of all ``images``, in their order, as a numpy array.
+
+    Args:
+      classifier: what to compute.
+      params: its parameters.
+      state: its running statistics.
+      images: ``[n, h, w, 3]``, 0 to 255.
+      mode: where batch norms take their statistics from.
+      batch_size: images per forward pass.
+      multiple: batches are made a multiple of so many images (statistics groups).
+      precision: dtype of the computation.
+    """
+    size = whole_groups(batch_size, multiple)
+    parts = [
+        jax.device_get(_logits(classifier, mode, precision, params, state, images[index]))
+        for index in filled_batches(len(images), size)
+    ]
+    return np.concatenate(parts)[: len(images)]
+
+
+def accuracy_metrics(logits: np.ndarray, labels: np.ndarray | jax.Array) -> dict[str, float]:
+    """Returns ``accuracy``, with more than five classes ``top5``, and ``loss``.
+
+    ``accuracy`` and ``top5`` are the shares of the images whose class has the largest logit, or
+    one of the five largest (between equal ones the lower class comes first); an image with a logit
+    that is not finite counts as wrong. ``loss`` is the mean cross-entropy in nats.
+
+    Args:
+      logits: ``[n, k]``.
+      labels: ``[n]``, 0 to k - 1.
+    """
+    wide, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    top = np.argsort(-wide, axis=1, kind="stable")[:, :5]
+    hits = (top == labels[:, None]) & np.isfinite(wide).all(1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # Infinite logits have no loss: NaN says so.
+        shifted = wide - wide.max(1, keepdims=True)
+    loss = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
+    metrics = {"accuracy": hits[:, 0].mean()}
+    if wide.shape[1] > 5:
+        metrics["top5"] = hits.any(1).mean()
+    return {name: float(value) for name, value in {**metrics, "loss": loss.mean()}.items()}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _logits(classifier, mode, precision, params, state, images):
+    return apply_classifier(classifier, params, state, images.astype(precision), mode)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _collect(classifier, precision, params, state, images):
+    mode = Mode(stats="batch", update=True, stochastic=False)
+    return apply_classifier(classifier, params, state, images.astype(precision), mode)[1]

@@ -13,7 +13,7 @@ import importlib
 from typing import Any
 
 _NAMES = {
-    "types": ("Batch", "Detections", "Features", "Mode", "Moments"),
+    "types": ("Batch", "Detections", "Features", "LabelledBatch", "Mode", "Moments"),
     "ops.anchors": ("level_anchors", "pyramid_anchors"),
     "ops.boxes": ("giou_pairs", "iou"),
     "ops.conv": ("conv",),
@@ -53,7 +53,15 @@ _NAMES = {
         "init_norm",
     ),
     "model.block": ("Block", "apply_block", "init_block"),
-    "model.backbone": ("ResNet", "Stem", "apply_resnet", "init_resnet", "resnet"),
+    "model.backbone": (
+        "ResNet",
+        "Stem",
+        "apply_resnet",
+        "cifar_resnet",
+        "init_resnet",
+        "resnet",
+    ),
+    "model.classifier": ("Classifier", "apply_classifier", "init_classifier"),
     "model.neck": ("Fpn", "apply_fpn", "init_fpn"),
     "model.head": ("RetinaHead", "apply_head", "init_head"),
     "model.detector": (
@@ -65,9 +73,10 @@ _NAMES = {
         "detector_anchors",
         "init_detector",
     ),
-    "train.objective": ("Objective", "detection_loss"),
+    "train.objective": ("CrossEntropy", "Objective", "classification_loss", "detection_loss"),
     "train.schedule": ("Cosine", "Steps"),
     "train.step": ("AdamW", "Sgd", "Train", "TrainState", "init_train", "train_step"),
+    "evaluate.accuracy": ("accuracy_metrics", "evaluate_classifier"),
     "evaluate.coco": ("coco_metrics",),
     "evaluate.population": ("forgetful", "population_state"),
 }

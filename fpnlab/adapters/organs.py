@@ -6,6 +6,7 @@ from typing import Any
 
 from fpnlab.model.backbone import ResNet, apply_resnet, init_resnet
 from fpnlab.model.block import Block, apply_block, init_block
+from fpnlab.model.classifier import Classifier, apply_classifier, init_classifier
 from fpnlab.model.detector import Detector, apply_detector, init_detector
 from fpnlab.model.head import RetinaHead, apply_head, init_head
 from fpnlab.model.neck import Fpn, apply_fpn, init_fpn
@@ -27,7 +28,7 @@ def organ(spec: Any, x: Any, sizes: dict[str, int]) -> Organ:
     """Returns the organ of ``spec`` for inputs like ``x``.
 
     Args:
-      spec: a norm, `Block`, `ResNet`, `Fpn`, `RetinaHead` or `Detector`.
+      spec: a norm, `Block`, `ResNet`, `Fpn`, `RetinaHead`, `Detector` or `Classifier`.
       x: an input, of which only shapes are read: a map, or a dictionary of maps by level.
       sizes: of a head: ``anchors`` and ``classes``.
 
@@ -41,6 +42,8 @@ def organ(spec: Any, x: Any, sizes: dict[str, int]) -> Organ:
             init, apply = lambda key: init_resnet(key, spec), apply_resnet
         case Detector():
             init, apply = lambda key: init_detector(key, spec), apply_detector
+        case Classifier():
+            init, apply = lambda key: init_classifier(key, spec), apply_classifier
         case Fpn():
             channels = {level: feature.shape[-1] for level, feature in x.items()}
             init, apply = lambda key: init_fpn(key, spec, channels), apply_fpn
@@ -52,8 +55,8 @@ def organ(spec: Any, x: Any, sizes: dict[str, int]) -> Organ:
             init, apply = lambda _: init_norm(spec, x.shape[-1]), apply_norm
         case _:
             raise TypeError(
-                f"no organ has the spec {spec!r}; give a norm, Block, ResNet, Fpn, RetinaHead or "
-                "Detector of fpnlab"
+                f"no organ has the spec {spec!r}; give a norm, Block, ResNet, Fpn, RetinaHead, "
+                "Detector or Classifier of fpnlab"
             )
     return Organ(init, lambda *args, **options: apply(spec, *args, **options))
 

@@ -1,23 +1,40 @@
-"""What a detector is trained to say, and how wrong it is."""
+"""What a network is trained to say, and how wrong it is."""
 
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 
 from fpnlab.model.detector import DetectorOutput
 from fpnlab.ops import boxes as box_ops
 from fpnlab.ops.losses import giou_loss, sigmoid_focal_loss, smooth_l1
 from fpnlab.ops.match import match_max_iou
-from fpnlab.types import Batch, spec
+from fpnlab.types import Batch, LabelledBatch, spec
+
+
+@spec
+class CrossEntropy:
+    """Cross-entropy of a classifier's classes."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    label_smoothing: float = 0.0
+    """Share of every target given to all classes alike (arXiv:1512.00567, section 7)."""
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1"
+            )
 
 
 @spec
 class Objective:
     """Focal loss for classes plus a loss for boxes (arXiv:1708.02002, section 4)."""
 
+    kind: Literal["detection"] = "detection"
     positive_iou: float = 0.5
     """An anchor that overlaps a box by this much or more is trained to find it."""
     negative_iou: float = 0.4
@@ -92,3 +109,23 @@ def detection_loss(
 
     loss = loss_class + objective.box_weight * loss_box
     return loss, {"loss": loss, "loss_class": loss_class, "loss_box": loss_box}
+
+
+def classification_loss(
+    objective: CrossEntropy, logits: Float[Array, "b k"], batch: LabelledBatch
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Returns the mean cross-entropy of a batch in nats, and with it the share of right answers.
+
+    Args:
+      objective: smoothing.
+      logits: one row an image.
+      batch: images with their labels, numbers or shares of classes; of shares, the answer is
+        right where the largest logit is that of the largest share.
+    """
+    targets = jnp.asarray(batch.labels)
+    if targets.ndim == 1:
+        targets = jax.nn.one_hot(targets, logits.shape[-1])
+    right = (logits.argmax(-1) == targets.argmax(-1)).mean()
+    targets = optax.losses.smooth_labels(targets, objective.label_smoothing)
+    loss = optax.losses.softmax_cross_entropy(logits, targets).mean()
+    return loss, {"loss": loss, "accuracy": right}

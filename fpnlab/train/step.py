@@ -2,25 +2,21 @@
 
 import dataclasses
 import math
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt32
 
-from fpnlab.model.detector import (
-    Detector,
-    DetectorParams,
-    DetectorState,
-    apply_detector,
-    detector_anchors,
-    init_detector,
-)
+from fpnlab.model.norm import replace_batch_norms
 from fpnlab.ops.keys import named_key
-from fpnlab.train.objective import Objective, detection_loss
+from fpnlab.train.objective import CrossEntropy, Objective
 from fpnlab.train.schedule import Cosine, Schedule, scheduled
-from fpnlab.types import Batch, Key, Mode, spec, tree
+from fpnlab.train.task import Model, init_model, model_loss
+from fpnlab.types import Batch, Key, LabelledBatch, Mode, spec, tree
+
+T = TypeVar("T")
 
 
 @spec
@@ -45,12 +41,16 @@ class AdamW:
 
 @spec
 class Train:
-    """How parameters are made better. All lengths are in examples, never in steps."""
+    """How parameters are made better. All lengths but `updates` are in examples."""
 
-    examples: int
-    """Training images seen in all, repeats included."""
+    examples: int | None = None
+    """Training images seen in all, repeats included; none: those of `updates`."""
+    updates: int | None = None
+    """Optimizer steps in all, as many at every batch size; none: those of `examples`."""
     batch_size: int
     """Images per optimizer step."""
+    norm_batch: int | None = None
+    """Images per statistics group of every batch norm that leaves it open; none: the batch."""
     optimizer: Sgd | AdamW = Sgd()
     """What turns gradients into updates."""
     learning_rate: float
@@ -73,16 +73,37 @@ class Train:
     """Dtype of the computation; parameters and statistics stay float32."""
 
     def __post_init__(self):
-        for name in ("examples", "batch_size", "reference_batch", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if self.batch_size > self.examples:
+        if (self.examples is None) == (self.updates is None):
+            given = "neither is" if self.examples is None else "both are"
+            raise ValueError(f"give examples or updates ({given} given); the other is none")
+        for name in ("examples", "updates", "batch_size", "reference_batch", "learning_rate"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        if self.batch_size > self.total_examples:
             raise ValueError(f"batch_size is {self.batch_size}, more than examples={self.examples}")
+        if self.norm_batch is not None and not _divides(self.norm_batch, self.batch_size):
+            fits = [k for k in range(1, self.batch_size + 1) if _divides(k, self.batch_size)]
+            raise ValueError(
+                f"norm_batch is {self.norm_batch}, and batch_size={self.batch_size} does not split "
+                f"into such groups; these do: {', '.join(map(str, fits))}"
+            )
+
+    @property
+    def total_examples(self) -> int:
+        """Training images seen in all, repeats included."""
+        if self.updates is not None:
+            return self.updates * self.batch_size
+        return cast(int, self.examples)
 
     @property
     def steps(self) -> int:
         """Optimizer steps in all; examples that do not fill a last batch are not used."""
-        return self.examples // self.batch_size
+        return self.total_examples // self.batch_size
+
+    @property
+    def statistics_group(self) -> int:
+        """Images per statistics group of a batch norm that leaves it open."""
+        return self.norm_batch or self.batch_size
 
     @property
     def peak_rate(self) -> float:
@@ -98,14 +119,14 @@ class Train:
 class TrainState:
     """All that training carries from one step to the next."""
 
-    params: DetectorParams
+    params: Any
     """Float32 parameters."""
-    state: DetectorState
+    state: Any
     """Running statistics."""
     optimizer: Any
     """The optimizer's own state."""
-    average: DetectorParams | None
-    """Averaged parameters, where `Train.ema_examples` asks for them."""
+    average: Any
+    """Averaged parameters, where `Train.ema_examples` asks for them; or None."""
     step: Int[Array, ""]
     """Steps done."""
     seed: UInt32[Array, " 2"]
@@ -114,9 +135,9 @@ class TrainState:
     """Updates that were not applied, because loss or gradient was not finite."""
 
 
-def init_train(key: Key, detector: Detector, train: Train) -> TrainState:
+def init_train(key: Key, model: Model, train: Train) -> TrainState:
     """Returns the state before the first step."""
-    params, state = init_detector(key, detector)
+    params, state = init_model(key, model)
     return TrainState(
         params=params,
         state=state,
@@ -129,8 +150,20 @@ def init_train(key: Key, detector: Detector, train: Train) -> TrainState:
     )
 
 
+def grouped_for(train: Train, model: T) -> T:
+    """Returns ``model`` with the ``norm_batch`` of ``train`` in the norms that leave it open."""
+    return replace_batch_norms(
+        model,
+        lambda norm: dataclasses.replace(norm, norm_batch=norm.norm_batch or train.norm_batch),
+    )
+
+
 def train_step(
-    detector: Detector, objective: Objective, train: Train, state: TrainState, batch: Batch
+    model: Model,
+    objective: Objective | CrossEntropy,
+    train: Train,
+    state: TrainState,
+    batch: Batch | LabelledBatch,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Returns the state after one optimizer step, and what happened in it.
 
@@ -138,32 +171,28 @@ def train_step(
     optimizer stay as they were, and ``refused`` counts it.
 
     Args:
-      detector: what is trained.
+      model: what is trained.
       objective: what it is trained for.
       train: how.
       state: the state before.
-      batch: images and boxes.
+      batch: images with boxes or labels.
 
     Returns:
-      The state after, and the logs ``loss``, ``loss_class``, ``loss_box``,
-      ``gradient_norm`` (before clipping) and ``learning_rate``.
+      The state after, and the logs ``loss`` and its parts, ``gradient_norm`` (before clipping)
+      and ``learning_rate``.
     """
-    anchors = detector_anchors(detector, *batch.images.shape[1:3])
-    images = batch.images.astype(train.precision)
-
+    model = grouped_for(train, model)
     mode = Mode(stats=train.statistics)
     drop = jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
 
     def loss_of(params):
-        output, new = apply_detector(
-            detector, params, state.state, images, mode, extent=batch.extent, key=drop
+        return model_loss(
+            model, objective, params, state.state, batch, mode, precision=train.precision, key=drop
         )
-        loss, parts = detection_loss(objective, output, anchors, batch)
-        return loss, (parts, new)
 
     (loss, (logs, new_state)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     seen = state.step * train.batch_size
-    rate = train.peak_rate * scheduled(train.schedule, train.examples, seen)
+    rate = train.peak_rate * scheduled(train.schedule, train.total_examples, seen)
     params = cast(Any, state.params)  # optax has no name for trees of dataclasses
     updates, optimizer = _optimizer(train).update(gradient, state.optimizer, params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
@@ -185,6 +214,10 @@ def train_step(
     before = dataclasses.replace(state, step=state.step + 1, refused=state.refused + 1)
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, before)
     return kept, {**logs, "gradient_norm": norm, "learning_rate": rate}
+
+
+def _divides(part, whole):
+    return part > 0 and whole % part == 0
 
 
 def _optimizer(train: Train) -> optax.GradientTransformation:

@@ -53,7 +53,7 @@ OPERATORS = re.compile(
     "|Lt_(LtE|GtE)|LtE_(Lt|Gt)|Gt_(GtE|LtE)|GtE_(Gt|Lt))"
     ")"
 )
-SECONDS = 300
+SECONDS = 1200
 
 
 def mutants():
@@ -122,7 +122,7 @@ def main():
         with options.out.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerows([("module", "line", "operator", "outcome", "change"), *rows])
-    killed = sum(row[3] != "survived" for row in rows)
+    killed = sum(row[3] == "killed" for row in rows)
     print(f"{killed} of {len(rows)} killed ({100 * killed / max(len(rows), 1):.1f} %)")
 
 

@@ -39,12 +39,12 @@ def local_moments(
       Moments (those of no value are 0), whose count is ``[b 1 1 1]``, and values near the means,
       for ``rescale``; these have no gradient.
     """
-    if mask is None or 1 not in axes:
+    weight = _weight(mask, axes)
+    if weight is None:
         shift = _part(x, axes).mean(axes, keepdims=True)
-        weight, size = None, math.prod(x.shape[a] for a in axes)
+        size = math.prod(x.shape[a] for a in axes)
         count = jnp.full((len(x), 1, 1, 1), size, x.dtype)
     else:
-        weight = mask[..., None]
         shift = _average(axes, weight, jnp.where(weight, x, 0))
         count = weight.sum((1, 2, 3), keepdims=True, dtype=x.dtype)
         count = count * (x.shape[3] if 3 in axes else 1)
@@ -58,10 +58,9 @@ def mean_square(
     x: Float[Array, "b h w c"], axes: tuple[int, ...], mask: Bool[Array, "b h w"] | None = None
 ) -> Float[Array, "b #h #w #c"]:
     """Returns the mean of the squares, over the axes and pixels of ``local_moments``."""
-    if mask is None or 1 not in axes:
-        return _average(axes, None, jnp.square(x))
-    weight = mask[..., None]
-    return _average(axes, weight, jnp.square(jnp.where(weight, x, 0)))
+    weight = _weight(mask, axes)
+    counted = x if weight is None else jnp.where(weight, x, 0)
+    return _average(axes, weight, jnp.square(counted))
 
 
 def rescale(
@@ -139,11 +138,14 @@ def _shifted_means_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> An
     )
 
 
+def _weight(mask, axes):
+    """Returns which values count, ``[b h w 1]``; None for all of them."""
+    return None if mask is None or axes == (3,) else mask[..., None]
+
+
 def _part(x, axes):
-    """Returns a sixteenth or more of the values over ``axes``: an image's first rows."""
-    if 1 in axes:
-        return x[:, : max(x.shape[1] // 16, 1)]
-    return x[..., : max(x.shape[3] // 16, 1)]
+    """Returns a sixteenth of the values over ``axes``, at least one row or channel."""
+    return lax.slice_in_dim(x, 0, max(x.shape[axes[0]] // 16, 1), axis=axes[0])
 
 
 def _average(axes, weight, values):

@@ -1,6 +1,7 @@
 """Moments of one reading: as exact as those of two, with rules that autodiff would find as well."""
 
 import functools
+import re
 
 import hypothesis
 import jax
@@ -64,13 +65,16 @@ def test_a_first_row_far_from_the_others_costs_few_digits(h, far, seed):
     np.testing.assert_allclose(found.mean, mean, atol=bound * float(np.sqrt(var).max()) + 1e-12)
 
 
-@pytest.mark.parametrize("value", [0.0, 7.0, -1e4, 3.3e-5])
-def test_equal_values_have_no_variance(value):
+def test_equal_values_have_no_variance_and_never_a_negative_one():
+    values = np.random.default_rng(0).normal(size=500).astype(np.float32)
+    values[:4] = 0.0, 7.0, -1e4, 3.3e-5
+    x = jnp.broadcast_to(values[:, None, None, None], (500, 37, 3, 5))
     for axes in AXES:
-        found, _ = local_moments(jnp.full((1, 37, 3, 5), value), axes)
-        np.testing.assert_allclose(found.mean, value, rtol=1e-6)
-        assert (found.var >= 0).all()
-        assert found.var.max() <= (4e-7 * value) ** 2
+        found, _ = local_moments(x, axes)
+        mean, var = (np.asarray(a).reshape(500, -1) for a in (found.mean, found.var))
+        np.testing.assert_allclose(mean, np.broadcast_to(values[:, None], mean.shape), rtol=1e-6)
+        assert (var >= 0).all()
+        assert (var <= (4e-7 * values[:, None]) ** 2).all()
 
 
 def normalized(x, gain, bias, axes, mask):
@@ -132,6 +136,7 @@ def test_the_mean_square_is_its_definition(axes, masked, key):
 
 
 @hypothesis.given(st.lists(st.integers(0, 30), min_size=1, max_size=5), st.integers(0, 999))
+@hypothesis.example([0, 1], 0)
 @hypothesis.settings(max_examples=20, deadline=None)
 def test_merged_moments_are_those_of_all_values(sizes, seed):
     draw = np.random.default_rng(seed)
@@ -148,3 +153,26 @@ def test_merged_moments_are_those_of_all_values(sizes, seed):
         assert merged.count == sum(sizes)
         np.testing.assert_allclose(merged.mean, values.mean(0), rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(merged.var, values.var(0), rtol=1e-4, atol=1e-4)
+
+
+def test_moments_of_several_norms_are_merged_at_once(key):
+    x = jax.random.normal(key, (3, 7, 2, 4))  # parts, values, norms, channels
+    parts = Moments(count=jnp.full((3, 2), 7.0), mean=x.mean(1), var=x.var(1))
+    merged = merge_moments(parts)
+    assert merged.count.tolist() == [21, 21]
+    np.testing.assert_allclose(merged.mean, x.mean((0, 1)), atol=1e-6)
+    np.testing.assert_allclose(merged.var, x.var((0, 1)), rtol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about fusions of XLA:CPU")
+def test_no_difference_is_written_to_memory():
+    # Of maps, the programs write their results only: what they subtract is fused into its readers.
+    shape = (4, 32, 16, 64)
+    x, gain = jnp.ones(shape), jnp.ones(64)
+    run = functools.partial(normalized, axes=(1, 2), mask=None)
+    both = lambda x, gain, bias: (run(x, gain, bias), jax.vjp(run, x, gain, bias)[1](x))
+    for function, maps in ((run, 1), (both, 2)):
+        text = jax.jit(function).lower(x, gain, gain).compile().as_text()
+        entry = text[text.index("ENTRY") :]
+        written = re.findall(r"= f32\[4,32,16,64\]\S* (?!parameter)(\w+)", entry)
+        assert written == ["fusion"] * maps

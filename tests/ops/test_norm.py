@@ -389,11 +389,13 @@ def test_a_group_may_span_a_part_of_the_devices(norm_batch, key):
     np.testing.assert_allclose(jax.grad(total)(x), whole, atol=1e-5)
 
 
-def test_groups_that_fit_no_devices_are_refused_with_those_that_do(x):
-    with pytest.raises(
-        ValueError, match=r"4 images \(2 on each of 2 devices\).*norm_batch=3.*1, 2, 4"
-    ):
-        jax.vmap(
-            lambda x: batch_norm_train(x, SCALE, BIAS, eps=EPS, norm_batch=3, axis_name="d")[0],
-            axis_name="d",
-        )(x.reshape(2, 2, *SHAPE[1:]))
+@pytest.mark.parametrize("norm_batch", [3, 4, 12])
+def test_groups_that_fit_no_devices_are_refused_with_those_that_do(norm_batch, key):
+    # 3 divides the 6 images but no device's, 4 is two devices' but does not divide 6.
+    x = jax.random.normal(key, (3, 2, 1, 2, 6))
+    run = lambda x: batch_norm_train(x, SCALE, BIAS, eps=EPS, norm_batch=norm_batch, axis_name="d")[
+        0
+    ]
+    message = rf"6 images \(2 on each of 3 devices\).*norm_batch={norm_batch};.*do: 1, 2, 6$"
+    with pytest.raises(ValueError, match=message):
+        jax.vmap(run, axis_name="d")(x)

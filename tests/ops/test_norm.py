@@ -396,6 +396,6 @@ def test_groups_that_fit_no_devices_are_refused_with_those_that_do(norm_batch, k
     run = lambda x: batch_norm_train(x, SCALE, BIAS, eps=EPS, norm_batch=norm_batch, axis_name="d")[
         0
     ]
-    message = rf"6 images \(2 on each of 3 devices\).*norm_batch={norm_batch};.*do: 1, 2, 6$"
+    message = rf"6 images \(2 on each of 3 devices\).*norm_batch={norm_batch};.*do: 1, 2, 6\s"
     with pytest.raises(ValueError, match=message):
         jax.vmap(run, axis_name="d")(x)

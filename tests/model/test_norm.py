@@ -22,6 +22,7 @@ from fpnlab.model.norm import (
     NormState,
     Renorm,
     RmsNorm,
+    activate,
     apply_norm,
     at_level,
     freeze,
@@ -171,6 +172,62 @@ def test_statistics_stay_float32_under_bfloat16(x):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(new)} == {"float32"}
 
 
+def test_defaults_are_the_papers_and_equal_across_norms():
+    common = {"eps": 1e-5, "kernel": "free"}
+    assert dataclasses.asdict(BatchNorm()) == common | {
+        "kind": "batch_norm",
+        "norm_batch": None,
+        "decay": 0.9,
+        "reference_batch": 32,
+        "unbiased": False,
+        "renorm": None,
+        "axis_name": None,
+    }
+    assert dataclasses.asdict(Renorm()) == {
+        "r_max": 3.0,
+        "d_max": 5.0,
+        "start": 5_000 * 32,
+        "r_full": 40_000 * 32,
+        "d_full": 25_000 * 32,
+    }
+    frozen = {"kind": "frozen_batch_norm", "affine": False}
+    assert dataclasses.asdict(FrozenBatchNorm()) == common | frozen
+    for norm in STATELESS:
+        if hasattr(norm, "eps"):
+            assert norm.eps == (1e-6 if isinstance(norm, FilterResponseNorm) else 1e-5)
+        assert norm.kernel == "free"
+    assert DynamicTanh().alpha == 0.5
+
+
+def test_the_last_sensible_values_are_taken():
+    assert BatchNorm(decay=0.0, norm_batch=1).decay == 0
+    assert Renorm(r_max=1.0, d_max=0.0, start=0, r_full=1, d_full=1).start == 0
+
+
+def test_only_a_norm_that_rectifies_is_not_rectified_again(x):
+    for norm in (BN, *STATELESS):
+        expected = x if isinstance(norm, FilterResponseNorm) else np.maximum(x, 0)
+        np.testing.assert_array_equal(
+            activate(norm, -x), -x if expected is x else np.maximum(-x, 0)
+        )
+
+
+def test_freezing_reaches_every_batch_norm_in_a_spec_and_nothing_else(x):
+    _, state = apply_norm(BN, *init_norm(BN, 4), x, Mode.TRAIN)
+    norm = BatchNorm(eps=1e-3, kernel="standardized")
+    block = Block(
+        kind="basic",
+        inputs=4,
+        width=4,
+        stride=1,
+        norm=norm,
+        last_norm=LayerNorm(axes="c"),
+        shortcut_norm=norm,
+    )
+    frozen = FrozenBatchNorm(eps=1e-3, kernel="standardized")
+    assert freeze(block, state) == dataclasses.replace(block, norm=frozen, shortcut_norm=frozen)
+
+
 def test_specs_are_values():
     assert BatchNorm() == BatchNorm()
     assert len({BatchNorm(), BatchNorm(), BatchNorm(decay=0.5)}) == 2
@@ -181,9 +238,17 @@ def test_specs_are_values():
     ("make", "message"),
     [
         (lambda: BatchNorm(decay=1.0), "decay is 1.0; it must be at least 0 and below 1"),
+        (lambda: BatchNorm(decay=-0.1), "decay is -0.1; it must be at least 0 and below 1"),
         (lambda: BatchNorm(norm_batch=0), "norm_batch is 0; it must be 1 or more"),
+        (lambda: Renorm(r_max=0.99), "r_max is 0.99"),
+        (lambda: Renorm(d_max=-0.1), "d_max -0.1; at least 1 and 0"),
+        (lambda: Renorm(start=-1), "start is -1; it must be before"),
+        (lambda: Renorm(start=7, r_full=9, d_full=7), "start is 7; it must be before"),
+        (lambda: Renorm(start=7, r_full=7, d_full=9), "start is 7; it must be before"),
         (lambda: init_norm(GroupNorm(groups=3), 4), "4 channels do not split into 3 groups"),
         (lambda: init_norm(GroupNorm(group_channels=3), 4), "groups of 3 channels; these do: 1, 2"),
+        (lambda: init_norm(GroupNorm(groups=0), 4), "4 channels do not split into 0 groups"),
+        (lambda: init_norm(GroupNorm(group_channels=0), 4), "groups of 0 channels; these do: 1, 2"),
         (lambda: GroupNorm(groups=2, group_channels=2), "both given; give one"),
         (lambda: Renorm(r_max=0.5), "r_max is 0.5"),
         (lambda: Renorm(start=10, r_full=5), "start is 10; it must be before"),

@@ -8,6 +8,7 @@ Type checks at run time are off, so that values must notice.
     python tests/mutation/run.py                     # all of them
     python tests/mutation/run.py --part 0/2          # every second one
     python tests/mutation/run.py --only fpnlab/ops/moments.py:97 --verbose
+    python tests/mutation/run.py --again outcomes.csv  # those that survived it
 
 The survivors are printed, and written with all others to the file that --out names.
 """
@@ -64,7 +65,13 @@ def mutants():
                 mutated = mutate_code(text, operator, occurrence)
                 signature = text.splitlines()[line - 1].strip() == "*,"  # taken for a product
                 if mutated and not signature and compiles(mutated):
-                    yield module, line, name.removeprefix("core/"), mutated
+                    yield module, line, name.removeprefix("core/"), change(text, mutated), mutated
+
+
+def change(text, mutated):
+    """Returns the lines that differ, the old and the new."""
+    lines = difflib.ndiff(text.splitlines(), mutated.splitlines())
+    return " -> ".join(" ".join(line[1:].split()) for line in lines if line[0] in "+-")
 
 
 def compiles(text):
@@ -95,6 +102,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", default="0/1", help="K/N: the mutants whose number is K modulo N")
     parser.add_argument("--only", default="", help="MODULE or MODULE:LINE")
+    parser.add_argument("--again", type=pathlib.Path, help="CSV of a run: those that survived it")
     parser.add_argument("--out", type=pathlib.Path, default=None, help="CSV of all outcomes")
     parser.add_argument("--verbose", action="store_true", help="show what the tests print")
     options = parser.parse_args()
@@ -102,6 +110,10 @@ def main():
     module, _, line = options.only.partition(":")
     todo = [m for i, m in enumerate(mutants()) if i % parts == part]
     todo = [m for m in todo if m[0].startswith(module) and line in ("", str(m[1]))]
+    if options.again:
+        rows = list(csv.reader(options.again.open()))[1:]
+        survivors = {(row[0], row[2], row[4]) for row in rows if row[3] != "killed"}
+        todo = [m for m in todo if (m[0], m[2], m[3]) in survivors]
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("fpnlab", "tests", "pyproject.toml"):
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -123,7 +135,7 @@ def main():
 def outcomes(todo, options):
     """Yields a row for each mutant, and prints the survivors."""
     signal.signal(signal.SIGALRM, expired)
-    for number, (module, line, operator, mutated) in enumerate(todo, 1):
+    for number, (module, line, operator, changed, mutated) in enumerate(todo, 1):
         path = pathlib.Path(module)
         text = path.read_text()
         path.write_text(mutated)
@@ -135,14 +147,12 @@ def outcomes(todo, options):
             outcome = "too slow"
         signal.alarm(0)
         path.write_text(text)
-        changed = difflib.ndiff(text.splitlines(), mutated.splitlines())
-        change = " -> ".join(" ".join(c[1:].split()) for c in changed if c[0] in "+-")
         took = time.monotonic() - begun
         if outcome != "killed" or number % 25 == 0:
             print(
-                f"{number}/{len(todo)} {took:.1f} s {outcome} {module}:{line} {change}", flush=True
+                f"{number}/{len(todo)} {took:.1f} s {outcome} {module}:{line} {changed}", flush=True
             )
-        yield module, line, operator, outcome, change
+        yield module, line, operator, outcome, changed
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def group_norm(
     wide = _wide(x)
     moments, shift = local_moments(wide, (1, 2), mask)
     # All channels of an image have the same count, so that their moments weigh the same.
-    split = lambda values: values.reshape(-1, 1, 1, groups, c // groups)
+    split = lambda values: values.reshape(-1, groups, c // groups)
     mean = split(moments.mean).mean(-1, keepdims=True)
     spread = jnp.square(split(moments.mean) - mean)
     var = (split(moments.var) + spread).mean(-1, keepdims=True)

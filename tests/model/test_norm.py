@@ -29,7 +29,7 @@ from fpnlab.model.norm import (
     init_norm,
     put_level,
 )
-from fpnlab.ops.norm import batch_norm_eval, batch_renorm_train
+from fpnlab.ops.norm import batch_norm_eval, batch_renorm_train, group_norm
 from fpnlab.types import Mode
 
 BN = BatchNorm(reference_batch=8)
@@ -228,6 +228,44 @@ def test_freezing_reaches_every_batch_norm_in_a_spec_and_nothing_else(x):
     assert freeze(block, state) == dataclasses.replace(block, norm=frozen, shortcut_norm=frozen)
 
 
+@pytest.mark.parametrize("norm", [BN, RENORM.renorm, FrozenBatchNorm(), *STATELESS], ids=str)
+def test_every_spec_is_a_frozen_value_that_takes_no_other_field(norm):
+    again = dataclasses.replace(norm)
+    assert again == norm
+    assert again is not norm
+    assert hash(again) == hash(norm)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        norm.eps = 1.0
+    with pytest.raises(TypeError, match="momentum"):
+        type(norm)(**dataclasses.asdict(norm), momentum=0.1)
+
+
+def test_norms_begin_as_the_identity_of_their_statistics():
+    for norm in (BN, *STATELESS):
+        params, _ = init_norm(norm, 4)
+        leaves = {f.name: getattr(params, f.name) for f in dataclasses.fields(params)}
+        expected = {
+            "scale": None if isinstance(norm, NoNorm) else 1,
+            "bias": None if isinstance(norm, RmsNorm) else 0,
+            "threshold": 0 if isinstance(norm, FilterResponseNorm) else None,
+            "alpha": 0.5 if isinstance(norm, DynamicTanh) else None,
+        }
+        for name, value in expected.items():
+            if value is None:
+                assert leaves[name] is None, (norm, name)
+            else:
+                assert leaves[name].shape == (() if name == "alpha" else (4,))
+                np.testing.assert_array_equal(leaves[name], value)
+    assert (init_norm(NoNorm(), 4, scale=2.0)[0].scale == 2).all()
+
+
+@pytest.mark.parametrize("norm", [GroupNorm(group_channels=1), GroupNorm(), GroupNorm(groups=4)])
+def test_group_norm_counts_the_channels_of_the_map(norm, x):
+    y, _ = apply_norm(norm, *init_norm(norm, 4), x, Mode.TRAIN)
+    expected = group_norm(x, jnp.ones(4), jnp.zeros(4), groups=norm.groups_of(4), eps=1e-5)
+    np.testing.assert_array_equal(y, expected)
+
+
 def test_specs_are_values():
     assert BatchNorm() == BatchNorm()
     assert len({BatchNorm(), BatchNorm(), BatchNorm(decay=0.5)}) == 2
@@ -246,7 +284,10 @@ def test_specs_are_values():
         (lambda: Renorm(start=7, r_full=9, d_full=7), "start is 7; it must be before"),
         (lambda: Renorm(start=7, r_full=7, d_full=9), "start is 7; it must be before"),
         (lambda: init_norm(GroupNorm(groups=3), 4), "4 channels do not split into 3 groups"),
-        (lambda: init_norm(GroupNorm(group_channels=3), 4), "groups of 3 channels; these do: 1, 2"),
+        (
+            lambda: init_norm(GroupNorm(group_channels=3), 4),
+            "groups of 3 channels; these do: 1, 2, 4$",
+        ),
         (lambda: init_norm(GroupNorm(groups=0), 4), "4 channels do not split into 0 groups"),
         (lambda: init_norm(GroupNorm(group_channels=0), 4), "groups of 0 channels; these do: 1, 2"),
         (lambda: GroupNorm(groups=2, group_channels=2), "both given; give one"),
@@ -265,7 +306,7 @@ def test_impossible_norms_are_refused(make, message):
 
 @pytest.mark.parametrize(
     ("channels", "groups"),
-    [(256, 32), (64, 32), (48, 24), (32, 16), (16, 8), (12, 6), (7, 1), (1, 1)],
+    [(256, 32), (64, 32), (48, 24), (32, 16), (16, 8), (12, 6), (7, 1), (1, 1), (66, 22)],
 )
 def test_group_norm_chooses_groups_of_two_channels_or_more(channels, groups):
     assert GroupNorm().groups_of(channels) == groups
@@ -275,7 +316,8 @@ def test_group_norm_chooses_groups_of_two_channels_or_more(channels, groups):
 def test_batch_renorm_follows_its_schedule_in_examples(x):
     params, state = init_norm(RENORM, 4)
     limits = [(1.0, 0.0), (1.0, 0.0), (2.0, 5.0), (3.0, 5.0), (3.0, 5.0)]
-    for r_max, d_max in limits:
+    for i, (r_max, d_max) in enumerate(limits):
+        x = 100.0 * x  # Each batch is far beyond the limits.
         y, new = apply_norm(RENORM, params, state, x, Mode.TRAIN)
         expected, _ = batch_renorm_train(
             x,
@@ -287,7 +329,9 @@ def test_batch_renorm_follows_its_schedule_in_examples(x):
             r_max=r_max,
             d_max=d_max,
         )
-        np.testing.assert_allclose(y, expected, atol=1e-6)
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+        if i > 1:
+            assert jnp.abs(y).max() > r_max
         state = new
     assert state.seen == 40
 
@@ -316,6 +360,29 @@ def test_freezing_names_the_norm_that_has_seen_nothing(x):
     _, seen = apply_norm(BN, params, fresh, x, Mode.TRAIN)
     with pytest.raises(ValueError, match=r"e\.g\. of neck/1"):
         freeze((BN,), {"backbone": seen, "neck": (None, fresh)})
+    with pytest.raises(ValueError, match=r"statistics of 2 norms.*e\.g\. of head"):
+        freeze(BN, {"head": fresh, "neck": fresh})
+
+
+def test_a_single_valid_pixel_has_a_mean_and_no_variance(x):
+    norm = dataclasses.replace(BN, unbiased=True)
+    params, state = init_norm(norm, 4)
+    mask = jnp.zeros(x.shape[:3], bool).at[3, 1, 0].set(True)
+    _, after = apply_norm(norm, params, state, x, Mode.TRAIN, mask=mask)
+    np.testing.assert_allclose(after.mean, (1 - norm.decay) * x[3, 1, 0], rtol=1e-5)
+    np.testing.assert_allclose(after.var, norm.decay, rtol=1e-6)
+
+
+def test_the_unbiased_variance_of_two_values_is_twice_the_biased_one(x):
+    norm = dataclasses.replace(BN, unbiased=True, decay=0.0)
+    _, state = apply_norm(norm, *init_norm(norm, 4), x[:2, :1, :1], Mode.TRAIN)
+    expected = np.asarray(x[:2, 0, 0], np.float64).var(0, ddof=1)
+    np.testing.assert_allclose(state.var, expected, rtol=1e-5)
+
+
+def test_one_image_is_enough_to_freeze_its_statistics(x):
+    _, state = apply_norm(BN, *init_norm(BN, 4), x[:1], Mode.TRAIN)
+    assert freeze(BN, state) == FrozenBatchNorm()
 
 
 def test_a_batch_without_a_valid_pixel_changes_no_statistic(x):

@@ -281,7 +281,11 @@ def _batch_norm(x, scale, bias, eps, norm_batch, mask, axis_name, renorm=None):
     tall = _wide(x).reshape(b // images, images * h, w, c)
     mask = None if mask is None else mask.reshape(tall.shape[:3])
     local, shift = local_moments(tall, (1, 2), mask)
-    local = Moments(count=local.count[:, 0, 0, 0], mean=local.mean[:, 0, 0], var=local.var[:, 0, 0])
+    local = Moments(
+        count=local.count.squeeze((1, 2, 3)),
+        mean=local.mean.squeeze((1, 2)),
+        var=local.var.squeeze((1, 2)),
+    )
     if group > b:
         groups, whole = _merge_devices(local, group // b, axis_name, shards)
     else:

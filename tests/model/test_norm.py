@@ -259,11 +259,21 @@ def test_norms_begin_as_the_identity_of_their_statistics():
     assert (init_norm(NoNorm(), 4, scale=2.0)[0].scale == 2).all()
 
 
-@pytest.mark.parametrize("norm", [GroupNorm(group_channels=1), GroupNorm(), GroupNorm(groups=4)])
+@pytest.mark.parametrize("norm", [GroupNorm(group_channels=2), GroupNorm(), GroupNorm(groups=4)])
 def test_group_norm_counts_the_channels_of_the_map(norm, x):
     y, _ = apply_norm(norm, *init_norm(norm, 4), x, Mode.TRAIN)
     expected = group_norm(x, jnp.ones(4), jnp.zeros(4), groups=norm.groups_of(4), eps=1e-5)
     np.testing.assert_array_equal(y, expected)
+
+
+def test_no_norm_is_its_affine_map(x):
+    params, _ = init_norm(NoNorm(), 4, scale=3.0)
+    bias = jnp.arange(4.0)
+    y, _ = apply_norm(NoNorm(), dataclasses.replace(params, bias=bias), None, x, Mode.TRAIN)
+    np.testing.assert_allclose(y, 3.0 * x + bias, rtol=1e-6)
+    plain, _ = init_norm(NoNorm(), 4)
+    y, _ = apply_norm(NoNorm(), dataclasses.replace(plain, bias=bias), None, x, Mode.TRAIN)
+    np.testing.assert_array_equal(y, x + bias)
 
 
 def test_specs_are_values():

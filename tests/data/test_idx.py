@@ -115,8 +115,12 @@ def test_a_share_for_validation_leaves_the_test_files_unread(make):
         ("train-labels-idx1-ubyte", b"", "begins with nothing"),
         ("train-labels-idx1-ubyte", b"\0\0\x08\x01\0\0", "begins with 00 00 08 01, not with"),
         ("train-labels-idx1-ubyte", b"<html>", "begins with 3c 68 74 6d"),
-        ("t10k-images-idx3-ubyte", gzip.compress(idx(images(10)))[:-9], "does not unpack"),
-        ("t10k-images-idx3-ubyte", gzip.compress(b"")[:-8] + b"12345678", "does not unpack"),
+        ("t10k-images-idx3-ubyte", gzip.compress(idx(images(10)), mtime=0)[:-9], "does not unpack"),
+        (
+            "t10k-images-idx3-ubyte",
+            gzip.compress(b"", mtime=0)[:-8] + b"12345678",
+            "does not unpack",
+        ),
         (
             "t10k-labels-idx1-ubyte",
             idx(np.arange(9) % 3),

@@ -62,12 +62,12 @@ def test_a_classifier_learns_colours(key):
 
 
 def test_a_smoothing_of_everything_is_refused():
-    with pytest.raises(ValueError, match="label_smoothing is 1.0; it must be"):
+    with pytest.raises(ValueError, match=r"label_smoothing is 1\.0; it must be"):
         CrossEntropy(label_smoothing=1.0)
 
 
 def test_an_objective_of_another_task_is_refused_with_what_fits(key):
     train = Train(examples=12, batch_size=12, learning_rate=0.1)
     state = init_train(key, CLASSIFIER, train)
-    with pytest.raises(TypeError, match="Classifier cannot be trained by Objective.*CrossEntropy"):
+    with pytest.raises(TypeError, match=r"Classifier cannot be trained by Objective.*CrossEntropy"):
         train_step(CLASSIFIER, Objective(), train, state, batch_of(np.zeros(12, "i4")))

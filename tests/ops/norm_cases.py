@@ -70,6 +70,7 @@ ARMS = {
     "renorm": batch(Mode.TRAIN, renorm=LIMITS),
     "renorm_ghost": batch(Mode.TRAIN, "gc", renorm=LIMITS, norm_batch=2),
     "renorm_no_update": batch(Mode.BATCH_EVAL, renorm=LIMITS),
+    "renorm_running": batch(RUNNING, renorm=LIMITS),
     "frozen": Arm(FrozenBatchNorm(eps=EPS, affine=True), Mode.TRAIN, "nhwc"),
     "layer_norm_hwc": Arm(LayerNorm(axes="hwc", eps=EPS), Mode.TRAIN, "n"),
     "layer_norm_c": Arm(LayerNorm(axes="c", eps=EPS), Mode.TRAIN, "nhw"),
@@ -101,7 +102,8 @@ def run(arm, params, state, x, mask=None):
 def fill(arm, channels=SHAPE[-1], dtype=jnp.float32, threshold=-0.3):
     """Returns parameters and state of an arm in which no two channels are alike."""
     plain = BatchNorm() if isinstance(arm.norm, FrozenBatchNorm) else arm.norm
-    params, state = init_norm(plain, channels)
+    # A NoNorm has a scale where it does not start at one.
+    params, state = init_norm(plain, channels, scale=0.5)
     spread = lambda low, high: jnp.asarray(np.linspace(low, high, channels), dtype)
     some = {"scale": spread(0.5, 1.5), "bias": spread(-1.0, 1.0)}
     some |= {"threshold": spread(threshold - 0.2, threshold), "alpha": jnp.asarray(0.6, dtype)}
@@ -165,7 +167,7 @@ def define(arm, params, state, x, mask=None, at=None):
         y = x
     else:
         y = (x - mean) / np.sqrt(var + norm.eps)
-    if isinstance(norm, BatchNorm) and norm.renorm and mode.update:
+    if isinstance(norm, BatchNorm) and norm.renorm and mode == Mode.TRAIN:
         r, d = _correction(arm, *(at or (state, x)), valid)
         y = y * r + d
     y = y * scale + bias

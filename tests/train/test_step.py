@@ -137,6 +137,57 @@ def test_the_learning_rate_follows_examples_not_steps(stepping, batch):
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01], rtol=1e-6)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_updates_are_as_many_steps_at_every_batch_size_and_examples_are_not(batch_size):
+    by_updates = dataclasses.replace(TRAIN, examples=None, updates=6, batch_size=batch_size)
+    assert (by_updates.steps, by_updates.total_examples) == (6, 6 * batch_size)
+    by_examples = dataclasses.replace(TRAIN, examples=602, batch_size=batch_size)
+    assert (by_examples.steps, by_examples.total_examples) == (602 // batch_size, 602)
+
+
+def test_the_schedule_ends_with_the_updates(stepping, batch):
+    drop = Steps(warmup=0.0, milestones=(0.5,))
+    train = dataclasses.replace(TRAIN, examples=None, updates=4, schedule=drop)
+    state, step = stepping(train)
+    rates = [float(logs["learning_rate"]) for _, logs in fit(step, state, [batch] * 4)]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"updates": 3}, r"give examples or updates \(both are given\)"),
+        ({"examples": None}, r"give examples or updates \(neither is given\)"),
+        ({"examples": None, "updates": 0}, "updates is 0; it must be above 0"),
+        ({"batch_size": 65}, "batch_size is 65, more than examples=64"),
+        ({"norm_batch": 3}, "norm_batch is 3, and batch_size=4 .*; these do: 1, 2, 4"),
+        ({"norm_batch": 8}, "norm_batch is 8, and batch_size=4 .*; these do: 1, 2, 4"),
+        ({"norm_batch": 0}, "norm_batch is 0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(fields, says):
+    with pytest.raises(ValueError, match=says):
+        dataclasses.replace(TRAIN, **fields)
+
+
+def test_the_recipes_norm_batch_is_that_of_the_norms_that_leave_it_open(
+    make_detector, stepping, batch
+):
+    """Bit for bit; a norm that says its own keeps it."""
+    after = lambda train, norm: stepping(train, make_detector(norm))[1](
+        stepping(train, make_detector(norm))[0], batch
+    )[0]
+    pairs = dataclasses.replace(TRAIN, norm_batch=2)
+    assert (TRAIN.statistics_group, pairs.statistics_group) == (4, 2)
+    expected = after(TRAIN, BatchNorm(norm_batch=2))
+    chex.assert_trees_all_equal(after(pairs, BatchNorm()), expected)
+    own = after(dataclasses.replace(TRAIN, norm_batch=1), BatchNorm(norm_batch=2))
+    chex.assert_trees_all_equal(own, expected)
+    whole = after(TRAIN, BatchNorm())
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(whole.params, expected.params, rtol=1e-3)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("norm", [BatchNorm(), LayerNorm(axes="hwc")], ids=lambda n: n.kind)
 def test_the_step_lowers_for_cpu_cuda_and_tpu(precision, norm, make_detector, batch):

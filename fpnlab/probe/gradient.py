@@ -39,14 +39,23 @@ def gradient_noise(
     orders = [jax.random.permutation(k, images) for k in jax.random.split(key, draws)]
     noise = {}
     for norm_batch in norm_batches:
-        flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-        found = np.stack([flat(jax.device_get(gradient(o, norm_batch))) for o in orders])
-        found = found.astype(np.float64)
-        noise[norm_batch] = float(found.var(0, ddof=1).sum() / np.square(found.mean(0)).sum())
+        mean, squares = np.zeros(()), np.zeros(())
+        for seen, order in enumerate(orders, start=1):
+            found = _flat(gradient(order, norm_batch))
+            off = found - mean
+            # Welford's update: one gradient at a time is in memory.
+            mean = mean + off / seen
+            squares = squares + off * (found - mean)
+        noise[norm_batch] = float(squares.sum() / (draws - 1) / np.square(mean).sum())
     return noise
 
 
-def effective_rates(params: Any, updates: Any) -> dict[str, float]:
+def _flat(tree):
+    leaves = jax.tree.leaves(jax.device_get(tree))
+    return np.concatenate([np.ravel(leaf) for leaf in leaves]).astype(np.float64)
+
+
+def effective_rates(before: Any, after: Any) -> dict[str, float]:
     """Returns, for each kernel, how far one update turns it: ``|update| / |kernel|``.
 
     A kernel before a norm has no scale of its own: what counts is the angle, so that the
@@ -54,13 +63,26 @@ def effective_rates(params: Any, updates: Any) -> dict[str, float]:
     batch and weight normalization", van Laarhoven, arXiv:1706.05350, section 3).
 
     Args:
-      params: parameters before the update.
-      updates: what the update added to them.
+      before: parameters before the update.
+      after: the same after it.
     """
-    rates = {}
+    old, new = _kernels(before), _kernels(after)
+    ratios = jax.device_get(_ratios(list(old.values()), list(new.values())))
+    return dict(zip(old, map(float, ratios)))
+
+
+def _kernels(params):
+    """Returns the kernels by their paths, in the order of the parameters."""
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    for (path, weight), change in zip(paths, jax.tree.leaves(updates)):
-        if path[-1].name == "kernel":
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            rates[name] = float(jnp.linalg.norm(change) / jnp.linalg.norm(weight))
-    return rates
+    return {
+        jax.tree_util.keystr(path[:-1], simple=True, separator="/"): leaf
+        for path, leaf in paths
+        if path[-1].name == "kernel"
+    }
+
+
+@jax.jit
+def _ratios(old, new):
+    """Returns all ratios in one array: one program, one transfer."""
+    norm = jnp.linalg.norm
+    return jnp.stack([norm(b - a) / norm(a) for a, b in zip(old, new)])

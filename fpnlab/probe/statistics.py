@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fpnlab.model.norm import NormState
+from fpnlab.model.norm import NormState, at_level
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +14,9 @@ class Drift:
     """The distance of running from population statistics in one norm, or one level of it."""
 
     name: str
-    """Path of the norm in the state; with the level's position where levels keep their own."""
+    """Path of the norm in the state."""
+    level: int | None
+    """Position of the level, where levels keep statistics of their own."""
     mean_shift: float
     """Mean over channels of ``|mean - mean_pop| / deviation_pop``."""
     log_variance_ratio: float
@@ -33,6 +35,7 @@ def statistics_drift(running: Any, population: Any, *, eps: float = 1e-5) -> lis
       population: the same with those of ``evaluate.population_state``.
       eps: added to all variances, as in the norms.
     """
+    running, population = jax.device_get((running, population))
     paths, _ = jax.tree_util.tree_flatten_with_path(running, is_leaf=_is_state)
     others = jax.tree.leaves(population, is_leaf=_is_state)
     drifts = []
@@ -40,13 +43,9 @@ def statistics_drift(running: Any, population: Any, *, eps: float = 1e-5) -> lis
         if not _is_state(one):
             continue
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        one, other = jax.device_get((one, other))
-        if one.mean.ndim == 1:
-            drifts.append(_drift(name, one, other, eps))
-            continue
-        for level in range(len(one.mean)):
-            at = lambda state, level=level: jax.tree.map(lambda leaf: leaf[level], state)
-            drifts.append(_drift(f"{name}/{level}", at(one), at(other), eps))
+        for level in [None] if one.mean.ndim == 1 else range(len(one.mean)):
+            at = at_level(one, level), at_level(other, level)
+            drifts.append(_drift(name, level, *at, eps))
     return drifts
 
 
@@ -54,7 +53,7 @@ def _is_state(node):
     return isinstance(node, NormState)
 
 
-def _drift(name, one, other, eps):
+def _drift(name, level, one, other, eps):
     shift = np.abs(one.mean - other.mean) / np.sqrt(other.var + eps)
     ratio = np.abs(np.log((one.var + eps) / (other.var + eps)))
-    return Drift(name, float(shift.mean()), float(ratio.mean()), float(one.count))
+    return Drift(name, level, float(shift.mean()), float(ratio.mean()), float(one.count))

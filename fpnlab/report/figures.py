@@ -41,13 +41,13 @@ Row = dict[str, Any]
 
 
 @contextlib.contextmanager
-def panel(path: pathlib.Path, title: str) -> Iterator[Any]:
-    """Yields axes to draw on, and writes the figure to ``path`` afterwards."""
+def panel(path: pathlib.Path, title: str, height: float = 3.8) -> Iterator[Any]:
+    """Yields axes to draw on, and writes the figure to ``path`` afterwards; height in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.4, 3.8), layout="constrained")
+        figure = Figure(figsize=(5.4, height), layout="constrained")
         axes = figure.subplots()
         axes.set_title(title)
         yield axes
@@ -101,14 +101,15 @@ def plot_losses(
 ) -> None:
     """Draws the smoothed training loss of trials against examples, coloured by axis value.
 
-    A cross ends the curve of a trial that diverged.
+    A cross ends the curve of a trial that diverged. A trial without an axis value, because the
+    axis does not apply to its arm, is grey.
     """
     import matplotlib
 
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(axis_values)))
     with panel(path, title) as axes:
-        for value, colour in zip(axis_values, colours):
-            label: str | None = f"{value}"
+        for value, colour in [*zip(axis_values, colours), (None, "#606060")]:
+            label: str | None = "any" if value is None else f"{value}"
             for trial in trials:
                 examples, loss = smooth_loss(trial)
                 if trial.result["axis_value"] != value or len(loss) == 0:
@@ -167,8 +168,8 @@ def _rows(rows: list[Row], **keys: Any) -> list[Row]:
     return [row for row in rows if all(row[key] == value for key, value in keys.items())]
 
 
-def _offset(i: int, n: int) -> float:
-    """Sets series apart sideways, so that their intervals do not cover each other."""
+def offset(i: int, n: int) -> float:
+    """Returns how far to set series ``i`` of ``n`` aside, so that they do not cover each other."""
     return 0.2 * (i - (n - 1) / 2)
 
 
@@ -176,8 +177,8 @@ def _is_logarithmic(values: list[Any]) -> bool:
     return all(isinstance(value, int | float) and value > 0 for value in values)
 
 
-def _positions(values: list[Any]) -> dict[Any, float]:
-    """The place of each axis value: its binary logarithm, or its rank where it has none."""
+def positions(values: list[Any]) -> dict[Any, float]:
+    """Returns the place of each axis value: its binary logarithm, or its rank without one."""
     if _is_logarithmic(values):
         return {value: math.log2(value) for value in values}
     return {value: float(i) for i, value in enumerate(values)}
@@ -192,10 +193,10 @@ def _draw(
 ) -> None:
     """Draws means with intervals, joined by a line, and each seed as a dot."""
     values = summary["axis_values"]
-    place = _positions(values)
+    place = positions(values)
     for i, (label, rows) in enumerate(series.items()):
         rows = [row for row in rows if row["mean"] is not None]
-        x = [place[row["axis_value"]] + _offset(i, len(series)) for row in rows]
+        x = [place[row["axis_value"]] + offset(i, len(series)) for row in rows]
         half = [math.nan if row["low"] is None else row["high"] - row["mean"] for row in rows]
         colour, marker = colours[i % len(colours)], markers[i % len(markers)]
         look = {"color": colour, "marker": marker, "capsize": 4, "linewidth": 1.6}
@@ -205,12 +206,18 @@ def _draw(
             side = [position + 0.09] * len(dots)
             axes.scatter(side, dots, s=14, color=colour, alpha=0.55, linewidths=0, zorder=3)
     _limit(axes, [row for rows in series.values() for row in rows])
-    axes.set_xticks(list(place.values()), [str(value) for value in values])
-    axes.set_xlim(min(place.values()) - 0.35, max(place.values()) + 0.35)
-    axes.set_xlabel(summary["axis_label"] + (" (log scale)" if _is_logarithmic(values) else ""))
-    axes.grid(visible=False, axis="x")
+    show_values(axes, values, summary["axis_label"])
     if len(series) > 1:
         axes.legend()
+
+
+def show_values(axes: Any, values: list[Any], label: str) -> None:
+    """Marks the axis values where ``positions`` puts them."""
+    place = positions(values)
+    axes.set_xticks(list(place.values()), [str(value) for value in values])
+    axes.set_xlim(min(place.values()) - 0.35, max(place.values()) + 0.35)
+    axes.set_xlabel(label + (" (log scale)" if _is_logarithmic(values) else ""))
+    axes.grid(visible=False, axis="x")
 
 
 def _seeds(row: Row) -> list[float]:
@@ -235,12 +242,27 @@ def _limit(axes: Any, rows: list[Row]) -> None:
 
 
 def _finish_losses(axes: Any) -> None:
-    """Labels the axes, the logarithmic one with 0.5, 1, 2 and not 5 x 10^-1."""
+    axes.set(xlabel="training examples", ylabel="training loss")
+    log_scale(axes.yaxis)
+    count_examples(axes)
+
+
+def log_scale(axis: Any, *, crowded: bool = False) -> None:
+    """Makes an axis logarithmic, labelled with 0.5, 1, 2 and not 5 x 10^-1.
+
+    A ``crowded`` one has labels at powers of ten alone.
+    """
     from matplotlib import ticker
 
-    axes.set(yscale="log", xlabel="training examples", ylabel="training loss")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(ticker.LogLocator(subs=(1.0,) if crowded else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def count_examples(axes: Any) -> None:
+    """Labels x, which counts examples, with few whole numbers."""
+    from matplotlib import ticker
+
     axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
     axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))

@@ -83,7 +83,9 @@ def read_study(folder: str | pathlib.Path) -> Study:
         if "arm" not in trial.result:
             return len(arms), 0, 0
         arm, value = trial.result["arm"], trial.result["axis_value"]
-        return arms.index(arm), values.index(value), trial.result["seed"]
+        # An arm to which the axis does not apply has no value of it.
+        rank = -1 if value is None else values.index(value)
+        return arms.index(arm), rank, trial.result["seed"]
 
     return Study(folder, description, summary, sorted(trials, key=place))
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from fpnlab.report import figures, gallery, tables
+from fpnlab.report.diagnosis import Sketch, run_sketches, study_sketches
 from fpnlab.report.draw import class_colour
 from fpnlab.report.folder import Study, Trial, read_study, read_trial
 
@@ -41,15 +42,17 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
     dataset = study.description.get("dataset", {})
     class_names = dataset.get("class_names", [])
     page = study.folder / "report.html"
+    axis_label = _axis_label(study)
     context = {
         "study": study.description,
-        "axis_label": study.description["axis"].rpartition(".")[2].replace("_", " "),
+        "axis_label": axis_label,
         "summary": study.summary,
         "state": _state(study),
         "complete": sum(t.status == "done" for t in study.trials) == study.description["trials"],
         "trials": study.trials,
         "failures": [trial for trial in study.trials if trial.status != "done"],
         "losses": _draw_losses(study, folder),
+        "inside": _draw_sketches(study_sketches(study, axis_label), folder),
         "galleries": _draw_galleries(study, class_names, folder),
         "legend": _legend(class_names),
         "sections": _draw_summary(study.summary, folder) if study.summary else {},
@@ -81,6 +84,7 @@ def write_run_report(run_dir: str | pathlib.Path) -> pathlib.Path:
         "trial": trial,
         "class_names": class_names,
         "pictures": _draw_run(trial, class_names, folder),
+        "inside": _draw_sketches(run_sketches(trial), folder),
         "legend": _legend(class_names),
         "evaluations": trial.result.get("metrics") or {},
     }
@@ -93,6 +97,10 @@ def _embed(path: pathlib.Path, draw: Callable[[pathlib.Path], None], caption: st
     draw(path)
     data = base64.b64encode(path.read_bytes()).decode()
     return Figure(f"data:image/png;base64,{data}", caption, caption)
+
+
+def _draw_sketches(sketches: Sequence[Sketch], folder: pathlib.Path) -> list[Figure]:
+    return [_embed(folder / f"{s.name}.png", s.draw, s.caption) for s in sketches]
 
 
 def _draw_summary(summary: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
@@ -156,7 +164,7 @@ def _draw_losses(study: Study, folder: pathlib.Path) -> list[Figure]:
     trials = [trial for trial in study.trials if "arm" in trial.result]
     limits = figures.loss_limits(trials)
     values = study.description["axis_values"]
-    label = study.description["axis"].rpartition(".")[2].replace("_", " ")
+    label = _axis_label(study)
     losses = []
     for arm in study.description["arms"]:
         own = [trial for trial in trials if trial.result["arm"] == arm]
@@ -198,6 +206,10 @@ def _draw_run(trial: Trial, class_names: Sequence[str], folder: pathlib.Path) ->
             "Test pictures, as many predictions in each as it has true boxes.",
         )
     return drawn
+
+
+def _axis_label(study: Study) -> str:
+    return study.description["axis"].rpartition(".")[2].replace("_", " ")
 
 
 def _state(study: Study) -> str:

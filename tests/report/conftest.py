@@ -117,6 +117,7 @@ def _make_trial(folder, arm, batch_size, seed, images, records, side):
             "precise": _metrics(level + gain),
             "batch": _metrics(level - 0.4 * gain),
         },
+        "diagnostics": _diagnostics(numbers, arm, batch_size),
     }
     write_json(trial / "config.json", {"train": {"batch_size": batch_size}, "seed": seed})
     write_json(trial / "env.json", ENVIRONMENT)
@@ -135,6 +136,7 @@ def _make_trial(folder, arm, batch_size, seed, images, records, side):
                 "learning_rate": 0.01 * (1 - examples / 20_001),
                 "gradient_norm": 2.0,
                 "examples_per_second": 50.0,
+                "effective_rate": 0.004 * (1 - examples / 20_001),
             }
             file.write(json.dumps(record) + "\n")
     np.savez_compressed(trial / "gallery.npz", **_gallery(numbers, level, images, side))
@@ -144,6 +146,38 @@ def _metrics(ap):
     numbers = {"AP": ap, "AP50": ap + 0.3, "AP75": ap - 0.05, "AP_small": None}
     numbers |= {"AP_medium": ap - 0.04, "AP_large": ap + 0.05, "AR100": ap + 0.12}
     return numbers | {f"AP50/{name}": ap + 0.1 * i for i, name in enumerate(CLASSES)}
+
+
+def _diagnostics(numbers, arm, batch_size):
+    """Of a stem, two blocks and a head over two levels; arms without batch norm have less."""
+    layers = ["backbone/stem", "backbone/stages/0/0/branch/0", "backbone/stages/1/0/branch/0"]
+    norms = [(name, None) for name in layers] + [("head/class_tower/0", level) for level in (3, 4)]
+    signals = ["stem", "stage 0 block 0", "stage 0 block 1", "stage 1 block 0"]
+    drift = [
+        {
+            "name": name,
+            "level": level,
+            "mean_shift": 0.01 * numbers.uniform(0.5, 2),
+            "log_variance_ratio": 0.4 / batch_size * numbers.uniform(0.5, 2),
+            "count": 64.0,
+        }
+        for name, level in norms
+    ]
+    noise = [{"norm_batch": k, "noise": numbers.uniform(0.5, 0.6) / k} for k in (2, 4, 8)]
+    return {
+        "drift": drift if arm == "BN" else [],
+        "signals": [
+            {"name": name, "squared_mean": 0.1, "variance": numbers.uniform(0.2, 0.4)}
+            for name in signals
+        ],
+        "effective_rates": {
+            "step": 1250,
+            "examples": 10_000,
+            "learning_rate": 0.005,
+            "rates": {name: 0.001 * numbers.uniform(1, 9) for name in layers},
+        },
+        "gradient_noise": {"images": 16, "draws": 8, "rows": noise} if arm == "BN" else None,
+    }
 
 
 def _gallery(numbers, level, images, side):

@@ -70,6 +70,7 @@ def test_every_figure_is_a_file_below_300_kb(study_dir):
     page = read(write_report(study_dir))
     files = list((study_dir / "figures").glob("*.png"))
     names = {"AP", "AP50", "difference", "evaluations_BN", "loss_BN", "loss_LN"}
+    names |= {"drift_mean", "drift_variance", "rates_axis", "signals_arms", "noise_arms"}
     assert {file.stem for file in files} == names | {"gallery_1", "gallery_2"}
     assert len(files) == len(page.sources)
     assert max(file.stat().st_size for file in files) < 300_000
@@ -107,6 +108,16 @@ def test_failed_diverged_and_missing_trials_are_shown_with_their_reason(study_di
     assert "out of <memory>" in page.text
     assert "no result yet; 20,000 examples seen" in page.text
     assert {row["trial"]: row["status"] for row in rows(study_dir)}["BN-2-0"] == "diverged"
+
+
+def test_an_arm_to_which_the_axis_does_not_apply_is_shown_without_a_value(study_dir, refresh):
+    for trial in ("LN-8-0", "LN-8-1", "LN-32-0", "LN-32-1"):
+        shutil.rmtree(study_dir / "trials" / trial)
+    refresh(study_dir, LN_2_0={"axis_value": None}, LN_2_1={"axis_value": None})
+    page = read(write_report(study_dir))
+    assert "LN-2-0LNany0done" in "".join(page.text.split())
+    line = next(row for row in rows(study_dir) if row["trial"] == "LN-2-0")
+    assert line["batch_size"] == ""
 
 
 def test_a_study_without_summary_shows_its_trials(study_dir):
@@ -148,7 +159,10 @@ def test_writing_again_replaces_the_page(study_dir):
 def test_a_run_has_its_own_page(study_dir):
     run = study_dir / "trials" / "BN-2-0"
     page = read(write_run_report(run))
-    assert len(page.sources) == 2
+    files = {file.stem for file in (run / "figures").glob("*.png")}
+    assert files == {"loss", "gallery", "drift", "rates", "signals", "rates_course", "noise"}
+    assert len(page.sources) == len(files)
+    assert "Measured at step 1,250, with a learning rate of 0.005." in page.text
     assert "AP50/Platelets" in page.text
     assert "WBC, predicted" in page.text
     result = json.loads((run / "result.json").read_text())
@@ -161,7 +175,26 @@ def test_a_run_that_is_still_going_has_a_page(study_dir):
         (run / name).unlink()
     page = read(write_run_report(run))
     assert "unfinished: no result yet; 20,000 examples seen" in page.text
-    assert len(page.sources) == 1
+    assert {file.stem for file in (run / "figures").glob("*.png")} == {"loss", "rates_course"}
+
+
+def test_folders_from_before_there_were_diagnostics_still_get_their_pages(study_dir):
+    for path in (study_dir / "trials").glob("*/result.json"):
+        result = json.loads(path.read_text())
+        del result["diagnostics"]
+        path.write_text(json.dumps(result))
+        lines = (path.parent / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        for record in records:
+            del record["effective_rate"]
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (path.parent / "metrics.jsonl").write_text(text)
+    page = read(write_report(study_dir))
+    assert "12 of 12 trials are done." in page.text
+    assert "Inside the network" not in page.text
+    page = read(write_run_report(study_dir / "trials" / "BN-2-0"))
+    assert len(page.sources) == 2
+    assert "Inside the network" not in page.text
 
 
 def test_a_folder_that_is_no_run_is_refused_with_the_remedy(tmp_path):

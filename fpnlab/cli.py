@@ -110,7 +110,8 @@ def train(ctx: click.Context, config: pathlib.Path, out: pathlib.Path | None) ->
     with Stop() as stop, Watcher() as watcher:
         watcher.start([trial])
         watcher.begin(trial)
-        result = run_trial(trial, dataset, folder, stop=stop, report=watcher.record)
+        tell = lambda record: watcher.record(trial, record)
+        result = run_trial(trial, dataset, folder, stop=stop, report=tell)
         watcher.end(trial, result)
     _print_metrics(result["metrics"])
     click.echo(f"report: {write_run_report(folder)}")
@@ -122,12 +123,63 @@ def train(ctx: click.Context, config: pathlib.Path, out: pathlib.Path | None) ->
 @configured("study")
 @config_argument
 @out_option
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes that run trials side by side.",
+)
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Run the workers as tasks of the Ray cluster at ADDRESS, or (local) of Ray here.  "
+    "[default: processes]",
+)
+@click.option(
+    "--slurm",
+    metavar="KEY=VALUE,...",
+    help="Run the workers as Slurm jobs with these options, e.g. partition=gpu,timeout_min=600.  "
+    "[default: processes]",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the trials and what they will take, after measuring a few steps; write nothing.  "
+    "[default: run them]",
+)
 @click.pass_context
-def study(ctx: click.Context, config: pathlib.Path, out: pathlib.Path | None) -> None:
+def study(
+    ctx: click.Context,
+    config: pathlib.Path,
+    out: pathlib.Path | None,
+    workers: int,
+    ray: str | None,
+    slurm: str | None,
+    dry_run: bool,
+) -> None:
     """Run every trial of CONFIG's [study], and write a report.
 
     Run it again to go on after an interruption: finished trials are not run again.
     """
+    from fpnlab.study.executors.local import SHARED_ACCELERATOR, machine_share
+
+    folder = out or pathlib.Path("runs") / config.stem
+    if workers > 1:
+        # Before JAX starts. A dry run measures what a worker will have.
+        own = machine_share(workers) if dry_run else SHARED_ACCELERATOR
+        os.environ.update(own | os.environ)
+    # Ray forks, which a process must not do once JAX has threads.
+    executor = None if dry_run else _executor(workers, ray, slurm, folder)
+    from fpnlab.config import counted
+
+    experiment = _experiment(ctx, config)
+    dataset = _data(counted(experiment))
+    if dry_run:
+        from fpnlab.study.dry_run import describe, estimate
+
+        click.echo(describe(estimate(experiment, dataset), workers))
+        return
     from rich.console import Console
 
     from fpnlab.progress import Watcher
@@ -135,19 +187,41 @@ def study(ctx: click.Context, config: pathlib.Path, out: pathlib.Path | None) ->
     from fpnlab.study.run import run_study
     from fpnlab.study.signals import Stop
 
-    experiment = _experiment(ctx, config)
-    folder = out or pathlib.Path("runs") / config.stem
-    command = shlex.join(["fpnlab", *sys.argv[1:]])
-    dataset = _data(experiment)
     with Stop() as stop, Watcher() as watcher:
         summary = run_study(
-            experiment, dataset, folder, command=command, stop=stop, watcher=watcher
+            experiment,
+            dataset,
+            folder,
+            command=shlex.join(["fpnlab", *sys.argv[1:]]),
+            stop=stop,
+            watcher=watcher,
+            executor=executor,
         )
     console = Console()
     console.print(summary_table(summary))
     for finding in summary["findings"]:
         console.print(f"- {finding}", markup=False, highlight=False)
     click.echo(f"report: {write_report(folder)}")
+
+
+@main.command("worker", hidden=True)
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path))
+@click.option("--owner", help="Name of this worker, one that no other has.  [default: made up]")
+@click.option("--parent", type=int, help="Process without which it stops.  [default: none]")
+def worker(folder: pathlib.Path, owner: str | None, parent: int | None) -> None:
+    """Run trials of the study that was begun in FOLDER until none is left.
+
+    Any number may do so at once, on any machine that sees the folder.
+    """
+    from fpnlab.study.signals import Stop
+    from fpnlab.study.worker import Watcher, open_site, owner_name, work
+
+    _use_compilation_cache()
+    name = owner or owner_name()
+    click.echo(f"{name}: process {os.getpid()}")
+    orphaned = lambda: parent is not None and os.getppid() != parent
+    with Stop() as stop:
+        work(open_site(folder), name, stop=stop, watcher=Watcher(), orphaned=orphaned)
 
 
 @main.command("evaluate")
@@ -235,6 +309,27 @@ def config_command(ctx: click.Context, config: pathlib.Path) -> None:
     from fpnlab.config import resolved
 
     click.echo(json.dumps(resolved(_experiment(ctx, config)), indent=2))
+
+
+def _executor(workers: int, ray: str | None, slurm: str | None, folder: pathlib.Path) -> Any:
+    """Returns what starts a study's workers; None where this process is the only one."""
+    logs = folder / "workers"
+    if ray and slurm:
+        raise click.UsageError("--ray and --slurm are two ways; give one")
+    if ray:
+        from fpnlab.study.executors.ray import Ray
+
+        return Ray(workers, ray)
+    if slurm:
+        from fpnlab.study.executors.slurm import Slurm
+
+        pairs = [pair.partition("=") for pair in slurm.split(",")]
+        if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
+            raise click.UsageError(f"--slurm: {wrong[0]!r} is no KEY=VALUE, e.g. partition=gpu")
+        return Slurm(workers, logs, {key: value for key, _, value in pairs})
+    from fpnlab.study.executors.local import Local
+
+    return Local(workers, logs) if workers > 1 else None
 
 
 def _experiment(ctx: click.Context, path: pathlib.Path) -> "Experiment":

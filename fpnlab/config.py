@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import itertools
 import json
 import math
 import pathlib
@@ -12,7 +11,7 @@ import re
 import tomllib
 import typing
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -29,9 +28,9 @@ from fpnlab.model.detector import (
     detector_anchors,
     init_detector,
 )
-from fpnlab.study.plan import Study
+from fpnlab.study.plan import Point, Study, applied, held_out, planned
 from fpnlab.train.objective import Objective, detection_loss
-from fpnlab.train.step import Train
+from fpnlab.train.step import Train, grouped_for
 from fpnlab.types import Batch, Mode, spec
 
 
@@ -98,6 +97,15 @@ class Trial:
     axis_value: Any
     seed: int
     experiment: Experiment
+    split: Literal["test", "validation"] = "test"
+    """The images it is measured on."""
+    tuned: dict[str, Any] | None = None
+    """The tuned field with its value, where the study tunes one."""
+
+    @property
+    def cell(self) -> str:
+        """What the seeds of one arm and axis value have in common."""
+        return json.dumps([self.arm, self.axis_value])
 
 
 def load(path: str | pathlib.Path, overrides: Iterable[tuple[str, str]] = ()) -> Experiment:
@@ -121,7 +129,7 @@ def load(path: str | pathlib.Path, overrides: Iterable[tuple[str, str]] = ()) ->
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
     for dotted, text in overrides:
-        _put(table, dotted.replace("-", "_"), _value(text))
+        table = applied(table, {dotted.replace("-", "_"): _value(text)})
     try:
         experiment = validate(table)
         if experiment.study:
@@ -176,34 +184,107 @@ def config_hash(experiment: Experiment) -> str:
 
 
 def trials(experiment: Experiment) -> list[Trial]:
-    """Returns the trials of a study, seed by seed, each checked like an experiment.
+    """Returns the trials of a study in their order, each checked like an experiment.
 
     Raises:
       ConfigError: there is no study, or trials are refused; all faults at once.
     """
-    study = experiment.study
-    if study is None:
-        raise ConfigError("study: absent; a study needs a [study] table with values and arms")
-    base = resolved(experiment) | {"study": None}
-    found, faults = {}, []
-    for seed, value, arm in itertools.product(study.seeds, study.values, study.arms):
-        name = _slug(f"{arm}-{study.axis.rpartition('.')[2]}-{value}-seed-{seed}")
-        table = json.loads(json.dumps(base))
-        for dotted, setting in {**study.arms[arm], study.axis: value, "seed": seed}.items():
-            _put(table, dotted, setting)
-        try:
-            trial = Trial(name, arm, value, seed, validate(table))
-        except ConfigError as error:
-            faults += [f"{name}: {line}" for line in str(error).splitlines()]
+    if faults := list(_untunable(experiment)):
+        raise ConfigError("\n".join(faults))
+    base, found, built = unstudied(experiment), {}, {}
+    data = {"validation": base.data, "test": counted(experiment).data}
+    for point in points(experiment):
+        # Trials that differ in their seed alone are one experiment to check.
+        key = json.dumps(point.settings | {"seed": None}, sort_keys=True)
+        if key not in built:
+            built[key] = _checked(base, point, data[point.split])
+        if isinstance(built[key], ConfigError):
+            faults += [f"{point.name}: {line}" for line in str(built[key]).splitlines()]
             continue
-        if trial.experiment.data != experiment.data:
-            faults.append(f"{name}: data: all trials of a study share its data; do not change it")
-        if name in found:
-            faults.append(f"{name}: two trials have this name; rename an arm")
-        found[name] = trial
+        if point.name in found:
+            faults.append(f"{point.name}: two trials have this name; rename an arm")
+        if len(point.name) > 200:
+            faults.append(f"{point.name}: a name of a folder; give the arm a shorter one")
+        found[point.name] = _trial(point, dataclasses.replace(built[key], seed=point.seed))
     if faults:
         raise ConfigError("\n".join(faults))
     return list(found.values())
+
+
+def points(experiment: Experiment) -> list[Point]:
+    """Returns the trials of a study in their order, not yet checked.
+
+    Raises:
+      ConfigError: there is no study, or what it tunes is no number.
+    """
+    if experiment.study is None:
+        raise ConfigError("study: absent; a study needs a [study] table with axes and arms")
+    try:
+        return planned(experiment.study, resolved(unstudied(experiment)))
+    except ValueError as error:
+        raise ConfigError(f"study: {error}") from None
+
+
+def unstudied(experiment: Experiment) -> Experiment:
+    """Returns the experiment that a study varies."""
+    return dataclasses.replace(experiment, study=None)
+
+
+def counted(experiment: Experiment) -> Experiment:
+    """Returns ``experiment`` with the data of its trials that count: nothing is held out to tune.
+
+    Raises:
+      ConfigError: it is refused.
+    """
+    path, _ = held_out(resolved(experiment))
+    tunes = experiment.study is not None and experiment.study.tune is not None
+    return varied(experiment, {path: 0.0}) if tunes and path else experiment
+
+
+def trial(experiment: Experiment, point: Point, tuned: dict[str, Any] | None = None) -> Trial:
+    """Returns one trial of a study, with a ``tuned`` field where it was chosen.
+
+    Raises:
+      ConfigError: the trial is refused.
+    """
+    settings = point.settings | (tuned or {})
+    built = varied(unstudied(experiment), settings)
+    return _trial(dataclasses.replace(point, tuned=tuned or point.tuned), built)
+
+
+def varied(experiment: Experiment, settings: dict[str, Any]) -> Experiment:
+    """Returns ``experiment`` with dotted fields set, checked.
+
+    Raises:
+      ConfigError: it is refused.
+    """
+    return validate(applied(resolved(experiment), settings))
+
+
+def _trial(point, experiment):
+    place = (point.name, point.arm, point.axis_value, point.seed)
+    return Trial(*place, experiment, point.split, point.tuned)
+
+
+def _checked(base, point, data):
+    """Returns the experiment of a trial, or what is wrong with it."""
+    try:
+        built = varied(base, point.settings)
+    except ConfigError as error:
+        return error
+    if built.data != data:
+        return ConfigError("data: all trials of a study share its data; do not change it")
+    return built
+
+
+def _untunable(experiment):
+    """Yields why there is nothing to tune on, if so."""
+    if not (experiment.study and experiment.study.tune):
+        return
+    path, share = held_out(resolved(experiment))
+    if not share:
+        remedy = f"set {path} above 0" if path else "leave study.tune out"
+        yield f"study.tune: the data hold no images out for validation; {remedy}"
 
 
 @functools.cache
@@ -220,8 +301,9 @@ def _combinations(experiment):
             f"({', '.join(names)}); set model.classes = {len(names)}"
         )
     batch_size = experiment.train.batch_size
+    model = grouped_for(experiment.train, experiment.model)
     try:
-        _trace(experiment.model, experiment.objective, experiment.image_size, batch_size)
+        _trace(model, experiment.objective, experiment.image_size, batch_size)
     except ValueError as error:
         yield f"model: {error} (at train.batch_size = {batch_size})"
 
@@ -250,15 +332,6 @@ def _trace(detector, objective, image_size, batch_size):
         return loss, detect(detector, output, anchors, batch.extent)
 
     jax.eval_shape(run, jax.tree.map(shape, batch))
-
-
-def _put(table, dotted, value):
-    *parents, last = dotted.split(".")
-    for name in parents:
-        if not isinstance(table.get(name), dict):
-            table[name] = {}
-        table = table[name]
-    table[last] = value
 
 
 def _value(text):
@@ -306,12 +379,22 @@ def _line(fault, table):
     path, owner, hint, given = [], None, Experiment, table
     for part in fault["loc"]:
         members = {m.__name__: m for m in spec_members(hint)}
-        if len(members) > 1 and part in members:  # pydantic's step into a member of a union
+        options = [m for m in typing.get_args(hint) if m is not type(None)]
+        if typing.get_origin(hint) is tuple and isinstance(part, int):
+            path.append(str(part))
+            hint = options[0]
+            given = given[part] if isinstance(given, list) and part < len(given) else None
+        elif len(members) > 1 and part in members:  # pydantic's step into a member of a union
             if wrong := _wrong_kind(".".join(path), given, list(members.values())):
                 return wrong
             hint = members[part]
             if given["kind"] != hint.kind:
                 return None
+        elif len(members) == 1 and len(options) > 1 and typing.get_origin(hint) is not tuple:
+            # A table, or something that is none: only one of the two was meant.
+            if isinstance(given, dict) != (part in members):
+                return None
+            hint = members.get(part)
         else:
             path.append(str(part))
             owner = next(iter(members.values()), None)

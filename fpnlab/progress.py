@@ -1,5 +1,6 @@
 """How a run or a study is going: a bar on a terminal, plain lines elsewhere; on stderr."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -7,12 +8,24 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from fpnlab.config import Trial
+from fpnlab.study import worker
+from fpnlab.study.dry_run import clock
 
 SECONDS_BETWEEN_LINES = 15.0
 
 
-class Watcher:
-    """Shows trials done, the current trial's speed and loss, and the time left."""
+@dataclasses.dataclass
+class Running:
+    """A trial that is being run."""
+
+    trial: Trial
+    begun: float
+    record: dict[str, Any] | None = None
+    """The last that it has logged."""
+
+
+class Watcher(worker.Watcher):
+    """Shows trials done, speed and loss of those that run, and the time left."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
@@ -25,9 +38,11 @@ class Watcher:
             transient=True,
         )
         self.task = self.bar.add_task("", total=None, numbers="")
-        self.plan: list[Trial] = []
+        self.trials, self.workers = 0, 1
+        self.later: dict[str, Trial] = {}
+        self.running: dict[str, Running] = {}
         self.seconds: dict[Any, list[float]] = {}
-        self.done = 0
+        self.done = self.examples_done = 0
         self.printed = 0.0
 
     def __enter__(self) -> "Watcher":
@@ -37,66 +52,90 @@ class Watcher:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def start(self, plan: list[Trial]) -> None:
-        """Takes the trials that are to be run, in order."""
-        self.plan = plan
-        total = sum(trial.experiment.train.examples for trial in plan)
-        self.bar.update(self.task, total=total)
+    def start(self, plan: list[Trial], workers: int = 1) -> None:
+        """Takes the trials that are to be run, in order, and by how many workers."""
+        self.trials, self.workers = len(plan), workers
+        self.later = {trial.name: trial for trial in plan}
+        self.bar.update(self.task, total=sum(_examples(trial) for trial in plan))
 
     def begin(self, trial: Trial) -> None:
         """Shows that a trial starts or goes on."""
-        self.trial = trial
-        self.begun = time.monotonic()
-        self.logged = False
-        self.bar.update(self.task, description=self._title(), numbers="compiling")
+        self.later.pop(trial.name, None)
+        self.running[trial.name] = Running(trial, time.monotonic())
+        self._show("compiling")
 
-    def record(self, record: dict[str, Any]) -> None:
-        """Shows the speed and loss that the current trial has logged."""
-        self.logged = True
-        examples = self.trial.experiment.train.examples
-        rate = record["examples_per_second"]
-        rest = (examples - record["examples"]) / max(rate, 1e-9)
-        numbers = (
-            f"{record['examples']}/{examples} examples  {rate:.0f}/s  "
-            f"loss {record['loss']:.3f}  {_clock(rest + self._later(rate))} left"
-        )
-        passed = sum(t.experiment.train.examples for t in self.plan[: self.done])
-        self.bar.update(self.task, completed=passed + record["examples"], numbers=numbers)
+    def record(self, trial: Trial, record: dict[str, Any]) -> None:
+        """Shows the speed and loss that a trial has logged."""
+        self.running[trial.name].record = record
+        if len(self.running) == 1:
+            numbers = (
+                f"{record['examples']}/{_examples(trial)} examples  "
+                f"{record['examples_per_second']:.0f}/s  loss {record['loss']:.3f}"
+            )
+        else:
+            numbers = f"{sum(map(_rate, self.running.values())):.0f} examples/s"
+        numbers += f"  {clock(self._left())} left"
+        self._show(numbers)
         if time.monotonic() - self.printed > SECONDS_BETWEEN_LINES:
             self._line(f"{self._title()}  {numbers}")
 
+    def pause(self, trial: Trial) -> None:
+        """Takes note that a trial is no longer run."""
+        self.running.pop(trial.name, None)
+        self.later[trial.name] = trial
+
     def end(self, trial: Trial, result: dict[str, Any]) -> None:
         """Shows what came of a trial; one that was found finished says so."""
-        self.done += 1
-        took = time.monotonic() - self.begun
-        if self.logged:
+        self.later.pop(trial.name, None)
+        ran = self.running.pop(trial.name, None)
+        took = time.monotonic() - ran.begun if ran and ran.record else None
+        if took is not None:
             self.seconds.setdefault(trial.axis_value, []).append(took)
-        title = f"{self.done}/{len(self.plan)}  {trial.name}"
+        self.done += 1
+        self.examples_done += _examples(trial)
+        title = f"{self.done}/{self.trials}  {trial.name}"
         if result["status"] == "failed":
             text = f"failed: {result['error']}"
         else:
             found = result["metrics"]["running"]
             text = f"{result['status']}  AP {_points(found['AP'])}  AP50 {_points(found['AP50'])}"
-            text += f"  in {_clock(took)}" if self.logged else "  (was finished)"
+            text += "  (was finished)" if took is None else f"  in {clock(took)}"
         self.console.print(f"{title}  {text}", markup=False)
         self.printed = time.monotonic()
 
-    def _later(self, rate: float) -> float:
-        """Returns the expected seconds of the trials after this one.
+    def _left(self) -> float:
+        """Returns the expected seconds until all trials have ended.
 
-        They are taken to last as those of their kind did; before any has ended, as long as their
-        examples take at this ``rate``.
+        Trials are taken to last as those of their kind did; before any has ended, as long as
+        their examples take at the speed of those that run.
         """
-        later = self.plan[self.done + 1 :]
         every = [s for group in self.seconds.values() for s in group]
-        if not every:
-            return sum(trial.experiment.train.examples for trial in later) / max(rate, 1e-9)
-        mean = lambda values: sum(values) / len(values)
-        return sum((mean(self.seconds.get(t.axis_value, every)) for t in later), 0.0)
+        rates = [rate for rate in map(_rate, self.running.values()) if rate]
+        mean = lambda values: sum(values) / max(len(values), 1)
+
+        def whole(trial: Trial) -> float:
+            if every:
+                return mean(self.seconds.get(trial.axis_value, every))
+            return _examples(trial) / max(mean(rates), 1e-9)
+
+        def rest(ran: Running) -> float:
+            if ran.record is None:
+                return whole(ran.trial)
+            return (_examples(ran.trial) - ran.record["examples"]) / max(_rate(ran), 1e-9)
+
+        work = [*map(rest, self.running.values()), *map(whole, self.later.values())]
+        return sum(work, 0.0) / max(min(self.workers, len(work)), 1)
+
+    def _show(self, numbers: str) -> None:
+        seen = [ran.record["examples"] for ran in self.running.values() if ran.record]
+        completed = self.examples_done + sum(seen)
+        self.bar.update(self.task, completed=completed, description=self._title(), numbers=numbers)
 
     def _title(self) -> str:
-        many = f"{self.done + 1}/{len(self.plan)}  " if len(self.plan) > 1 else ""
-        return f"{many}{self.trial.name}"
+        if len(self.running) != 1:
+            return f"{self.done}/{self.trials} done, {len(self.running)} running"
+        [name] = self.running
+        return f"{self.done + 1}/{self.trials}  {name}" if self.trials > 1 else name
 
     def _line(self, text: str) -> None:
         self.printed = time.monotonic()
@@ -104,10 +143,12 @@ class Watcher:
             self.console.print(text, markup=False, soft_wrap=True)
 
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+def _examples(trial: Trial) -> int:
+    return trial.experiment.train.total_examples
+
+
+def _rate(ran: Running) -> float:
+    return ran.record["examples_per_second"] if ran.record else 0.0
 
 
 def _points(value: float | None) -> str:

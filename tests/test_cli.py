@@ -1,7 +1,9 @@
 """The command line: help, exit codes and messages, and runs that signals interrupt."""
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from PIL import Image
 from fpnlab import config
 from fpnlab.cli import main
 from fpnlab.fields import fields as describe
+from fpnlab.study.ledger import Ledger
 
 CONFIGURED = ("train", "study", "show", "config")
 COMMANDS = (*CONFIGURED, "evaluate", "report")
@@ -44,7 +47,7 @@ batch_size = 8
 population_examples = 8
 
 [study]
-values = [4]
+axes = [{ field = "train.batch_size", values = [4] }]
 seeds = [0]
 arms = { BN = {} }
 """
@@ -230,6 +233,41 @@ def test_a_study_ends_with_its_table_and_a_report(config_file, tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["counts"]["done"] == 1
     again = call("study", config_file, "--train.examples", 48, "--out", tmp_path)
     assert "was finished" in again.stderr
+
+
+def test_a_dry_run_lists_the_trials_and_what_they_take_and_writes_nothing(
+    config_file, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PJRT_NPROC", "2")  # The command sets what is not set.
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    axes = '[{ field = "train.learning_rate", values = [0.05, 0.1] }]'
+    result = call("study", config_file, "--study.axes", axes, "--dry-run", "--workers", 2)
+    assert result.exit_code == 0
+    rows = [line.split()[:6] for line in result.stdout.splitlines()]
+    for rate in ("0.05", "0.1"):
+        assert [f"bn-learning_rate-{rate}-seed-0", "BN", rate, "0", "1,600", "400"] in rows
+    assert "2 trials of 800 steps: " in result.stdout
+    assert re.search(r"2 programs: .* of compilation besides", result.stdout)
+    assert re.search(r"With 2 workers: about .*, and \d+\.\d\d CPU hours", result.stdout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_of_no_study_exits_with_5(tmp_path):
+    result = call("worker", tmp_path)
+    assert result.exit_code == 5
+    assert "no study has begun in it" in result.stderr
+
+
+def test_a_worker_runs_what_is_left_of_a_study(config_file, tmp_path):
+    words = ("study", config_file, "--train.examples", 48, "--out", tmp_path)
+    assert call(*words).exit_code == 0
+    shutil.rmtree(tmp_path / "trials")
+    Ledger(tmp_path / "ledger.sqlite").reopen(["bn-batch_size-4-seed-0"])
+    result = call("worker", tmp_path, "--owner", "me")
+    assert (result.exit_code, result.stdout) == (0, f"me: process {os.getpid()}\n")
+    assert json.loads((tmp_path / "trials/bn-batch_size-4-seed-0/result.json").read_text())
+    assert "was finished" in call(*words).stderr
 
 
 def interrupted(words, folder, number):

@@ -12,6 +12,7 @@ import pytest
 from fpnlab import config, fields
 from fpnlab.config import ConfigError, config_hash, load, resolved, trials, validate
 from fpnlab.model.norm import BatchNorm, LayerNorm, NoNorm
+from fpnlab.study.plan import Axis
 from fpnlab.train.step import AdamW
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").rglob("*.toml"))
@@ -37,14 +38,20 @@ learning_rate = 0.1
 
 STUDY = """
 [study]
-values = [2, 4]
 seeds = [0, 1]
+
+[[study.axes]]
+field = "train.batch_size"
+values = [2, 4]
 
 [study.arms.BN]
 
 [study.arms.LN]
 "model.backbone.norm" = { kind = "layer_norm", axes = "hwc" }
 """
+
+
+AXIS = {"field": "train.batch_size", "values": [2]}
 
 
 @pytest.fixture
@@ -131,10 +138,36 @@ NORM = "model.backbone.norm"
         ("data.image_size", 8, "data: Scenes.image_size = 8: must be at least 16"),
         ("seed", -1, "seed is -1; it must be at least 0 and below"),
         ("log_examples", 0, "log_examples is 0 .* they must be at least 1"),
-        ("study", {"values": [2], "arms": {"BN": 3}}, "study.arms.BN: is 3; it must be a table"),
-        ("study", {"values": [], "arms": {"BN": {}}}, "study: values is empty; give one or more"),
-        ("study", {"values": [2, 2], "arms": {"BN": {}}}, "study: values names one entry twice"),
-        ("study", {"values": [2], "arms": {"BN": {"seed": 1}}}, "study: arms.BN sets seed, which"),
+        ("train.norm_batch", 3, "train: norm_batch is 3, and batch_size=4 .* these do: 1, 2, 4"),
+        ("train.updates", 3, r"train: give examples or updates \(both are given\)"),
+        ("study", {"axes": [AXIS], "arms": {"BN": 3}}, "study.arms.BN: is 3; it must be a table"),
+        ("study", {"axes": [], "arms": {"BN": {}}}, "study: axes is empty; give one or more"),
+        (
+            "study",
+            {"axes": AXIS, "arms": {"BN": {}}},
+            "study.axes: is {.*; it must be a valid array",
+        ),
+        ("study", {"axes": [3], "arms": {"BN": {}}}, "study.axes.0: is 3; it must be a table"),
+        (
+            "study",
+            {"axes": [AXIS, {"feild": "seed", "values": [1]}], "arms": {"BN": {}}},
+            "study.axes.1.feild: no such field; the nearest is 'field'; all: field, fields, values",
+        ),
+        (
+            "study",
+            {"axes": [AXIS | {"values": {"low": 2, "high": 4}}], "arms": {"BN": {}}},
+            "study.axes.0.values.count: is required",
+        ),
+        (
+            "study",
+            {"axes": [AXIS | {"values": 2}], "arms": {"BN": {}}},
+            "study.axes.0.values: is 2; it must be a valid array",
+        ),
+        (
+            "study",
+            {"axes": [AXIS], "arms": {"BN": {"seed": 1}}},
+            "study: arms.BN sets seed, which the study itself sets by its axes and seeds",
+        ),
     ],
 )
 def test_a_fault_is_refused_by_its_dotted_path_with_a_remedy(field, value, says, table):
@@ -145,8 +178,16 @@ def test_a_fault_is_refused_by_its_dotted_path_with_a_remedy(field, value, says,
 
 
 def test_a_missing_field_is_named(table):
+    del table["train"]["batch_size"]
+    assert refusal(table) == "train.batch_size: is required"
+
+
+def test_a_length_in_examples_or_in_updates_is_needed(table):
     del table["train"]["examples"]
-    assert refusal(table) == "train.examples: is required"
+    says = "train: give examples or updates (neither is given); the other is none"
+    assert refusal(table) == says
+    put(table, "train.updates", 12)
+    assert validate(table).train.total_examples == 48
 
 
 def test_batch_norm_over_one_value_is_refused_where_the_batch_is_one_image(table):
@@ -160,7 +201,7 @@ def test_batch_norm_over_one_value_is_refused_where_the_batch_is_one_image(table
 
 
 def test_all_faults_are_told_at_once(table):
-    del table["train"]["examples"]
+    del table["train"]["batch_size"]
     put(table, "seed", "zero")
     put(table, "model.bacbone", 1)
     put(table, "train.weight_decay", float("inf"))
@@ -169,7 +210,7 @@ def test_all_faults_are_told_at_once(table):
         "seed",
         "model.bacbone",
         "train.weight_decay",
-        "train.examples",
+        "train.batch_size",
         "train.optimizer.kind",
     }
 
@@ -253,8 +294,10 @@ def test_an_unknown_override_is_refused_like_an_unknown_field(write):
 
 
 def test_none_is_refused_where_a_field_needs_a_value(write):
-    with pytest.raises(ConfigError, match=r"train\.examples: is None; it must be a valid integer"):
-        load(write(BASE), [("train.examples", "none")])
+    with pytest.raises(
+        ConfigError, match=r"train\.batch_size: is None; it must be a valid integer"
+    ):
+        load(write(BASE), [("train.batch_size", "none")])
 
 
 def test_a_file_and_an_arm_may_say_none(write):
@@ -352,12 +395,60 @@ def test_trials_of_one_name_are_refused(write):
 
 def test_names_of_trials_are_names_of_folders(study):
     arms = {"a/b c": {}, "..": {}}
-    widths = dataclasses.replace(
-        study.study, axis="model.backbone.widths", values=([4, 8], [8, 8]), arms=arms, seeds=(0,)
-    )
-    names = [t.name for t in trials(dataclasses.replace(study, study=widths))]
+    widths = Axis(field="model.backbone.widths", values=([4, 8], [8, 8]))
+    plan = dataclasses.replace(study.study, axes=(widths,), arms=arms, seeds=(0,))
+    names = [t.name for t in trials(dataclasses.replace(study, study=plan))]
     assert names[0] == "a-b-c-widths--4--8--seed-0"
     assert all("/" not in name for name in names)
+
+
+def test_a_name_too_long_for_a_folder_is_refused(study):
+    plan = dataclasses.replace(study.study, arms={"a" * 200: {}})
+    with pytest.raises(ConfigError, match="a name of a folder; give the arm a shorter one"):
+        trials(dataclasses.replace(study, study=plan))
+
+
+def test_one_more_axis_multiplies_the_arms_and_names_them(write):
+    more = '[[study.axes]]\nfield = "train.learning_rate"\nvalues = [0.1, 0.3]\n'
+    plan = trials(load(write(BASE + STUDY.replace("[study.arms.BN]", f"{more}[study.arms.BN]"))))
+    assert [(t.arm, t.experiment.train.learning_rate) for t in plan[:4]] == [
+        ("BN learning_rate=0.1", 0.1),
+        ("BN learning_rate=0.3", 0.3),
+        ("LN learning_rate=0.1", 0.1),
+        ("LN learning_rate=0.3", 0.3),
+    ]
+    assert plan[1].name == "bn-learning_rate-0.3-batch_size-2-seed-0"
+    assert len(plan) == 2 * 2 * 2 * 2
+
+
+@pytest.mark.parametrize(("place", "value"), [("0", "[8]"), ("0.values", "[8]")])
+def test_an_override_reaches_into_a_list(place, value, write):
+    given = value if "." in place else '{ field = "train.batch_size", values = [8] }'
+    experiment = load(write(BASE + STUDY), [(f"study.axes.{place}", given)])
+    assert [t.experiment.train.batch_size for t in trials(experiment)] == [8] * 4
+
+
+def test_a_combination_of_axes_that_cannot_be_is_refused_by_its_trial(write):
+    more = '[[study.axes]]\nfield = "train.norm_batch"\nvalues = [4]\nonly = ["BN"]\n'
+    with pytest.raises(ConfigError) as caught:
+        load(write(BASE + STUDY.replace("[study.arms.BN]", f"{more}[study.arms.BN]")))
+    lines = str(caught.value).splitlines()[1:]
+    assert len(lines) == 2
+    assert lines[0].startswith("bn-norm_batch-4-batch_size-2-seed-0: train: norm_batch is 4, and")
+
+
+def test_a_norm_batch_reaches_the_check_of_shapes(table):
+    """One image a group on a map of one pixel has no variance."""
+    put(table, "model.neck", {"channels": 8, "max_level": 5, "norm": {"kind": "batch_norm"}})
+    validate(table)
+    put(table, "train.norm_batch", 1)
+    assert "one value per channel (norm_batch=1 on a 1x1 map)" in refusal(table)
+
+
+def test_tuning_without_validation_images_is_refused(write):
+    text = BASE + STUDY.replace("[study.arms.BN]", "[study.tune]\n\n[study.arms.BN]")
+    with pytest.raises(ConfigError, match=r"study\.tune: the data hold no images out for validati"):
+        load(write(text))
 
 
 def test_a_run_has_no_trials(table):

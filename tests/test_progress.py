@@ -44,7 +44,7 @@ def test_each_trial_ends_with_a_line_and_a_found_one_says_so(plan, console):
         for trial, logs in zip(plan, (True, False, True)):
             watcher.begin(trial)
             if logs:
-                watcher.record(RECORD)
+                watcher.record(trial, RECORD)
             failed = {"status": "failed", "error": "OSError: no", "metrics": {}}
             watcher.end(trial, failed if trial.seed == 2 else done(0.5))
     lines = [line for line in console.file.getvalue().splitlines() if "loss" not in line]
@@ -60,7 +60,7 @@ def test_the_time_left_counts_the_later_trials_at_the_speed_of_this_one(plan, co
         watcher.start(plan)
         watcher.begin(plan[0])
         watcher.printed = -1e9
-        watcher.record(RECORD)
+        watcher.record(plan[0], RECORD)
     # 80 examples are left of this trial and 200 of the others, ten a second.
     assert "1/3  bn-seed-0  20/100 examples  10/s  loss 1.250  0:28 left" in console.file.getvalue()
 
@@ -74,6 +74,44 @@ def test_found_trials_do_not_make_the_rest_look_fast(plan, console, monkeypatch)
         watcher.end(plan[0], done(0.5))
         assert watcher.seconds == {}
         watcher.begin(plan[1])
-        watcher.record(RECORD)
+        watcher.record(plan[1], RECORD)
         watcher.end(plan[1], done(0.5))
         assert list(watcher.seconds) == [4]
+
+
+def test_trials_side_by_side_are_one_line_and_share_the_time_left(plan, console):
+    with Watcher(console) as watcher:
+        watcher.start(plan, workers=2)
+        watcher.begin(plan[0])
+        watcher.begin(plan[1])
+        watcher.record(plan[0], RECORD)
+        watcher.printed = -1e9
+        watcher.record(plan[1], RECORD | {"examples": 60, "examples_per_second": 30.0})
+        watcher.end(plan[1], done(0.5))
+        watcher.printed = -1e9
+        watcher.record(plan[0], RECORD | {"examples": 30})
+    lines = console.file.getvalue().splitlines()
+    # 80 examples at ten a second, 40 at thirty, and 100 at the mean speed: 14.3 s for two.
+    assert lines[1] == "0/3 done, 2 running  40 examples/s  0:07 left"
+    assert lines[2].startswith("1/3  bn-seed-1  done")
+    # What is left: 70 examples, and a whole trial, which took no time when one ended.
+    assert lines[3].startswith("2/3  bn-seed-0  30/100 examples  10/s  loss 1.250  0:0")
+
+
+def test_a_trial_that_is_put_back_is_not_lost_from_the_time_left(plan, console):
+    with Watcher(console) as watcher:
+        watcher.start(plan[:2])
+        watcher.begin(plan[0])
+        watcher.pause(plan[0])
+        watcher.begin(plan[1])
+        watcher.printed = -1e9
+        watcher.record(plan[1], RECORD)
+    # 80 examples of the second trial and all 100 of the first.
+    assert "0:18 left" in console.file.getvalue()
+
+
+def test_a_trial_that_ended_before_it_was_begun_was_finished(plan, console):
+    with Watcher(console) as watcher:
+        watcher.start(plan)
+        watcher.end(plan[2], done(0.5))
+    assert console.file.getvalue() == "1/3  bn-seed-2  done  AP 50.0  AP50 -  (was finished)\n"

@@ -16,6 +16,10 @@ class RunFolderError(Exception):
     exit_code = 5
 
 
+class FolderLocked(RunFolderError):
+    """A folder that another process is working in."""
+
+
 @contextlib.contextmanager
 def writing(folder: pathlib.Path) -> Iterator[None]:
     """Makes the system's refusal to write a `RunFolderError` that names ``folder``."""
@@ -33,7 +37,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     """Holds ``folder`` against other processes; a dead process's lock is gone with it.
 
     Raises:
-      RunFolderError: another process holds it.
+      FolderLocked: another process holds it.
     """
     with writing(folder):
         file = (folder / ".lock").open("w")
@@ -41,7 +45,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunFolderError(
+            raise FolderLocked(
                 f"{folder}: another process is running this; wait for it, or choose another "
                 "folder with --out"
             ) from None

@@ -15,7 +15,7 @@ def write_findings(summary: dict[str, Any]) -> list[str]:
 
     In order: how the difference of the arms changes from the largest to the smallest axis value;
     the arms at each value; each arm's own change; what other statistics than the running ones
-    give; the best cell; the trials left out.
+    give; the best cell; values that tuning chose at the end of what it tried; the trials left out.
     """
     if summary["counts"]["done"] == 0:
         return ["No trial is done yet."]
@@ -25,6 +25,7 @@ def write_findings(summary: dict[str, Any]) -> list[str]:
         *(_change(summary, row) for row in _main(summary, "changes", "running")),
         *_recovery(summary),
         *_best(summary),
+        *_at_the_end(summary),
         *_left_out(summary),
     ]
 
@@ -118,9 +119,30 @@ def _recovery(summary: dict[str, Any]) -> Iterator[str]:
             yield sentence
 
 
+def _place(summary: dict[str, Any], arm: str, axis_value: Any) -> str:
+    """Where in the study; an arm to which the axis does not apply is everywhere."""
+    return arm if axis_value is None else f"{arm} at {summary['axis_label']} {axis_value}"
+
+
+def _at_the_end(summary: dict[str, Any]) -> Iterator[str]:
+    """Tuned values beyond which a better one may be."""
+    ends: dict[str, list[str]] = {"smallest": [], "largest": []}
+    for row in summary["tuning"]:
+        values = [tried["value"] for tried in row["tried"]]
+        for end, value in (("smallest", min(values)), ("largest", max(values))):
+            if row["chosen"] == value and len(values) > 1:
+                ends[end].append(_place(summary, row["arm"], row["axis_value"]))
+    for end, places in ends.items():
+        if places:
+            yield (
+                f"Tuning chose the {end} {summary['tuned']} that it tried, so that a better one "
+                f"may lie beyond: {'; '.join(places)}."
+            )
+
+
 def _best(summary: dict[str, Any]) -> Iterator[str]:
     if (row := summary["best"]) is not None:
-        place = f"{row['arm']} at {summary['axis_label']} {row['axis_value']}"
+        place = _place(summary, row["arm"], row["axis_value"])
         spread = _interval(row) if row["n"] > 1 else "1 seed"
         yield f"The best mean is {number(row['mean'])} {summary['metric']}: {place} ({spread})."
 
@@ -133,7 +155,7 @@ def _left_out(summary: dict[str, Any]) -> Iterator[str]:
         cells[cell] = cells.get(cell, 0) + 1
     if cells:
         names = "; ".join(
-            f"{arm} at {summary['axis_label']} {value}, {count(n, 'seed')} {status}"
+            f"{_place(summary, arm, value)}, {count(n, 'seed')} {status}"
             for (arm, value, status), n in cells.items()
         )
         yield f"Left out of every mean, which may flatter the arm: {names}."

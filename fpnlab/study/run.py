@@ -1,35 +1,61 @@
 """A study from its config to its report's data: every trial run once, whatever interrupts it."""
 
+import json
 import pathlib
-import traceback
-from collections.abc import Callable
+import time
 from typing import Any, Protocol, runtime_checkable
 
-from fpnlab.config import Experiment, Trial, config_hash, resolved, trials
+from fpnlab.config import Experiment, Trial, config_hash, points, resolved, trials
 from fpnlab.data.dataset import Dataset
 from fpnlab.study.environment import environment
-from fpnlab.study.files import RunFolderError, locked, write_json, writing
-from fpnlab.study.ledger import Ledger
-from fpnlab.study.signals import Stop
+from fpnlab.study.executors.local import worker_command
+from fpnlab.study.files import FolderLocked, RunFolderError, locked, write_json, writing
+from fpnlab.study.ledger import Entry, Ledger
+from fpnlab.study.signals import EXIT_INTERRUPTED, Stop
 from fpnlab.study.summary import summarize
-from fpnlab.study.trial import Interrupted, run_trial
+from fpnlab.study.trial import Interrupted
+from fpnlab.study.worker import Site, Watcher, owner_name, work
+
+LOOK_SECONDS = 0.5
+"""How often a runner looks at what its workers have done."""
+SUMMARY_SHARE = 0.05
+"""Share of the time that the runner may spend on summaries of an unfinished study."""
+TAIL_BYTES = 65536
+"""End of a log in which its last record is; more than any record has."""
+
+
+OPEN = ("waiting", "running")
+"""Status of a trial that has not ended."""
+
+
+class WorkersGone(Exception):
+    """All workers have ended before the study has."""
+
+    exit_code = 5
 
 
 @runtime_checkable
-class Watcher(Protocol):
-    """Who is told how a study goes: the progress bar of the command line, or nobody."""
+class Executor(Protocol):
+    """Starts workers somewhere, and knows which have ended."""
 
-    def start(self, plan: list[Trial]) -> None:
-        """These trials will be run, in this order."""
+    workers: int
+    over_network: bool
+    """Whether workers may be on other machines, which cannot share memory with the ledger."""
 
-    def begin(self, trial: Trial) -> None:
-        """A trial starts or goes on."""
+    def start(self, owner: str, command: list[str]) -> None:
+        """Starts a worker."""
 
-    def record(self, record: dict[str, Any]) -> None:
-        """The current trial has logged."""
+    def ended(self) -> dict[str, int]:
+        """Returns the workers that have ended since it was last asked, with their exit codes."""
 
-    def end(self, trial: Trial, result: dict[str, Any]) -> None:
-        """A trial has ended."""
+    def running(self) -> int:
+        """Returns how many have not ended, by what `ended` has said."""
+
+    def kill(self) -> None:
+        """Ends those that still run, at once."""
+
+    def last_words(self, owner: str) -> str:
+        """Returns the last that a worker said."""
 
 
 def run_study(
@@ -40,26 +66,29 @@ def run_study(
     command: str,
     stop: Stop,
     watcher: Watcher,
+    executor: Executor | None = None,
 ) -> dict[str, Any]:
     """Returns the summary of a study, after running what is missing of it in ``folder``.
 
     The folder then holds ``study.json``, ``ledger.sqlite``, ``summary.json`` and one run folder
-    a trial. A trial that raises is a row with its error, and the study goes on; running the
-    study again tries it again.
+    a trial: those that tune in ``tuning``, the others in ``trials``. A trial that raises is a row
+    with its error, and the study goes on; running the study again tries it again.
 
     Args:
       experiment: with its ``study``.
-      dataset: its data.
+      dataset: that of its trials that count.
       folder: where results are; made if absent.
       command: what the user typed, for the report.
       stop: asked after each step of each trial.
       watcher: told about progress.
+      executor: starts the workers; None: this process is the only one.
 
     Raises:
       ConfigError: the experiment has no study, or trials are refused; before the first starts.
-      Interrupted: ``stop`` was set; the running trial saved first.
+      Interrupted: ``stop`` was set; the running trials saved first.
       RunFolderError: ``folder`` cannot be written, holds another study or a run, or another
         process is running it.
+      WorkersGone: the workers ended before the study has.
     """
     plan = trials(experiment)
     with writing(folder):
@@ -67,66 +96,188 @@ def run_study(
     with locked(folder):
         if (folder / "config.json").exists():
             raise RunFolderError(f"{folder}: it holds a run; choose another folder with --out")
-        ledger = Ledger(folder / "ledger.sqlite")
-        ledger.expect({trial.name: config_hash(trial.experiment) for trial in plan})
+        over_network = executor is not None and executor.over_network
+        ledger = Ledger(folder / "ledger.sqlite", journal="delete" if over_network else "wal")
+        ledger.expect(Entry(t.name, config_hash(t.experiment), t.cell, t.split) for t in plan)
+        site = Site(folder, experiment, {p.name: p for p in points(experiment)}, dataset, ledger)
+        _take_up(site)
         study = _describe(experiment, dataset, plan, command)
         write_json(folder / "study.json", study)
-        watcher.start(plan)
-        return _run(plan, study, dataset, folder, ledger, stop, watcher)
+        watcher.start(plan, executor.workers if executor else 1)
+        books = Books(site, study, plan, watcher)
+        books.look()
+        try:
+            if executor is None:
+                work(site, owner_name(), stop=stop, watcher=books)
+            else:
+                _employ(site, executor, stop, books)
+            books.look()
+        finally:
+            summary = books.summarize()
+        return summary
 
 
-def _run(plan, study, dataset, folder, ledger, stop, watcher):
-    results = []
-    for trial in plan:
-        watcher.begin(trial)
-        ledger.begin(trial.name)
-        result = _attempt(trial, dataset, folder / "trials" / trial.name, stop, watcher.record)
-        if result["status"] == "failed":
-            ledger.fail(trial.name, result["error"])
-        else:
-            ledger.finish(trial.name, result)
-        results.append(result)
-        watcher.end(trial, result)
-        write_json(folder / "summary.json", summarize(study, results))
-    return summarize(study, results)
+def _take_up(site):
+    """Makes trials free that failed, that nobody runs any more, or whose folder is gone."""
+    site.ledger.stop(False)
+    again = []
+    for name, row in site.ledger.rows().items():
+        match row.status:
+            case "failed":
+                again.append(name)
+            case "done" | "diverged" if not (site.run_folder(name) / "result.json").exists():
+                again.append(name)
+            case "running" if not _is_locked(site.run_folder(name)):
+                again.append(name)
+    site.ledger.reopen(again)
 
 
-def _attempt(
-    trial: Trial, dataset: Dataset, folder: pathlib.Path, stop: Stop, report: Callable
-) -> dict[str, Any]:
+def _is_locked(folder):
+    if not folder.exists():
+        return False
     try:
-        return run_trial(trial, dataset, folder, stop=stop, report=report)
-    except Interrupted:
-        raise
-    except Exception as error:
-        # One trial's failure must not cost the others: it becomes a row of the report.
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").write_text(traceback.format_exc())
-        return {
-            "trial": trial.name,
-            "arm": trial.arm,
-            "axis_value": trial.axis_value,
-            "seed": trial.seed,
-            "status": "failed",
-            "error": f"{type(error).__name__}: {error}",
-            "metrics": {},
-        }
+        with locked(folder):
+            return False
+    except FolderLocked:
+        return True
+
+
+class Books(Watcher):
+    """What has been told of a study, and its summary so far."""
+
+    def __init__(
+        self, site: Site, study: dict[str, Any], plan: list[Trial], watcher: Watcher
+    ) -> None:
+        self.site, self.study, self.watcher = site, study, watcher
+        self.trials = {trial.name: trial for trial in plan}
+        self.told: set[str] = set()
+        self.steps: dict[str, int] = {}
+        self._next_summary = 0.0
+
+    def begin(self, trial: Trial) -> None:
+        """Passes it on."""
+        self.watcher.begin(trial)
+
+    def record(self, trial: Trial, record: dict[str, Any]) -> None:
+        """Passes it on."""
+        self.watcher.record(trial, record)
+
+    def pause(self, trial: Trial) -> None:
+        """Passes it on."""
+        self.watcher.pause(trial)
+
+    def end(self, trial: Trial, result: dict[str, Any]) -> None:
+        """Passes it on, and renews the summary, but not too often where that takes long."""
+        self.told.add(trial.name)
+        self.watcher.end(trial, result)
+        if time.monotonic() >= self._next_summary:
+            self.summarize()
+
+    def look(self) -> None:
+        """Tells what has ended, in other processes or before."""
+        rows = self.site.ledger.rows()
+        ended = [name for name, row in rows.items() if row.status not in OPEN]
+        new = [name for name in ended if name not in self.told]
+        results = self.site.ledger.results(new)
+        for name in new:
+            result = results.get(name) or self.site.failure(name, rows[name].error)
+            self.end(self.trials[name], result)
+
+    def follow(self) -> None:
+        """Tells what workers of other processes have begun, logged, laid down and ended."""
+        rows = self.site.ledger.rows()
+        now = {name for name, row in rows.items() if row.status == "running"}
+        ended = {name for name, row in rows.items() if row.status not in OPEN} - self.told
+        for name in sorted((now | ended) - self.steps.keys()):
+            self.steps[name] = 0
+            self.watcher.begin(self.trials[name])
+        for name in sorted(now | ended):
+            record = last_record(self.site.run_folder(name) / "metrics.jsonl")
+            if record is not None and record["step"] > self.steps[name]:
+                self.steps[name] = record["step"]
+                self.watcher.record(self.trials[name], record)
+        self.look()
+        for name in self.steps.keys() - now:
+            del self.steps[name]
+            if name not in self.told:
+                self.watcher.pause(self.trials[name])
+
+    def summarize(self) -> dict[str, Any]:
+        """Returns the summary of what there is, after writing it."""
+        begun = time.monotonic()
+        rows, site = self.site.ledger.rows(), self.site
+        found = site.ledger.results()
+        found |= {n: site.failure(n, r.error) for n, r in rows.items() if r.status == "failed"}
+        parts: dict[str, list[dict[str, Any]]] = {"test": [], "validation": []}
+        for name in rows:
+            if name in found:
+                parts[site.points[name].split].append(found[name])
+        summary = summarize(self.study, parts["test"], parts["validation"])
+        write_json(self.site.folder / "summary.json", summary)
+        self._next_summary = time.monotonic() + (time.monotonic() - begun) / SUMMARY_SHARE
+        return summary
+
+
+def last_record(log: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the last whole record of a log that may be growing; None before there is one."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(log.stat().st_size - TAIL_BYTES, 0))
+            lines = file.read().split(b"\n")[:-1]
+        return json.loads(lines[-1]) if lines else None
+    except (OSError, ValueError):
+        return None
+
+
+def _employ(site, executor, stop, books):
+    """Has workers run the study, and starts another where one vanished in the middle of a trial."""
+    asked = False
+    words = ""
+    hire = lambda owner: executor.start(owner, worker_command(site.folder, owner))
+    try:
+        for _ in range(min(executor.workers, site.ledger.open())):
+            hire(owner_name())
+        while executor.running():
+            time.sleep(LOOK_SECONDS)
+            if stop.requested and not asked:
+                asked = True
+                site.ledger.stop(True)
+            for owner, code in executor.ended().items():
+                if asked or code == 0:
+                    continue
+                words = f"exit code {code}: {executor.last_words(owner)}"
+                # A cluster stops workers as it likes. A trial that kills them fails after a few.
+                evicted = code == EXIT_INTERRUPTED and executor.over_network
+                if site.ledger.vanished(owner) or evicted:
+                    hire(owner_name())
+            books.follow()
+    finally:
+        executor.kill()
+    left = site.ledger.open()
+    if left and stop.requested:
+        raise Interrupted(f"{site.folder}: stopped with {left} trials left, all saved")
+    if left:
+        raise WorkersGone(
+            f"{site.folder}: no worker is left, but {left} trials are ({words or 'all ended'}); "
+            "run the same command again to go on"
+        )
 
 
 def _describe(experiment, dataset, plan, command):
-    study = experiment.study
+    study, train = experiment.study, experiment.train
     return {
         "name": dataset.name,
         "question": experiment.question,
         "command": command,
-        "trials": len(plan),
+        "trials": sum(trial.split == "test" for trial in plan),
         "seeds": study.seeds,
-        "arms": list(study.arms),
-        "axis": study.axis,
-        "axis_values": study.values,
+        "arms": study.report_arms,
+        "axis": study.axes[0].paths[0],
+        "axis_values": study.axis_values,
         "metric": study.metric,
-        "examples": experiment.train.examples,
+        "tune": None if study.tune is None else study.tune.field,
+        "examples": train.examples,
+        "updates": train.updates,
         "dataset": {
             "name": dataset.name,
             "class_names": dataset.class_names,

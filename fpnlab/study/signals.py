@@ -8,10 +8,24 @@ EXIT_INTERRUPTED = 75
 
 
 class Stop:
-    """Whether a stop was requested; as a context, it listens for SIGINT and SIGTERM."""
+    """Whether a stop was requested; as a context, it listens for SIGINT and SIGTERM.
 
-    def __init__(self) -> None:
-        self.requested = False
+    Args:
+      outer: another one, whose stop is one of this too.
+    """
+
+    def __init__(self, outer: "Stop | None" = None) -> None:
+        self._outer, self._requested = outer, False
+
+    @property
+    def requested(self) -> bool:
+        """Whether a stop was requested here, or of the outer one."""
+        return self._requested or (self._outer is not None and self._outer.requested)
+
+    @requested.setter
+    def requested(self, value: bool) -> None:
+        """Requests a stop here, or takes it back."""
+        self._requested = value
 
     def __enter__(self) -> "Stop":
         self._before = {s: signal.signal(s, self._set) for s in (signal.SIGINT, signal.SIGTERM)}

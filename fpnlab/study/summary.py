@@ -13,6 +13,7 @@ from typing import Any
 
 from fpnlab.study.findings import write_findings
 from fpnlab.study.statistics import Interval, paired_difference, t_interval
+from fpnlab.study.tuning import tuning_rows
 
 EVALUATIONS = ("running", "precise", "batch")
 """Where BatchNorm's statistics come from at test time; the first is what users get by default."""
@@ -32,7 +33,11 @@ class Cell:
     arm: str
 
 
-def summarize(study: Mapping[str, Any], results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def summarize(
+    study: Mapping[str, Any],
+    results: Iterable[Mapping[str, Any]],
+    tuning: Iterable[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """Returns the summary of a study, finished or not, as JSON values.
 
     Its parts, each row of which has ``mean``, ``low``, ``high``, ``n`` (seeds) and ``values``
@@ -40,13 +45,18 @@ def summarize(study: Mapping[str, Any], results: Iterable[Mapping[str, Any]]) ->
 
     * ``rows``: by metric, evaluation, arm and axis value.
     * ``differences``: each later arm minus the first, paired by seed.
-    * ``changes``: an arm at the smallest axis value minus the same arm at the largest.
+    * ``changes``: an arm at the smallest axis value minus the same arm at the largest; none of an
+      arm to which the axis does not apply, which cannot change.
     * ``change_differences``: the change of each later arm minus that of the first.
     * ``gains``: precise or batch statistics minus the running ones, where the two differ.
 
     Besides: ``best`` and ``worst`` (rows of the study's metric), ``speed`` (examples a second),
-    ``left_out`` (trials without a measurement, and why), ``counts`` (trials by status) and
-    ``findings`` (sentences).
+    ``left_out`` (trials without a measurement, and why), ``counts`` (trials by status),
+    ``tuning`` (by arm and axis value: ``chosen``, and ``tried`` with its points) and ``findings``
+    (sentences).
+
+    The result of an arm to which the axis does not apply has no axis value (``None``), and counts
+    at every one.
 
     Only trials whose status is ``done`` are measured. A diverged or failed one is left out and
     named in ``left_out``: counted as zero it would swamp an interval of three seeds, left out in
@@ -55,10 +65,17 @@ def summarize(study: Mapping[str, Any], results: Iterable[Mapping[str, Any]]) ->
     Args:
         study: The content of ``study.json``.
         results: The content of each ``result.json`` there is.
+        tuning: The same of the trials that tune, which are no results.
     """
     results = list(results)
-    done = [result for result in results if result["status"] == "done"]
     arms, axis_values = list(study["arms"]), list(study["axis_values"])
+    done: list[Mapping[str, Any]] = [
+        {**result, "axis_value": value}
+        for result in results
+        if result["status"] == "done"
+        for value in (axis_values if result["axis_value"] is None else [result["axis_value"]])
+    ]
+    fixed = {result["arm"] for result in results if result["axis_value"] is None}
     values = _collect(done, arms, axis_values)
     metric = study["metric"]
     changes = _changes(values, axis_values)
@@ -72,6 +89,7 @@ def summarize(study: Mapping[str, Any], results: Iterable[Mapping[str, Any]]) ->
         ),
         key=lambda row: row["mean"],
     )
+    everywhere = lambda row: row | ({"axis_value": None} if row["arm"] in fixed else {})
     summary = {
         "name": study["name"],
         "metric": metric,
@@ -85,12 +103,14 @@ def summarize(study: Mapping[str, Any], results: Iterable[Mapping[str, Any]]) ->
         "left_out": _left_out(results),
         "rows": rows,
         "differences": _differences(values, arms),
-        "changes": changes,
+        "changes": [row for row in changes if row["arm"] not in fixed],
         "change_differences": _change_differences(changes, arms),
         "gains": _gains(values),
-        "best": ranked[-1] if ranked else None,
-        "worst": ranked[0] if ranked else None,
+        "best": everywhere(ranked[-1]) if ranked else None,
+        "worst": everywhere(ranked[0]) if ranked else None,
         "speed": _speed(done, arms, axis_values),
+        "tuning": tuning_rows(metric, tuning),
+        "tuned": study.get("tune"),
     }
     return {**summary, "findings": write_findings(summary)}
 
@@ -217,14 +237,14 @@ def _speed(
     results: list[Mapping[str, Any]], arms: list[str], axis_values: list[Any]
 ) -> list[dict[str, Any]]:
     """Examples a second of the whole trial, by arm and axis value."""
-    rows = []
-    for arm in arms:
-        for axis_value in axis_values:
-            speeds = {
-                result["seed"]: result["examples"] / result["seconds"]
-                for result in results
-                if (result["arm"], result["axis_value"]) == (arm, axis_value) and result["seconds"]
-            }
-            interval = t_interval(speeds.values(), LEVEL)
-            rows.append(_row(interval, speeds, arm=arm, axis_value=axis_value))
-    return rows
+    speeds: dict[tuple[str, Any], Values] = {
+        (arm, axis_value): {} for arm in arms for axis_value in axis_values
+    }
+    for result in results:
+        if result["seconds"]:
+            place = result["arm"], result["axis_value"]
+            speeds[place][result["seed"]] = result["examples"] / result["seconds"]
+    return [
+        _row(t_interval(own.values(), LEVEL), own, arm=arm, axis_value=axis_value)
+        for (arm, axis_value), own in speeds.items()
+    ]

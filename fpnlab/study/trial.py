@@ -24,6 +24,7 @@ from fpnlab.data.dataset import Dataset, stream_order, take
 from fpnlab.evaluate.detection import evaluate_detector
 from fpnlab.model.norm import NormState
 from fpnlab.ops.keys import named_key
+from fpnlab.study.diagnosis import diagnose, rate_logs
 from fpnlab.study.environment import environment
 from fpnlab.study.files import (
     RunFolderError,
@@ -112,6 +113,11 @@ def _jitted_step(model, objective, train, augmentation):
     return jax.jit(step, donate_argnums=0)
 
 
+@jax.jit
+def _copied(params):
+    return jax.tree.map(jnp.copy, params)
+
+
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
 def _jitted_init(model, train):
     return jax.jit(lambda key: init_train(key, model, train))
@@ -143,10 +149,16 @@ def _train(experiment, dataset, folder, checkpoints, stop, report):
     begun = saved = mark = time.monotonic()
     marked = at
     batches = _positions(experiment, len(dataset.train.images), at)
+    logged = lambda number: number % every == 0 or number == train.steps
+    # The step reuses the memory of the parameters that it is given.
+    before = _copied(begin.params) if logged(at + 1) else None
     for number, (state, logs) in enumerate(fit(step, begin, batches), at + 1):
         last = number == train.steps
         diverged = False
-        if number % every == 0 or last:
+        if logged(number):
+            last_record = (number - 1) // every * every
+            halfway = 2 * last_record < train.steps <= 2 * number
+            rates = rate_logs(before, state.params, halfway=halfway)
             logs = {name: float(value) for name, value in logs.items()}
             now = time.monotonic()
             record = {
@@ -157,6 +169,7 @@ def _train(experiment, dataset, folder, checkpoints, stop, report):
                     (number - marked) * train.batch_size / (now - mark), 2
                 ),
                 **{name: float(f"{value:.6g}") for name, value in logs.items()},
+                **rates,
             }
             append_line(log, record)
             report(record)
@@ -170,6 +183,7 @@ def _train(experiment, dataset, folder, checkpoints, stop, report):
             raise Interrupted(f"{folder}: stopped after step {number} of {train.steps}, saved")
         if diverged:
             break
+        before = _copied(state.params) if logged(number + 1) else None
     return state, round(spent + time.monotonic() - begun, 3)
 
 
@@ -190,7 +204,8 @@ def evaluate_run(
       RunFolderError: the folder has no checkpoint.
       CheckpointError: none is sound.
     """
-    return _evaluated(experiment, dataset, restored_state(folder, experiment))[0]
+    state, views = restored_state(folder, experiment), _views(experiment, dataset)
+    return _evaluated(experiment, dataset, state, views).metrics
 
 
 def restored_state(folder: pathlib.Path, experiment: Experiment) -> TrainState:
@@ -237,18 +252,28 @@ def _augment_key(experiment):
     return named_key(jax.random.key(experiment.seed), "augment")
 
 
-def _evaluated(experiment, dataset, state):
+def _views(experiment, dataset):
+    """The training images behind population statistics and diagnostics."""
+    count = max(experiment.evaluate.population_examples, experiment.train.batch_size)
+    return training_view(experiment, dataset, count)
+
+
+def _weights(state):
+    """The parameters that are measured."""
+    return state.params if state.average is None else state.average
+
+
+def _evaluated(experiment, dataset, state, views):
     train = experiment.train
-    count = max(experiment.evaluate.population_examples, train.batch_size)
     return evaluate_detector(
         experiment.evaluate,
         experiment.model,
-        state.params if state.average is None else state.average,
+        _weights(state),
         state.state,
-        population=training_view(experiment, dataset, count),
+        population=views,
         test=dataset.test,
         class_names=dataset.class_names,
-        norm_batch=train.batch_size,
+        norm_batch=train.statistics_group,
         precision=train.precision,
     )
 
@@ -256,7 +281,8 @@ def _evaluated(experiment, dataset, state):
 def _measure(trial, dataset, folder, state):
     experiment = trial.experiment
     train = experiment.train
-    metrics, found = _evaluated(experiment, dataset, state)
+    views = _views(experiment, dataset)
+    metrics, found, population = _evaluated(experiment, dataset, state, views)
     first = slice(0, GALLERY_IMAGES)
     shown = {f.name: getattr(found, f.name)[first] for f in dataclasses.fields(found)}
     truth = {
@@ -278,6 +304,7 @@ def _measure(trial, dataset, folder, state):
         "arm": trial.arm,
         "axis_value": trial.axis_value,
         "seed": trial.seed,
+        "tuned": trial.tuned,
         "status": "diverged" if int(state.refused) else "done",
         "error": f"loss or gradient not finite by step {steps}" if int(state.refused) else None,
         "examples": steps * train.batch_size,
@@ -288,12 +315,20 @@ def _measure(trial, dataset, folder, state):
         "final_loss": records[-1]["loss"] if records else math.nan,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "metrics": metrics,
+        "diagnostics": diagnose(
+            experiment,
+            _weights(state),
+            state.state,
+            population=population,
+            views=views,
+            records=records,
+        ),
     }
 
 
 def _norm_batch(state, experiment):
     norm = experiment.model.backbone.norm
-    return getattr(norm, "norm_batch", None) or experiment.train.batch_size
+    return getattr(norm, "norm_batch", None) or experiment.train.statistics_group
 
 
 def _claim(folder, experiment, digest):

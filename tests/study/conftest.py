@@ -1,18 +1,22 @@
 """Tiny experiments, compiled once a session, and a way to run and to stop them."""
 
 import dataclasses
+from typing import Literal
 
 import pytest
 
+from fpnlab import config
 from fpnlab.config import Experiment, Trial
 from fpnlab.data.augment import Augment
 from fpnlab.data.load import load
 from fpnlab.data.scenes import Scenes
+from fpnlab.data.voc import Voc
 from fpnlab.evaluate.detection import Evaluate
 from fpnlab.model.norm import BatchNorm, LayerNorm
 from fpnlab.study.signals import Stop
 from fpnlab.study.trial import run_trial
 from fpnlab.train.step import AdamW, Train
+from fpnlab.types import spec
 
 SCENES = Scenes(image_size=32, train_size=32, test_size=8)
 
@@ -72,3 +76,25 @@ def unbroken(experiment, dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     start(experiment, dataset, folder)
     return folder
+
+
+@spec
+class HeldOut(Scenes):
+    """Scenes of which a share can be held out of training."""
+
+    kind: Literal["held_out"] = "held_out"
+    validation: float = 0.0
+
+
+@pytest.fixture
+def held_out(monkeypatch):
+    """Experiments may have such data while the test runs."""
+
+    @spec
+    class Held(config.Experiment):
+        data: Scenes | Voc | HeldOut
+
+    monkeypatch.setattr(config, "Experiment", Held)
+    config._adapter.cache_clear()
+    yield Held
+    config._adapter.cache_clear()

@@ -1,42 +1,260 @@
-"""The ledger: the study's trials, in order, with what became of each."""
+"""The ledger: the study's trials, in order, who has which, and what became of each."""
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
 
 import pytest
 
 from fpnlab.study.files import RunFolderError
-from fpnlab.study.ledger import Ledger
+from fpnlab.study.ledger import MOST_ATTEMPTS, Entry, Ledger
 
-HASHES = {"b": "1", "a": "2", "c": "3"}
+ENTRIES = [Entry("b", "1"), Entry("a", "2"), Entry("c", "3")]
+DONE = {"status": "done", "error": None, "metrics": {"running": {"AP": 0.5}}}
 
 
-def test_statuses_follow_the_trials_in_the_order_of_the_study(tmp_path):
+class Clock:
+    """A clock that can be set."""
+
+    def __init__(self, now=1000.0):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def ledger(tmp_path, clock):
+    ledger = Ledger(tmp_path / "ledger.sqlite", journal="wal", clock=clock)
+    ledger.expect(ENTRIES)
+    return ledger
+
+
+def statuses(ledger):
+    return {name: row.status for name, row in ledger.rows().items()}
+
+
+def test_trials_are_claimed_in_the_order_of_the_study_and_each_once(ledger):
+    assert list(statuses(ledger).items()) == [("b", "waiting"), ("a", "waiting"), ("c", "waiting")]
+    assert [ledger.claim(owner, 60.0) for owner in "xyzx"] == ["b", "a", "c", None]
+    assert [row.owner for row in ledger.rows().values()] == ["x", "y", "z"]
+
+
+def test_a_result_is_kept_with_its_status_and_an_error_without(ledger):
+    for _ in range(3):
+        ledger.claim("x", 60.0)
+    assert ledger.finish("a", "x", {"status": "diverged", "error": "not finite"})
+    assert ledger.finish("b", "x", DONE)
+    assert ledger.fail("c", "x", "OSError: no")
+    assert statuses(ledger) == {"b": "done", "a": "diverged", "c": "failed"}
+    assert ledger.rows()["c"].error == "OSError: no"
+    assert list(ledger.results()) == ["b", "a"]
+    assert ledger.results(["b", "c"]) == {"b": DONE}
+    assert ledger.open() == 0
+    assert ledger.claim("x", 60.0) is None
+
+
+def test_only_the_owner_writes_and_only_once(ledger):
+    name = ledger.claim("x", 60.0)
+    for change in (
+        lambda: ledger.finish(name, "y", DONE),
+        lambda: ledger.fail(name, "y", "no"),
+        lambda: ledger.release(name, "y"),
+        lambda: ledger.renew(name, "y", 60.0),
+    ):
+        assert not change()
+    assert ledger.rows()[name] == ("running", "x", 1, None)
+    assert ledger.finish(name, "x", DONE)
+    assert not ledger.finish(name, "x", DONE | {"status": "diverged"})
+    assert ledger.results()[name]["status"] == "done"
+
+
+def test_a_lease_that_ran_out_is_taken_up_and_its_first_owner_writes_no_more(ledger, clock):
+    name = ledger.claim("x", 60.0)
+    clock.now += 59
+    assert ledger.claim("y", 60.0) != name
+    clock.now += 2
+    assert ledger.claim("y", 60.0) == name
+    assert not ledger.renew(name, "x", 60.0)
+    assert not ledger.finish(name, "x", DONE)
+    assert ledger.finish(name, "y", DONE | {"by": "y"})
+    assert ledger.results()[name]["by"] == "y"
+
+
+def test_a_renewed_lease_is_kept(ledger, clock):
+    name = ledger.claim("x", 60.0)
+    for _ in range(5):
+        clock.now += 40
+        assert ledger.renew(name, "x", 60.0)
+        assert ledger.claim("y", 60.0) != name
+        clock.now += 10
+
+
+def test_a_worker_may_finish_late_if_nobody_else_has_begun(ledger, clock):
+    name = ledger.claim("x", 60.0)
+    clock.now += 1e6
+    assert ledger.finish(name, "x", DONE)
+
+
+def test_a_clock_that_is_set_back_makes_no_lease_endless(ledger, clock):
+    name = ledger.claim("x", 60.0)
+    clock.now -= 3600
+    # A living owner makes its lease plausible again at the next renewal, and keeps the trial.
+    assert ledger.renew(name, "x", 60.0)
+    assert ledger.claim("y", 60.0) != name
+    # That of a dead one would end in an hour; no lease is that long.
+    clock.now -= 3600
+    assert ledger.claim("y", 60.0) == name
+    assert not ledger.renew(name, "x", 60.0)
+
+
+def test_a_clock_that_jumps_ahead_loses_the_lease_and_nothing_else(ledger, clock):
+    name = ledger.claim("x", 60.0)
+    clock.now += 1e9
+    assert ledger.claim("y", 60.0) == name
+    assert not ledger.renew(name, "x", 60.0)
+    # y finds the folder locked and gives the trial back; x gets it again.
+    assert ledger.release(name, "y", delay=30.0)
+    assert ledger.claim("x", 60.0) != name
+    clock.now += 31
+    assert ledger.claim("x", 60.0) == name
+    assert ledger.finish(name, "x", DONE)
+
+
+def test_what_is_given_back_waits_as_if_it_had_not_been_claimed(ledger):
+    name = ledger.claim("x", 60.0)
+    assert ledger.release(name, "x")
+    assert ledger.rows()[name] == ("waiting", None, 0, None)
+    assert ledger.claim("y", 60.0) == name
+
+
+def test_a_trial_that_makes_its_workers_vanish_fails_after_some_and_the_next_has_its_turn(ledger):
+    for i in range(MOST_ATTEMPTS):
+        assert ledger.claim(f"x{i}", 60.0) == "b"
+        assert ledger.vanished(f"x{i}") == ["b"]
+    assert ledger.claim("y", 60.0) == "a"
+    row = ledger.rows()["b"]
+    assert row.status == "failed"
+    assert row.error == "3 workers vanished while they ran it (killed, or out of memory)"
+    ledger.reopen(["b"])
+    assert ledger.rows()["b"] == ("waiting", None, 0, None)
+
+
+def test_a_reopened_trial_has_no_result(ledger):
+    name = ledger.claim("x", 60.0)
+    ledger.finish(name, "x", DONE)
+    ledger.reopen([name])
+    assert statuses(ledger)[name] == "waiting"
+    assert ledger.results() == {}
+
+
+def test_a_trial_waits_for_those_that_tune_its_cell_and_for_no_others(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    ledger.expect(HASHES)
-    assert list(ledger.statuses().items()) == [(name, "waiting") for name in HASHES]
-    ledger.begin("b")
-    ledger.finish("a", {"status": "diverged", "error": "not finite", "metrics": {}})
-    ledger.fail("c", "OSError: no")
-    assert ledger.statuses() == {"b": "running", "a": "diverged", "c": "failed"}
+    ledger.expect(
+        [
+            Entry("tune-1", "0", "one", "validation"),
+            Entry("tune-2", "0", "one", "validation"),
+            Entry("tune-3", "0", "two", "validation"),
+            Entry("first", "0", "one"),
+            Entry("second", "0", "two"),
+        ]
+    )
+    assert [ledger.claim("x", 60.0) for _ in range(4)] == ["tune-1", "tune-2", "tune-3", None]
+    ledger.finish("tune-3", "x", DONE)
+    assert ledger.claim("x", 60.0) == "second"
+    ledger.finish("tune-1", "x", DONE)
+    assert ledger.claim("x", 60.0) is None
+    ledger.fail("tune-2", "x", "no")
+    assert ledger.claim("x", 60.0) == "first"
 
 
-def test_a_ledger_is_opened_again_as_it_was(tmp_path):
-    path = tmp_path / "ledger.sqlite"
-    Ledger(path).expect(HASHES)
-    Ledger(path).finish("a", {"status": "done"})
-    Ledger(path).expect(HASHES)
-    assert Ledger(path).statuses() == {"b": "waiting", "a": "done", "c": "waiting"}
+def test_workers_are_asked_to_stop_until_they_no_longer_are(ledger):
+    assert not ledger.stopping()
+    ledger.stop(True)
+    assert Ledger(ledger.path).stopping()
+    ledger.stop(False)
+    assert not ledger.stopping()
+
+
+def test_a_ledger_is_opened_again_as_it_was(ledger):
+    ledger.claim("x", 60.0)
+    ledger.finish("b", "x", DONE)
+    again = Ledger(ledger.path)
+    again.expect(ENTRIES)
+    assert statuses(again) == {"b": "done", "a": "waiting", "c": "waiting"}
 
 
 @pytest.mark.parametrize(
     ("other", "names"),
     [
-        ({**HASHES, "a": "9"}, "1 .* e.g. a"),
-        ({**HASHES, "d": "4"}, "1 .* e.g. d"),
-        ({"b": "1"}, "2 "),
+        ([Entry("b", "1"), Entry("a", "9"), Entry("c", "3")], "1 .* e.g. a"),
+        ([*ENTRIES, Entry("d", "4")], "1 .* e.g. d"),
+        ([Entry("b", "1", "cell"), *ENTRIES[1:]], "1 .* e.g. b"),
+        ([Entry("b", "1")], "2 "),
     ],
 )
-def test_another_study_is_refused(other, names, tmp_path):
-    ledger = Ledger(tmp_path / "ledger.sqlite")
-    ledger.expect(HASHES)
+def test_another_study_is_refused(other, names, ledger):
     with pytest.raises(RunFolderError, match=f"another study \\({names}.*choose another folder"):
         ledger.expect(other)
-    assert set(ledger.statuses()) == set(HASHES)
+    assert set(ledger.rows()) == {"a", "b", "c"}
+
+
+def test_a_ledger_of_another_version_is_refused(tmp_path):
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as database:
+        database.execute("create table trials (name text, hash text, status text)")
+    database.close()
+    with pytest.raises(RunFolderError, match="another version of fpnlab has written it; choose"):
+        Ledger(tmp_path / "ledger.sqlite")
+
+
+def test_a_file_that_is_no_ledger_is_named(tmp_path):
+    (tmp_path / "ledger.sqlite").write_text("x" * 5000)
+    with pytest.raises(RunFolderError, match=r"ledger\.sqlite: the ledger cannot be used \(file"):
+        Ledger(tmp_path / "ledger.sqlite")
+
+
+@pytest.mark.parametrize("journal", ["wal", "delete"])
+def test_workers_that_claim_at_once_never_get_the_same_trial(journal, tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    Ledger(path, journal=journal).expect(Entry(f"t{i:03}", "0") for i in range(60))
+    claimed = {owner: [] for owner in "abcd"}
+
+    def take(owner):
+        ledger = Ledger(path)
+        while (name := ledger.claim(owner, 60.0)) is not None:
+            claimed[owner].append(name)
+            assert ledger.finish(name, owner, DONE)
+
+    threads = [threading.Thread(target=take, args=(owner,)) for owner in claimed]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    names = [name for names in claimed.values() for name in names]
+    assert sorted(names) == [f"t{i:03}" for i in range(60)]
+
+
+CLAIM_AND_DIE = """
+import os, pathlib, signal, sys
+from fpnlab.study.ledger import Ledger
+
+ledger = Ledger(pathlib.Path(sys.argv[1]))
+with ledger._transaction() as database:
+    database.execute("update trials set status = 'done'")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_killed_in_the_middle_of_a_transaction_leaves_the_ledger_as_it_was(ledger):
+    before = ledger.rows()
+    done = subprocess.run([sys.executable, "-c", CLAIM_AND_DIE, str(ledger.path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert ledger.rows() == before
+    assert ledger.claim("x", 60.0) == "b"

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import shutil
+import time
 
 import pytest
 
 from fpnlab.config import ConfigError, trials
-from fpnlab.study import run as study_run
+from fpnlab.study import worker
 from fpnlab.study.files import RunFolderError, locked
 from fpnlab.study.ledger import Ledger
-from fpnlab.study.plan import Study
+from fpnlab.study.plan import Axis, Study
 from fpnlab.study.run import run_study
 from fpnlab.study.signals import Stop
 from fpnlab.study.trial import Interrupted
@@ -29,7 +31,7 @@ def study(experiment):
         train=train,
         log_examples=4,
         study=Study(
-            values=(2, 4),
+            axes=(Axis(field="train.batch_size", values=(2, 4)),),
             seeds=(0, 1),
             arms={"BN": dict.fromkeys(ORGANS, BATCH), "LN": dict.fromkeys(ORGANS, LAYER)},
             metric="AP50",
@@ -37,19 +39,19 @@ def study(experiment):
     )
 
 
-class Recorder:
+class Recorder(worker.Watcher):
     """A watcher that notes what it is told, and asks for a stop at a record if it is to."""
 
     def __init__(self, stop=None, stop_at=None):
         self.told, self.stop, self.stop_at = [], stop, stop_at
 
-    def start(self, plan):
+    def start(self, plan, workers=1):
         self.told.append(("start", [trial.name for trial in plan]))
 
     def begin(self, trial):
         self.told.append(("begin", trial.name))
 
-    def record(self, record):
+    def record(self, trial, record):
         self.told.append(("record", record["step"]))
         if self.stop_at is not None and len(self.of("record")) == self.stop_at:
             self.stop.requested = True
@@ -68,7 +70,12 @@ def start(study, dataset, folder, stop_at=None):
     summary = run_study(
         study, dataset, folder, command="fpnlab study x", stop=stop, watcher=watcher
     )
-    return summary, watcher, Ledger(folder / "ledger.sqlite").statuses()
+    return summary, watcher, statuses_in(folder)
+
+
+def statuses_in(folder):
+    rows = Ledger(folder / "ledger.sqlite").rows()
+    return {name: row.status for name, row in rows.items()}
 
 
 def results(folder):
@@ -133,8 +140,7 @@ def test_an_interrupted_study_goes_on_where_it_was_and_ends_the_same(
     with pytest.raises(Interrupted, match="saved"):
         start(study, dataset, tmp_path, stop_at=10)
     names = [trial.name for trial in trials(study)]
-    statuses = Ledger(tmp_path / "ledger.sqlite").statuses()
-    assert list(statuses.values()) == ["done"] * 2 + ["running"] + ["waiting"] * 5
+    assert list(statuses_in(tmp_path).values()) == ["done"] * 2 + ["waiting"] * 6
     assert json.loads((tmp_path / "summary.json").read_text())["counts"]["missing"] == 6
 
     summary, watcher, statuses = start(study, dataset, tmp_path)
@@ -156,14 +162,14 @@ def test_a_finished_study_trains_nothing(whole, study, dataset):
 def test_a_trial_that_raises_becomes_a_row_and_the_others_finish(
     whole, study, dataset, tmp_path, monkeypatch
 ):
-    run_trial = study_run.run_trial
+    run_trial = worker.run_trial
 
     def broken(trial, *args, **kwargs):
         if trial.name == "ln-batch_size-2-seed-0":
             raise RuntimeError("no such luck")
         return run_trial(trial, *args, **kwargs)
 
-    monkeypatch.setattr(study_run, "run_trial", broken)
+    monkeypatch.setattr(worker, "run_trial", broken)
     summary, _, statuses = start(study, dataset, tmp_path)
     assert statuses["ln-batch_size-2-seed-0"] == "failed"
     assert sorted(statuses.values()) == ["done"] * 7 + ["failed"]
@@ -179,6 +185,44 @@ def test_a_trial_that_raises_becomes_a_row_and_the_others_finish(
     assert set(statuses.values()) == {"done"}
     assert len(watcher.of("record")) == 4
     assert results(tmp_path) == results(whole[0])
+
+
+def test_a_trial_whose_folder_is_gone_is_run_again(whole, study, dataset, tmp_path):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "trials" / "bn-batch_size-4-seed-1")
+    _, watcher, _ = start(study, dataset, tmp_path)
+    assert watcher.of("begin") == [("begin", "bn-batch_size-4-seed-1")]
+    assert results(tmp_path) == results(whole[0])
+
+
+def test_results_are_found_again_without_their_ledger(whole, study, dataset, tmp_path):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "ledger.sqlite").unlink()
+    summary, watcher, statuses = start(study, dataset, tmp_path)
+    assert watcher.of("record") == []
+    assert set(statuses.values()) == {"done"}
+    assert summary["rows"] == whole[1]["rows"]
+
+
+def test_a_runner_takes_up_at_once_what_a_dead_one_left_running(whole, study, dataset, tmp_path):
+    """Its lease has not run out, but nobody holds the folder's lock."""
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.reopen(["bn-batch_size-2-seed-0"])
+    assert ledger.claim("dead", 60.0) == "bn-batch_size-2-seed-0"
+    begun = time.monotonic()
+    start(study, dataset, tmp_path)
+    assert time.monotonic() - begun < 30
+    assert set(statuses_in(tmp_path).values()) == {"done"}
+
+
+def test_the_ledger_leaves_to_the_folders_what_no_summary_needs(whole):
+    results = Ledger(whole[0] / "ledger.sqlite").results()
+    stored = json.loads((whole[0] / "trials/bn-batch_size-2-seed-0/result.json").read_text())
+    assert stored["diagnostics"]
+    assert results["bn-batch_size-2-seed-0"] == {
+        name: value for name, value in stored.items() if name != "diagnostics"
+    }
 
 
 def test_another_study_in_the_folder_is_refused_before_anything_is_written(whole, study, dataset):

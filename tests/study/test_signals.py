@@ -31,3 +31,12 @@ def test_a_second_interrupt_ends_the_process():
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_stop_is_also_that_of_the_outer_one_but_not_the_reverse():
+    outer = Stop()
+    one, other = Stop(outer), Stop(outer)
+    one.requested = True
+    assert (outer.requested, one.requested, other.requested) == (False, True, False)
+    outer.requested = True
+    assert other.requested

@@ -184,3 +184,65 @@ def test_speed_is_examples_over_seconds(results):
     speed = summarize(STUDY, results)["speed"]
     row = next(r for r in speed if (r["arm"], r["axis_value"]) == ("BN", 2))
     np.testing.assert_allclose(row["mean"], (100 + 50 + 50) / 3)
+
+
+@pytest.fixture
+def apart():
+    """BN at both axis values; LN, to which the axis does not apply, once a seed."""
+    bn = [result("BN", k, seed, ap) for k in BN for seed, ap in enumerate(BN[k])]
+    return bn + [result("LN", None, seed, ap) for seed, ap in enumerate(LN[2])]
+
+
+def test_a_result_without_axis_value_counts_at_every_one(apart):
+    summary = summarize(STUDY | {"trials": 9}, apart)
+    for batch_size in (2, 32):
+        row = find(summary["rows"], arm="LN", axis_value=batch_size)
+        np.testing.assert_allclose(bounds(row), t_interval(points(LN[2]).values()))
+        difference = find(summary["differences"], axis_value=batch_size)
+        expected = paired_difference(points(BN[batch_size]), points(LN[2])).interval
+        np.testing.assert_allclose(bounds(difference), expected)
+    assert summary["counts"] == {"planned": 9, "missing": 0, "done": 9}
+    assert {(row["arm"], row["n"]) for row in summary["speed"]} == {("BN", 3), ("LN", 3)}
+
+
+def test_an_arm_that_cannot_change_is_not_said_to_have_changed(apart):
+    summary = summarize(STUDY, apart)
+    assert {row["arm"] for row in summary["changes"]} == {"BN"}
+    assert not any("change of LN" in finding for finding in summary["findings"])
+    # The shift towards it is all the reference's change.
+    shift = find(summary["change_differences"], arm="LN")
+    change = find(summary["changes"], arm="BN")
+    np.testing.assert_allclose(shift["mean"], -change["mean"])
+
+
+def test_an_arm_without_axis_value_is_named_without_one(apart):
+    apart[-1] |= {"status": "diverged"}
+    for trial in apart[:6]:
+        trial["metrics"]["running"]["AP"] = 0.1
+    summary = summarize(STUDY, apart)
+    assert summary["best"]["axis_value"] is None
+    assert any(f.startswith("The best mean is 39.0 AP: LN (") for f in summary["findings"])
+    assert summary["findings"][-1].endswith("flatter the arm: LN, 1 seed diverged.")
+
+
+def tuning(arm, batch_size, scores):
+    return [
+        result(arm, batch_size, 1000, ap) | {"tuned": {"train.learning_rate": rate}}
+        for rate, ap in scores.items()
+    ]
+
+
+def test_tuning_is_apart_from_the_results(results):
+    tried = tuning("BN", 2, {0.1: 0.2, 0.3: 0.9}) + tuning("LN", 2, {0.1: 0.2, 0.3: 0.3, 0.9: 0.1})
+    plain = summarize(STUDY, results)
+    summary = summarize(STUDY | {"tune": "train.learning_rate"}, results, tried)
+    bn, ln = summary["tuning"]
+    assert (bn["chosen"], ln["chosen"]) == (0.3, 0.3)
+    assert [row["points"] for row in bn["tried"]] == [20.0, 90.0]
+    for part in ("rows", "differences", "changes", "counts", "best", "speed"):
+        assert summary[part] == plain[part]
+    [said] = [f for f in summary["findings"] if "Tuning" in f]
+    assert said == (
+        "Tuning chose the largest train.learning_rate that it tried, so that a better one may lie "
+        "beyond: BN at batch size 2."
+    )

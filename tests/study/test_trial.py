@@ -17,6 +17,7 @@ import pytest
 
 from fpnlab.config import config_hash, resolved
 from fpnlab.data.dataset import Dataset
+from fpnlab.evaluate.detection import Evaluation
 from fpnlab.model.norm import NoNorm
 from fpnlab.study.files import RunFolderError
 from fpnlab.study.trial import (
@@ -94,6 +95,17 @@ def test_a_run_leaves_all_its_files_and_a_full_result(unbroken, experiment, data
     for record, step in zip(records(unbroken), STEPS_LOGGED):
         assert (record["step"], record["examples"]) == (step, 4 * step)
         assert record["loss"] > 0
+        assert ("effective_rates" in record) == (step == 6)
+    found = result["diagnostics"]
+    assert {row["name"] for row in found["drift"]} >= {"backbone/stem", "neck/output/3"}
+    assert [row["name"] for row in found["signals"]] == [
+        "stem",
+        "stage 0 block 0",
+        "stage 1 block 0",
+    ]
+    assert (found["effective_rates"]["step"], found["effective_rates"]["examples"]) == (6, 24)
+    assert found["effective_rates"]["rates"] == records(unbroken)[2]["effective_rates"]
+    assert found["gradient_noise"] is None
     again = evaluate_run(unbroken, experiment, dataset)
     for source, metrics in result["metrics"].items():
         assert {n: v if np.isfinite(v) else None for n, v in again[source].items()} == metrics
@@ -273,7 +285,7 @@ def test_averaged_weights_are_the_ones_that_are_measured(
     unbroken, experiment, dataset, monkeypatch
 ):
     measured = []
-    keep = lambda *args, **_: (measured.append(args[2]) or {}, None)
+    keep = lambda *args, **_: measured.append(args[2]) or Evaluation({}, None, None)
     monkeypatch.setattr("fpnlab.study.trial.evaluate_detector", keep)
     evaluate_run(unbroken, experiment, dataset)
     state = restored_state(unbroken, experiment)

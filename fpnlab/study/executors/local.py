@@ -1,0 +1,83 @@
+"""Workers as processes of this machine."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+SHARED_ACCELERATOR = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
+class Local:
+    """Starts workers side by side; each has its share of the cores for its threads."""
+
+    over_network = False
+
+    def __init__(self, workers: int, logs: pathlib.Path) -> None:
+        """Makes ready.
+
+        Args:
+          workers: how many share the machine.
+          logs: folder for what they print, a file each.
+        """
+        self.workers, self.logs = workers, logs
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, owner: str, command: list[str]) -> None:
+        """Starts a worker; Ctrl-C does not reach it, so that it is asked to stop once."""
+        self.logs.mkdir(exist_ok=True)
+        parent = ["--parent", str(os.getpid())]
+        with (self.logs / f"{owner}.log").open("wb") as log:
+            self._running[owner] = subprocess.Popen(
+                [*command, *parent],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=machine_share(self.workers) | os.environ,
+                start_new_session=True,
+            )
+
+    def ended(self) -> dict[str, int]:
+        """Returns the workers that have ended since it was last asked, with their exit codes."""
+        codes = {owner: process.poll() for owner, process in self._running.items()}
+        found = {owner: code for owner, code in codes.items() if code is not None}
+        for owner in found:
+            del self._running[owner]
+        return found
+
+    def running(self) -> int:
+        """Returns how many have not ended, by what `ended` has said."""
+        return len(self._running)
+
+    def kill(self) -> None:
+        """Ends those that still run, at once."""
+        for process in self._running.values():
+            process.kill()
+            process.wait()
+
+    def last_words(self, owner: str) -> str:
+        """Returns the last line that a worker printed, and where the rest is."""
+        path = self.logs / f"{owner}.log"
+        lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return f"{said} ({path})"
+
+
+def cores() -> int:
+    """Returns the cores that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
+def machine_share(workers: int) -> dict[str, str]:
+    """Returns the environment of one of so many workers that share the machine.
+
+    Threads that outnumber the cores wait for each other, and a worker that takes most of an
+    accelerator's memory leaves the next one none.
+    """
+    return {"PJRT_NPROC": str(max(cores() // workers, 1)), **SHARED_ACCELERATOR}
+
+
+def worker_command(folder: pathlib.Path, owner: str) -> list[str]:
+    """Returns the command that every executor runs."""
+    return [sys.executable, "-m", "fpnlab", "worker", str(folder.resolve()), "--owner", owner]

@@ -1,0 +1,68 @@
+"""Workers as tasks of a Ray cluster, or of Ray on this machine (`pip install fpnlab[ray]`)."""
+
+import os
+from typing import Any
+
+from fpnlab.study.executors.local import cores
+from fpnlab.study.executors.remote import Unavailable, last_line, load_extra, run_worker
+
+
+class Ray:
+    """Starts workers as Ray tasks; each has a core, and an accelerator where there are any."""
+
+    def __init__(self, workers: int, address: str) -> None:
+        """Connects.
+
+        Args:
+          workers: how many tasks.
+          address: of a cluster whose machines see the study's folder, or ``local``.
+
+        Raises:
+          Unavailable: Ray is not installed, or there is no cluster at the address.
+        """
+        ray = load_extra("ray", "ray")
+        self.workers, self.over_network = workers, address != "local"
+        self._ray = ray
+        # Ray on this machine is told nothing but how many tasks fit in it.
+        place = {"address": address} if self.over_network else {"num_cpus": workers}
+        try:
+            ray.init(**place, include_dashboard=False, log_to_driver=False, logging_level="error")
+        except ConnectionError as error:
+            raise Unavailable(f"ray: {error}; give the address of a cluster, or local") from None
+        self._threads = 1 if self.over_network else max(cores() // workers, 1)
+        accelerators = 1 if ray.cluster_resources().get("GPU") else 0
+        options = ray.remote(num_cpus=1, num_gpus=accelerators, max_retries=0)
+        self._task = options(run_worker)
+        self._running: dict[str, Any] = {}
+        self._said: dict[str, str] = {}
+
+    def start(self, owner: str, command: list[str]) -> None:
+        """Starts a worker as soon as the cluster has room for it."""
+        self._running[owner] = self._task.remote(command, os.getcwd(), self._threads)
+
+    def ended(self) -> dict[str, int]:
+        """Returns the workers that have ended since it was last asked, with their exit codes."""
+        tasks = list(self._running.values())
+        ready = self._ray.wait(tasks, num_returns=len(tasks), timeout=0)[0] if tasks else []
+        found = {}
+        for owner in [owner for owner, task in self._running.items() if task in ready]:
+            try:
+                code, said = self._ray.get(self._running.pop(owner))
+            except self._ray.exceptions.RayError as error:
+                code, said = -1, str(error)
+            found[owner], self._said[owner] = code, last_line(said)
+        return found
+
+    def running(self) -> int:
+        """Returns how many have not ended, by what `ended` has said."""
+        return len(self._running)
+
+    def kill(self) -> None:
+        """Ends those that still run, and leaves the cluster."""
+        for task in self._running.values():
+            self._ray.cancel(task, force=True)
+        self._ray.shutdown()
+
+    def last_words(self, owner: str) -> str:
+        """Returns the last line that a worker printed."""
+        return self._said[owner]

@@ -1,0 +1,329 @@
+"""A runner and its workers: followed, stopped, replaced; and those of this machine for real."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from fpnlab.config import trials
+from fpnlab.study import run as study_run
+from fpnlab.study import worker
+from fpnlab.study.executors.local import Local, machine_share, worker_command
+from fpnlab.study.ledger import Ledger
+from fpnlab.study.plan import Axis, Study
+from fpnlab.study.run import WorkersGone, last_record, run_study
+from fpnlab.study.signals import EXIT_INTERRUPTED, Stop
+from fpnlab.study.trial import Interrupted
+from fpnlab.study.worker import Watcher, open_site, work
+
+LAYER = {"kind": "layer_norm", "axes": "hwc"}
+GRID = Study(
+    axes=(Axis(field="train.batch_size", values=(2, 4)),),
+    seeds=(0, 1),
+    arms={"BN": {}, "LN": {"model.backbone.norm": LAYER}},
+    metric="AP50",
+)
+
+
+@pytest.fixture
+def study(experiment):
+    return dataclasses.replace(experiment, study=GRID)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(worker, "LEASE_SECONDS", 5.0)
+    monkeypatch.setattr(worker, "TICK_SECONDS", 0.02)
+    monkeypatch.setattr(study_run, "LOOK_SECONDS", 0.02)
+
+
+class Crew:
+    """An executor whose workers are threads of this process."""
+
+    over_network = False
+
+    def __init__(self, workers):
+        self.workers, self.threads, self.codes, self.killed = workers, {}, {}, False
+
+    def start(self, owner, command):
+        assert command == worker_command(pathlib.Path(command[-3]), owner)
+        thread = threading.Thread(target=self._work, args=(owner, pathlib.Path(command[-3])))
+        self.threads[owner] = thread
+        thread.start()
+
+    def _work(self, owner, folder):
+        try:
+            work(open_site(folder), owner, stop=Stop(), watcher=Watcher())
+            self.codes[owner] = 0
+        except Interrupted:
+            self.codes[owner] = EXIT_INTERRUPTED
+        except BaseException:  # A thread that "dies" leaves the ledger as a killed process would.
+            self.codes[owner] = -9
+
+    def ended(self):
+        codes, self.codes = self.codes, {}
+        for owner in codes:
+            self.threads.pop(owner).join()
+        return codes
+
+    def running(self):
+        return len(self.threads)
+
+    def kill(self):
+        self.killed = True
+
+    def last_words(self, owner):
+        return "its last words"
+
+
+class Told(Watcher):
+    def __init__(self):
+        self.told = []
+
+    def start(self, plan, workers=1):
+        self.told.append(("start", len(plan), workers))
+
+    def begin(self, trial):
+        self.told.append(("begin", trial.name))
+
+    def record(self, trial, record):
+        self.told.append(("record", trial.name))
+
+    def pause(self, trial):
+        self.told.append(("pause", trial.name))
+
+    def end(self, trial, result):
+        self.told.append(("end", trial.name, result["status"]))
+
+    def of(self, kind):
+        return [told[1] for told in self.told if told[0] == kind]
+
+
+def pretended(trial, folder, stop, steps=3):
+    """Writes what a trial would, without training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for step in range(1, steps + 1):
+        with (folder / "metrics.jsonl").open("a") as log:
+            log.write(json.dumps({"step": step}) + "\n")
+        time.sleep(0.03)
+        if stop.requested:
+            raise Interrupted("saved")
+    metrics = {source: {"AP50": 0.5} for source in ("running", "precise", "batch")}
+    names = {"trial": trial.name, "arm": trial.arm, "axis_value": trial.axis_value}
+    result = {**names, "seed": trial.seed, "status": "done", "error": None, "metrics": metrics}
+    result |= {"examples": 48, "seconds": 1.0}
+    (folder / "result.json").write_text(json.dumps(result))
+    return result
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Puts a function (trial, folder, stop) in the place of training."""
+
+    def put(run):
+        monkeypatch.setattr(
+            worker,
+            "run_trial",
+            lambda trial, dataset, folder, *, stop, report: run(trial, folder, stop),
+        )
+
+    return put
+
+
+def go(study, dataset, folder, crew, stop=None):
+    told = Told()
+    summary = run_study(
+        study, dataset, folder, command="x", stop=stop or Stop(), watcher=told, executor=crew
+    )
+    return summary, told
+
+
+def test_a_runner_tells_what_its_workers_do(study, dataset, tmp_path, pretend):
+    pretend(pretended)
+    summary, told = go(study, dataset, tmp_path, Crew(3))
+    names = [trial.name for trial in trials(study)]
+    assert told.told[0] == ("start", 8, 3)
+    for kind in ("begin", "end"):
+        assert sorted(told.of(kind)) == sorted(names)
+    assert set(told.of("record")) == set(names)
+    for name in names:
+        order = [what for what, *rest in told.told[1:] if rest[0] == name]
+        assert order == ["begin", *["record"] * (len(order) - 2), "end"]
+    assert summary["counts"] == {"planned": 8, "missing": 0, "done": 8}
+    assert json.loads((tmp_path / "summary.json").read_text())["counts"] == summary["counts"]
+
+
+def test_a_worker_that_vanishes_in_a_trial_is_replaced_and_the_trial_run(
+    study, dataset, tmp_path, pretend
+):
+    died = []
+
+    def run(trial, folder, stop):
+        if trial.name == "ln-batch_size-2-seed-0" and not died:
+            died.append(trial.name)
+            raise SystemExit
+        return pretended(trial, folder, stop)
+
+    pretend(run)
+    crew = Crew(2)
+    summary, _ = go(study, dataset, tmp_path, crew)
+    assert summary["counts"]["done"] == 8
+    rows = Ledger(tmp_path / "ledger.sqlite").rows()
+    assert rows["ln-batch_size-2-seed-0"].attempts == 2
+    assert crew.killed
+
+
+def test_a_trial_that_kills_every_worker_fails_and_the_others_are_run(
+    study, dataset, tmp_path, pretend
+):
+    def run(trial, folder, stop):
+        if trial.name == "bn-batch_size-2-seed-0":
+            raise SystemExit
+        return pretended(trial, folder, stop)
+
+    pretend(run)
+    summary, _ = go(study, dataset, tmp_path, Crew(1))
+    assert summary["counts"] == {"planned": 8, "missing": 0, "done": 7, "failed": 1}
+    assert "3 workers vanished while they ran it" in summary["left_out"][0]["error"]
+
+
+def test_workers_that_cannot_even_begin_end_the_study_with_their_last_words(
+    study, dataset, tmp_path, monkeypatch
+):
+    def broken(folder):
+        raise ImportError("no such module")
+
+    monkeypatch.setattr(sys.modules[__name__], "open_site", broken)
+    with pytest.raises(WorkersGone, match=r"8 trials are \(exit code -9: its last words\);"):
+        go(study, dataset, tmp_path, Crew(2))
+
+
+def test_a_stop_reaches_all_workers_and_the_study_goes_on_later(study, dataset, tmp_path, pretend):
+    stop = Stop()
+
+    def run(trial, folder, trial_stop):
+        if trial.name == "bn-batch_size-4-seed-0":
+            stop.requested = True
+            while not trial_stop.requested:
+                time.sleep(0.01)
+        return pretended(trial, folder, trial_stop)
+
+    pretend(run)
+    with pytest.raises(Interrupted, match=r"stopped with \d trials left, all saved"):
+        go(study, dataset, tmp_path, Crew(2), stop)
+    rows = Ledger(tmp_path / "ledger.sqlite").rows().values()
+    assert {row.status for row in rows} == {"done", "waiting"}
+    done = sum(row.status == "done" for row in rows)
+
+    pretend(pretended)
+    summary, told = go(study, dataset, tmp_path, Crew(2))
+    assert summary["counts"]["done"] == 8
+    assert len(told.of("begin")) == 8 - done
+
+
+def test_the_last_record_of_a_growing_log_is_its_last_whole_line(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    assert last_record(log) is None
+    log.write_text('{"st')
+    assert last_record(log) is None
+    log.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert last_record(log) == {"step": 2}
+    log.write_text("".join(json.dumps({"step": i, "x": "y" * 1000}) + "\n" for i in range(200)))
+    assert last_record(log)["step"] == 199
+
+
+def test_workers_of_a_machine_share_its_cores_unless_the_user_says_otherwise(monkeypatch, tmp_path):
+    monkeypatch.setattr("fpnlab.study.executors.local.cores", lambda: 8)
+    assert machine_share(3)["PJRT_NPROC"] == "2"
+    assert machine_share(99)["PJRT_NPROC"] == "1"
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    say = [sys.executable, "-c", "import os; print(os.environ['PJRT_NPROC'])", "#"]
+    local = Local(4, tmp_path / "logs")
+    local.start("one", say)
+    monkeypatch.setenv("PJRT_NPROC", "7")
+    local.start("two", say)
+    codes = {}
+    while local.running():
+        codes |= local.ended()
+    assert codes == {"one": 0, "two": 0}
+    assert local.last_words("one").startswith("2 (")
+    assert local.last_words("two").startswith("7 (")
+
+
+def test_a_worker_that_is_killed_has_ended_with_its_signal(tmp_path):
+    local = Local(1, tmp_path / "logs")
+    local.start("one", [sys.executable, "-c", "import time; time.sleep(60)", "#"])
+    assert (local.running(), local.ended()) == (1, {})
+    local.kill()
+    assert local.ended() == {"one": -signal.SIGKILL}
+    assert "it said nothing" in local.last_words("one")
+
+
+CONFIG = """
+log_examples = 4
+data = { kind = "scenes", image_size = 32, train_size = 32, test_size = 8 }
+evaluate = { batch_size = 8, population_examples = 8 }
+train = { examples = 800, batch_size = 4, learning_rate = 0.05 }
+
+[model]
+classes = 4
+backbone = { depths = [1, 1], widths = [4, 8], norm = { kind = "batch_norm" } }
+neck = { channels = 8, min_level = 3, max_level = 4 }
+head = { depth = 1 }
+
+[study]
+seeds = [0, 1, 2, 3]
+axes = [{ field = "train.batch_size", values = [4] }]
+arms = { BN = {} }
+"""
+
+
+@pytest.mark.slow
+def test_processes_are_killed_and_interrupted_and_the_study_ends_all_the_same(tmp_path):
+    """Two real workers: Ctrl-C, then the same command again, one worker killed on the way."""
+    (tmp_path / "tiny.toml").write_text(CONFIG)
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "fpnlab", "study", str(tmp_path / "tiny.toml")]
+    command += ["--workers", "2", "--out", str(folder)]
+    running = lambda: [
+        row.owner
+        for row in Ledger(folder / "ledger.sqlite").rows().values()
+        if row.status == "running"
+    ]
+
+    def until(process, condition):
+        while not condition():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+
+    logs = lambda: len(list(folder.glob("trials/*/metrics.jsonl")))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        until(process, lambda: logs() == 2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == EXIT_INTERRUPTED, errors
+    assert re.search(r"stopped with \d trials left, all saved", errors)
+    assert running() == []
+    assert len(list(folder.glob("trials/*/checkpoints/*"))) >= 2
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        until(process, lambda: len(running()) == 2)
+        said = (folder / "workers" / f"{running()[0]}.log").read_text()
+        os.kill(int(re.search(r"process (\d+)", said)[1]), signal.SIGKILL)
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    results = [json.loads(p.read_text()) for p in folder.glob("trials/*/result.json")]
+    assert [result["status"] for result in results] == ["done"] * 4
+    assert [result["steps"] for result in results] == [200] * 4
+    for log in folder.glob("trials/*/metrics.jsonl"):
+        steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+        assert steps == list(range(1, 201))
+    assert (folder / "report.html").exists()

@@ -1,0 +1,92 @@
+"""Workers of Ray and Slurm: the same command, wherever it runs, and clear words without them."""
+
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fpnlab.study.executors.ray import Ray
+from fpnlab.study.executors.remote import Unavailable, last_line, run_worker
+from fpnlab.study.executors.slurm import Slurm
+
+SAY = [sys.executable, "-c", "import os, sys; print(os.environ['PJRT_NPROC']); sys.exit(3)", "#"]
+
+
+def test_a_remote_worker_has_its_threads_its_folder_and_a_parent(tmp_path, monkeypatch):
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    tell = "import os, sys; print(os.environ['PJRT_NPROC'], os.getcwd(), *sys.argv[1:])"
+    code, said = run_worker([sys.executable, "-c", tell], str(tmp_path), 5)
+    parent = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getppid())"], capture_output=True, check=True
+    )
+    assert (code, said) == (0, f"5 {tmp_path} --parent {int(parent.stdout)}\n")
+    monkeypatch.setenv("PJRT_NPROC", "7")
+    assert run_worker(SAY, str(tmp_path), 5) == (3, "7\n")
+    assert last_line("a\n b \n\n") == "b"
+    assert last_line("\n") == "it said nothing"
+
+
+@pytest.mark.parametrize(
+    ("package", "start"),
+    [("ray", lambda _: Ray(1, "local")), ("submitit", lambda logs: Slurm(1, logs, {}))],
+)
+def test_without_its_package_an_executor_names_the_extra(package, start, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, package, None)
+    extra = {"ray": "ray", "submitit": "slurm"}[package]
+    with pytest.raises(Unavailable, match=rf"^{package}: .*; pip install fpnlab\[{extra}\]"):
+        start(tmp_path)
+
+
+def ended(executor):
+    codes = {}
+    begun = time.monotonic()
+    while executor.running():
+        codes |= executor.ended()
+        assert time.monotonic() - begun < 120
+        time.sleep(0.1)
+    return codes
+
+
+@pytest.mark.slow
+def test_ray_runs_workers_on_this_machine_and_tells_how_they_ended(monkeypatch):
+    pytest.importorskip("ray", reason="ray is not installed (extra ray)")
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    executor = Ray(2, "local")
+    try:
+        executor.start("one", SAY)
+        executor.start("two", [sys.executable, "-c", "pass", "#"])
+        assert ended(executor) == {"one": 3, "two": 0}
+        assert executor.last_words("one").isdecimal()
+        executor.start("three", [sys.executable, "-c", "import time; time.sleep(600)", "#"])
+        assert (executor.running(), executor.ended()) == (1, {})
+    finally:
+        executor.kill()
+
+
+@pytest.mark.slow
+def test_jobs_tell_how_they_ended(tmp_path):
+    """By submitit's executor for this machine, whose jobs are those of Slurm."""
+    pytest.importorskip("submitit", reason="submitit is not installed (extra slurm)")
+    executor = Slurm(2, tmp_path, {"timeout_min": "5"}, cluster="local")
+    executor.start("one", SAY)
+    executor.start("two", [sys.executable, "-c", "pass", "#"])
+    assert ended(executor) == {"one": 3, "two": 0}
+    assert executor.last_words("one").isdecimal()
+    executor.start("three", [sys.executable, "-c", "import time; time.sleep(600)", "#"])
+    assert (executor.running(), executor.ended()) == (1, {})
+    executor.kill()
+    assert ended(executor) == {"three": -1}
+
+
+@pytest.mark.slow
+def test_slurm_runs_a_worker(tmp_path):
+    pytest.importorskip("submitit", reason="submitit is not installed (extra slurm)")
+    if shutil.which("sbatch") is None:
+        with pytest.raises(Unavailable, match="no sbatch here; start the study where jobs are"):
+            Slurm(1, tmp_path, {})
+        pytest.skip("this machine has no sbatch")
+    executor = Slurm(1, tmp_path, {"timeout_min": "5"})
+    executor.start("one", SAY)
+    assert ended(executor) == {"one": 3}

@@ -1,0 +1,316 @@
+"""Workers: each trial once, whoever vanishes, whatever the clock does; and what they tune."""
+
+import dataclasses
+import threading
+import time
+
+import pytest
+
+from fpnlab.config import config_hash, points, resolved, trials, validate
+from fpnlab.study import worker
+from fpnlab.study.files import FolderLocked, RunFolderError
+from fpnlab.study.ledger import Entry, Ledger
+from fpnlab.study.plan import Axis, Study, Tune
+from fpnlab.study.signals import Stop
+from fpnlab.study.trial import Interrupted
+from fpnlab.study.worker import Site, Watcher, open_site, work
+
+LAYER = {"kind": "layer_norm", "axes": "hwc"}
+GRID = Study(
+    axes=(Axis(field="train.batch_size", values=(2, 4)),),
+    seeds=(0, 1),
+    arms={"BN": {}, "LN": {"model.backbone.norm": LAYER}},
+    metric="AP50",
+)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Leases and looks of fractions of a second."""
+    monkeypatch.setattr(worker, "LEASE_SECONDS", 0.6)
+    monkeypatch.setattr(worker, "TICK_SECONDS", 0.02)
+
+
+VALIDATION = object()
+"""Stands for the data of which images are held out."""
+
+
+@pytest.fixture
+def make_site(experiment, dataset, tmp_path):
+    def make(study=GRID, base=experiment):
+        studied = dataclasses.replace(base, study=study)
+        ledger = Ledger(tmp_path / "ledger.sqlite", journal="wal")
+        ledger.expect(
+            Entry(t.name, config_hash(t.experiment), t.cell, t.split) for t in trials(studied)
+        )
+        return Site(tmp_path, studied, {p.name: p for p in points(studied)}, dataset, ledger)
+
+    return make
+
+
+def result_of(trial, ap=0.5, **fields):
+    metrics = {source: {"AP50": ap} for source in ("running", "precise", "batch")}
+    names = {"trial": trial.name, "arm": trial.arm, "axis_value": trial.axis_value}
+    base = {"seed": trial.seed, "tuned": trial.tuned, "status": "done", "error": None}
+    return {**names, **base, "metrics": metrics, "diagnostics": {"big": [0] * 100}} | fields
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Puts a function (trial, dataset, folder, stop) in the place of training."""
+
+    def put(run):
+        def run_trial(trial, dataset, folder, *, stop, report):
+            return run(trial, dataset, folder, stop)
+
+        monkeypatch.setattr(worker, "run_trial", run_trial)
+
+    return put
+
+
+class Told(Watcher):
+    """A watcher that notes what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def begin(self, trial):
+        self.told.append(("begin", trial.name))
+
+    def pause(self, trial):
+        self.told.append(("pause", trial.name))
+
+    def end(self, trial, result):
+        self.told.append(("end", trial.name))
+
+
+def go(site, owner="x", stop=None, **kwargs):
+    told = Told()
+    work(site, owner, stop=stop or Stop(), watcher=told, **kwargs)
+    return told.told
+
+
+def statuses(site):
+    return [row.status for row in site.ledger.rows().values()]
+
+
+def test_workers_side_by_side_run_each_trial_once(make_site, pretend):
+    site, ran = make_site(), []
+
+    def run(trial, *_):
+        ran.append((threading.current_thread().name, trial.name))
+        time.sleep(0.05)
+        return result_of(trial)
+
+    pretend(run)
+    workers = [threading.Thread(target=go, args=(site, owner), name=owner) for owner in "abc"]
+    for thread in workers:
+        thread.start()
+    for thread in workers:
+        thread.join()
+    assert sorted(name for _, name in ran) == sorted(site.points)
+    assert len({owner for owner, _ in ran}) > 1
+    assert set(statuses(site)) == {"done"}
+    assert all("diagnostics" not in result for result in site.ledger.results().values())
+
+
+def test_a_trial_longer_than_its_lease_stays_its_workers(make_site, pretend):
+    site = make_site()
+    first = next(iter(site.points))
+    taken = []
+
+    def run(trial, *_):
+        end = time.monotonic() + 1.5
+        while trial.name == first and time.monotonic() < end:
+            taken.append(site.ledger.rows()[first].owner)
+            time.sleep(0.02)
+        return result_of(trial)
+
+    pretend(run)
+    other = threading.Thread(target=go, args=(site, "other"))
+    threading.Timer(0.2, other.start).start()
+    go(site, "x")
+    other.join()
+    assert len(set(taken)) == 1
+    assert site.ledger.rows()[first].attempts == 1
+
+
+def test_a_worker_that_loses_its_lease_stops_and_writes_nothing(make_site, pretend):
+    site, ran = make_site(), []
+    first = next(iter(site.points))
+
+    def run(trial, dataset, folder, stop):
+        ran.append(trial.name)
+        if ran == [first]:
+            # As if the clock had jumped: another worker claims the trial.
+            site.ledger.reopen([first])
+            assert site.ledger.claim("other", 60.0) == first
+            while not stop.requested:
+                time.sleep(0.01)
+            raise Interrupted("saved")
+        return result_of(trial)
+
+    pretend(run)
+    stop = Stop()
+    threading.Timer(1.5, lambda: site.ledger.release(first, "other")).start()
+    told = go(site, stop=stop)
+    assert not stop.requested
+    assert told[:2] == [("begin", first), ("pause", first)]
+    assert ran.count(first) == 2
+    assert sorted(set(ran)) == sorted(site.points)
+    assert set(statuses(site)) == {"done"}
+
+
+def test_a_result_that_comes_after_the_lease_was_lost_is_not_written(make_site, pretend):
+    site = make_site()
+    first = next(iter(site.points))
+
+    def run(trial, *_):
+        if trial.name == first and site.ledger.rows()[first].owner == "x":
+            site.ledger.reopen([first])
+            site.ledger.claim("other", 60.0)
+            site.ledger.finish(first, "other", result_of(trial, by="other"))
+        return result_of(trial, by="x")
+
+    pretend(run)
+    told = go(site)
+    assert told[:2] == [("begin", first), ("pause", first)]
+    by = [result["by"] for result in site.ledger.results().values()]
+    assert by == ["other"] + ["x"] * 7
+
+
+def test_a_trial_whose_folder_is_locked_is_put_back_and_has_its_turn_later(make_site, pretend):
+    site, order = make_site(), []
+    first = next(iter(site.points))
+
+    def run(trial, *_):
+        order.append(trial.name)
+        if order.count(first) == 1 and trial.name == first:
+            raise FolderLocked("another process is running this")
+        return result_of(trial)
+
+    pretend(run)
+    told = go(site)
+    assert told[:3] == [("begin", first), ("pause", first), ("begin", order[1])]
+    assert order[1] != first
+    assert order.count(first) == 2
+    assert site.ledger.rows()[first].attempts == 1
+    assert set(statuses(site)) == {"done"}
+
+
+def test_what_a_vanished_worker_had_is_taken_up_when_its_lease_runs_out(make_site, pretend):
+    site = make_site()
+    first = site.ledger.claim("dead", 0.5)
+    pretend(lambda trial, *_: result_of(trial))
+    begun = time.monotonic()
+    told = go(site)
+    assert told[-1] == ("end", first)
+    assert time.monotonic() - begun > 0.3
+    assert site.ledger.rows()[first].attempts == 2
+
+
+@pytest.mark.parametrize("ask", ["ledger", "orphan", "signal"])
+def test_a_worker_that_is_to_stop_saves_and_gives_its_trial_back(ask, make_site, pretend):
+    site, stop, alone = make_site(), Stop(), []
+
+    def run(trial, dataset, folder, lease):
+        match ask:
+            case "ledger":
+                site.ledger.stop(True)
+            case "orphan":
+                alone.append(True)
+            case "signal":
+                stop.requested = True
+        while not lease.requested:
+            time.sleep(0.01)
+        raise Interrupted("stopped after step 2 of 4, saved")
+
+    pretend(run)
+    with pytest.raises(Interrupted, match="stopped after step 2"):
+        go(site, stop=stop, orphaned=lambda: bool(alone))
+    assert set(statuses(site)) == {"waiting"}
+    assert site.ledger.rows()[next(iter(site.points))].attempts == 0
+    with pytest.raises(Interrupted, match="stopped between two trials"):
+        go(site, stop=stop, orphaned=lambda: bool(alone))
+
+
+def test_a_trial_that_raises_leaves_its_trace_and_the_others_run(make_site, pretend):
+    site = make_site()
+    first = next(iter(site.points))
+
+    def run(trial, *_):
+        if trial.name == first:
+            raise RuntimeError("no such luck")
+        return result_of(trial)
+
+    pretend(run)
+    go(site)
+    assert statuses(site) == ["failed"] + ["done"] * 7
+    assert site.ledger.rows()[first].error == "RuntimeError: no such luck"
+    assert "no such luck" in (site.run_folder(first) / "error.txt").read_text()
+
+
+def test_a_ledger_that_cannot_be_used_ends_the_worker(make_site, pretend):
+    site = make_site()
+
+    def run(trial, *_):
+        site.ledger.path.write_bytes(b"x" * 9000)
+        return result_of(trial)
+
+    pretend(run)
+    with pytest.raises(RunFolderError, match="the ledger cannot be used"):
+        go(site)
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path):
+    with pytest.raises(RunFolderError, match="no study has begun in it"):
+        open_site(tmp_path)
+
+
+@pytest.fixture
+def tuned_site(make_site, held_out, experiment, monkeypatch):
+    """Two arms, two batch sizes, three rates each, one seed; and images for validation."""
+    tune = Tune(factors=(0.5, 1.0, 2.0), seed=9)
+    data = {"kind": "held_out", "image_size": 32, "validation": 0.25}
+    monkeypatch.setattr(worker, "load", lambda spec: VALIDATION if spec.validation else None)
+    return make_site(
+        dataclasses.replace(GRID, seeds=(0,), tune=tune),
+        validate(resolved(experiment) | {"data": data}),
+    )
+
+
+def test_the_best_rate_on_validation_images_is_that_of_the_trials_that_count(tuned_site, pretend):
+    seen = []
+    best = {("BN", 2): 0.04, ("BN", 4): 0.02, ("LN", 2): 0.01, ("LN", 4): 0.04}
+
+    def run(trial, dataset, folder, stop):
+        rate = trial.experiment.train.learning_rate
+        seen.append((trial.split, dataset is VALIDATION, folder.parent.name))
+        if trial.split == "test":
+            assert trial.tuned == {"train.learning_rate": rate}
+            return result_of(trial, rate=rate)
+        return result_of(trial, 1 - abs(rate - best[trial.arm, trial.axis_value]))
+
+    pretend(run)
+    go(tuned_site)
+    assert seen == [("validation", True, "tuning")] * 12 + [("test", False, "trials")] * 4
+    counted = [r for r in tuned_site.ledger.results().values() if "rate" in r]
+    assert {(r["arm"], r["axis_value"]): r["rate"] for r in counted} == best
+
+
+def test_trials_whose_tuning_failed_fail_too_and_say_why(tuned_site, pretend):
+    def run(trial, *_):
+        if trial.name == "bn-batch_size-2-learning_rate-0.02-seed-9":
+            raise OSError("no")
+        return result_of(trial)
+
+    pretend(run)
+    go(tuned_site)
+    rows = tuned_site.ledger.rows()
+    assert [name for name, row in rows.items() if row.status == "failed"] == [
+        "bn-batch_size-2-learning_rate-0.02-seed-9",
+        "bn-batch_size-2-seed-0",
+    ]
+    error = rows["bn-batch_size-2-seed-0"].error
+    assert error.startswith("TuningError: the tuning trial bn-batch_size-2-learning_rate-0.02-seed")
+    assert error.endswith("failed: OSError: no")

@@ -18,7 +18,7 @@ class TorchBlock(nn.Module):
     def __init__(self, block: Block):
         super().__init__()
         layers, inputs = [], block.inputs
-        for size, outputs, stride in block.branch:
+        for size, outputs, stride, _ in block.branch:
             layers += [conv_norm(inputs, outputs, size, stride), nn.ReLU(inplace=True)]
             inputs = outputs
         self.branch = nn.Sequential(*layers[:-1])

@@ -335,7 +335,8 @@ def apply_norm(
         case DynamicTanh():
             y = ops.dynamic_tanh(x, p.alpha, scale, bias)
         case NoNorm():
-            y = (x if scale is None else x * scale.astype(x.dtype)) + bias.astype(x.dtype)
+            wide = x.astype(bias.dtype)  # The sums of the gradients, too, are in float32.
+            y = ((wide if scale is None else wide * scale) + bias).astype(x.dtype)
     return y, state
 
 

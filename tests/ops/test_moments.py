@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from fpnlab.ops import moments
 from fpnlab.ops.moments import local_moments, mean_square, merge_moments, merge_over, rescale
 from fpnlab.types import Moments
 
@@ -52,17 +53,54 @@ def test_moments_agree_with_float64_however_large_the_mean(axes, masked, offset,
         assert found.count[:, 0, 0, 0].tolist() == pixels.tolist()
 
 
+BOUND = 32 * 4 * np.finfo(np.float32).eps
+
+
+def check_digits(shift, mean, square, x, axes):
+    """Of either way to choose a shift: the one of CPUs, and that of accelerators."""
+    exact, var = exact_moments(x, axes)
+    found = np.maximum(square - np.square(mean), 0)
+    np.testing.assert_allclose(found, var, rtol=BOUND, atol=1e-12)
+    np.testing.assert_allclose(shift + mean, exact, atol=BOUND * float(np.sqrt(var).max()) + 1e-12)
+
+
+WAYS = [moments._shift_by_part, moments._shift_if_far]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @hypothesis.given(st.integers(1, 50), st.floats(-1e6, 1e6), st.integers(0, 99))
 @hypothesis.settings(max_examples=20, deadline=None)
-def test_a_first_row_far_from_the_others_costs_few_digits(h, far, seed):
-    # The shift is the first rows' mean, the worst it can be.
+def test_a_first_row_far_from_the_others_costs_few_digits(way, h, far, seed):
+    # A shift that is the first rows' mean is the worst it can be.
     x = np.random.default_rng(seed).normal(size=(1, h, 2, 1)).astype(np.float32)
     x[:, : max(h // 16, 1)] += np.float32(far)
-    found, _ = local_moments(jnp.asarray(x), (1, 2))
-    mean, var = exact_moments(x, (1, 2))
-    bound = 32 * 4 * np.finfo(np.float32).eps
-    np.testing.assert_allclose(found.var, var, rtol=bound, atol=1e-12)
-    np.testing.assert_allclose(found.mean, mean, atol=bound * float(np.sqrt(var).max()) + 1e-12)
+    check_digits(*way((1, 2), jnp.asarray(x)), x, (1, 2))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("deviations", [0.0, 2.0, 3.1, 3.3, 30.0, 1e4])
+def test_a_mean_of_any_size_costs_few_digits(way, axes, deviations, key):
+    x = jax.random.normal(key, (2, 16, 9, 8))
+    # One of the sets of values lies apart from the others, which need no shift.
+    x = x.at[1:, 3:4, 2:3].add(jnp.float32(deviations)) if axes == (3,) else x
+    x = x if axes == (3,) else (x + deviations).at[0].add(-deviations)
+    check_digits(*way(axes, x), x, axes)
+
+
+def test_a_shift_is_taken_only_where_the_mean_is_far(key):
+    x = jax.random.normal(key, (2, 16, 9, 8))
+    shift, *_ = moments._shift_if_far((1, 2), x)
+    assert not shift.any()
+    shift, *_ = moments._shift_if_far((1, 2), x.at[1, ..., 3].add(7.0))
+    np.testing.assert_allclose(shift[1, 0, 0, 3], 7.0, atol=0.5)
+
+
+def test_squares_that_overflow_are_no_reason_to_lose_the_variance(key):
+    x = 3e19 + 1e18 * jax.random.normal(key, (1, 16, 9, 8))
+    found, _ = local_moments(x, (1, 2))
+    _, var = exact_moments(x, (1, 2))
+    np.testing.assert_allclose(found.var, var, rtol=1e-4)
 
 
 def test_equal_values_have_no_variance_and_never_a_negative_one():

@@ -18,8 +18,9 @@ import numpy as np
 import pydantic
 
 from fpnlab.data.augment import Augment
+from fpnlab.data.augment_images import AugmentImages
+from fpnlab.data.load import Data, LabelData
 from fpnlab.data.scenes import CLASS_NAMES, Scenes
-from fpnlab.data.voc import Voc
 from fpnlab.evaluate.detection import Evaluate
 from fpnlab.model.detector import (
     Detector,
@@ -28,10 +29,28 @@ from fpnlab.model.detector import (
     detector_anchors,
     init_detector,
 )
-from fpnlab.study.plan import Point, Study, applied, held_out, planned
-from fpnlab.train.objective import Objective, detection_loss
+from fpnlab.study.plan import (
+    ClassificationMetric,
+    DetectionMetric,
+    Point,
+    Study,
+    applied,
+    held_out,
+    planned,
+)
+from fpnlab.train.objective import CrossEntropy, Objective, detection_loss
 from fpnlab.train.step import Train, grouped_for
-from fpnlab.types import Batch, Mode, spec
+from fpnlab.train.task import Model, init_model, model_loss
+from fpnlab.types import Batch, LabelledBatch, Mode, spec
+
+DETECTION = {"model": "detector", "objective": "detection", "augment": "detection"}
+"""The kinds that images with boxes ask for."""
+CLASSIFICATION = {
+    "model": "classifier",
+    "objective": "cross_entropy",
+    "augment": "classification",
+}
+"""The kinds that images with a label each ask for."""
 
 
 class ConfigError(ValueError):
@@ -42,19 +61,22 @@ class ConfigError(ValueError):
 
 @spec
 class Experiment:
-    """One training run, or with `study` a grid of them."""
+    """One training run, or with `study` a grid of them.
+
+    The kinds of `model`, `objective` and `augment` are those of the data's task.
+    """
 
     question: str = ""
     """What the experiment is to answer; heads the report."""
     seed: int = 0
     """Of the parameters, the data order and the augmentation."""
-    data: Scenes | Voc
-    """Images and boxes."""
-    augment: Augment | None = None
+    data: Data
+    """Images, with boxes or with a label each."""
+    augment: Augment | AugmentImages | None = None
     """Random views of the training images; none: the images as they are."""
-    model: Detector
+    model: Model
     """What is trained."""
-    objective: Objective = Objective()
+    objective: Objective | CrossEntropy = Objective()
     """What it is trained for."""
     train: Train
     """How it is trained."""
@@ -75,6 +97,11 @@ class Experiment:
                 f"log_examples is {self.log_examples} and checkpoint_seconds "
                 f"{self.checkpoint_seconds}; they must be at least 1 and 0"
             )
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kinds that the data ask for, by field."""
+        return CLASSIFICATION if isinstance(self.data, LabelData) else DETECTION
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -142,12 +169,13 @@ def load(path: str | pathlib.Path, overrides: Iterable[tuple[str, str]] = ()) ->
 def validate(table: dict[str, Any]) -> Experiment:
     """Returns the experiment in ``table``, checked as far as that goes without data or training.
 
-    The text "none" is None, for which TOML has no word (but a ``kind`` may have that name).
+    The text "none" is None, for which TOML has no word (but a ``kind`` may have that name). The
+    kinds that follow from the data's, and the metric of a study, may be left out.
 
     Raises:
       ConfigError: unknown fields, wrong types, impossible combinations; all of them.
     """
-    table = _with_none(table)
+    table = _with_kinds(_with_none(table))
     faults = list(_not_finite(table))
     try:
         # Strict, in JSON mode: "8" is no number, but a list may be a tuple.
@@ -292,8 +320,26 @@ def _adapter():
     return pydantic.TypeAdapter(Experiment)
 
 
+def _with_kinds(table):
+    """Returns ``table`` with what follows from the kind of its data, where it says nothing."""
+    data = table.get("data")
+    labelled = {member.kind for member in spec_members(LabelData)}
+    classified = isinstance(data, dict) and data.get("kind") in labelled
+    kinds = CLASSIFICATION if classified else DETECTION
+    filled = {"objective": {}} | table
+    for field, kind in kinds.items():
+        if isinstance(filled.get(field), dict):
+            filled[field] = {"kind": kind} | filled[field]
+    if classified and isinstance(table.get("study"), dict):
+        filled["study"] = {"metric": "accuracy"} | table["study"]
+    return filled
+
+
 def _combinations(experiment):
     """Yields what is wrong with fields that are each right by themselves."""
+    if wrong := list(_misfits(experiment)):
+        yield from wrong
+        return
     names = experiment.class_names
     if experiment.model.classes != len(names):
         yield (
@@ -302,14 +348,55 @@ def _combinations(experiment):
         )
     batch_size = experiment.train.batch_size
     model = grouped_for(experiment.train, experiment.model)
+    trace = _trace_detector if isinstance(model, Detector) else _trace_classifier
     try:
-        _trace(model, experiment.objective, experiment.image_size, batch_size)
+        trace(model, experiment.objective, experiment.image_size, batch_size)
     except ValueError as error:
         yield f"model: {error} (at train.batch_size = {batch_size})"
 
 
+def _misfits(experiment):
+    """Yields what belongs to another task than the data."""
+    classified = isinstance(experiment.data, LabelData)
+    what = "a label each" if classified else "boxes"
+    for field, kind in experiment.kinds.items():
+        value = getattr(experiment, field)
+        if value is not None and value.kind != kind:
+            yield (
+                f"{field}.kind: is {value.kind!r}, but {experiment.data.kind} data have {what}; "
+                f"set {field}.kind = {kind!r}, or choose other data"
+            )
+    if (study := experiment.study) is not None:
+        known = typing.get_args(ClassificationMetric if classified else DetectionMetric)
+        if study.metric not in known:
+            yield (
+                f"study.metric: is {study.metric!r}, but {experiment.data.kind} data have {what}; "
+                f"these are measured: {', '.join(known)}"
+            )
+
+
 @functools.lru_cache(maxsize=256)
-def _trace(detector, objective, image_size, batch_size):
+def _trace_classifier(classifier, objective, image_size, batch_size):
+    """Runs the shapes of a batch through the model and its loss."""
+    shape = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
+    batch = LabelledBatch(
+        images=shape((batch_size, *image_size, 3)),
+        labels=shape((batch_size,)),
+        index=shape((batch_size,)),
+    )
+
+    def run(batch):
+        key = jax.random.key(0)
+        params, state = init_model(key, classifier)
+        return model_loss(
+            classifier, objective, params, state, batch, Mode.TRAIN, precision="float32", key=key
+        )
+
+    jax.eval_shape(run, batch)
+
+
+@functools.lru_cache(maxsize=256)
+def _trace_detector(detector, objective, image_size, batch_size):
     """Runs the shapes of a batch through the model, its loss and its detections."""
     anchors = detector_anchors(detector, *image_size)
     batch = Batch(

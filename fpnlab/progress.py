@@ -98,7 +98,8 @@ class Watcher(worker.Watcher):
             text = f"failed: {result['error']}"
         else:
             found = result["metrics"]["running"]
-            text = f"{result['status']}  AP {_points(found['AP'])}  AP50 {_points(found['AP50'])}"
+            first = list(found.items())[:2]
+            text = "  ".join([result["status"], *(f"{n} {_points(v)}" for n, v in first)])
             text += "  (was finished)" if took is None else f"  in {clock(took)}"
         self.console.print(f"{title}  {text}", markup=False)
         self.printed = time.monotonic()

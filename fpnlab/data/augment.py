@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,9 @@ from fpnlab.types import Batch, Key, spec
 
 @spec
 class Augment:
-    """What is drawn anew each time a training image is seen."""
+    """What is drawn anew each time a training image with boxes is seen."""
 
+    kind: Literal["detection"] = "detection"
     flip: float = 0.5
     """Probability of a mirror image, left to right."""
     scale: tuple[float, float] = (1.0, 1.0)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ class AugmentImages:
     Padding, random crops of the old size and mirror images: arXiv:1512.03385, section 4.2.
     """
 
+    kind: Literal["classification"] = "classification"
     flip: float = 0.5
     """Probability of a mirror image, left to right."""
     pad: int = 4

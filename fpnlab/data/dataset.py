@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 
 from fpnlab.types import Batch, LabelledBatch
 
-Images = TypeVar("Images", Batch, LabelledBatch)
+Images = TypeVar("Images", bound=Batch | LabelledBatch)
 """Images with boxes, or with labels."""
 
 FAULTS_SHOWN = 10

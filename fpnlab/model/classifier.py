@@ -1,6 +1,7 @@
 """The classifier: a backbone, its last map averaged over space, and one dense layer."""
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from fpnlab.types import Key, Mode, spec, tree
 class Classifier:
     """A residual network with global average pooling and a dense layer (arXiv:1512.03385)."""
 
+    kind: Literal["classifier"] = "classifier"
     classes: int
     """Number of classes; equal to that of the data."""
     backbone: ResNet

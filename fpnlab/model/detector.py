@@ -1,5 +1,7 @@
 """The one-stage detector: backbone, neck and head composed, and boxes read off their outputs."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,7 @@ class Postprocess:
 class Detector:
     """A RetinaNet: ResNet, feature pyramid and shared dense head (arXiv:1708.02002)."""
 
+    kind: Literal["detector"] = "detector"
     classes: int
     """Number of classes; equal to that of the data."""
     backbone: ResNet

@@ -1,7 +1,7 @@
-"""Boxes drawn on pictures."""
+"""Pictures with boxes drawn on them, or with labels under them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -11,10 +11,15 @@ PALETTE = ("#e69f00", "#56b4e9", "#cc79a7", "#f0e442", "#009e73", "#d55e00", "#0
 up. The brighter ones come first, for they must stand out from a picture."""
 TRUTH = "#ffffff"
 SHADOW = "#101010"
+RIGHT, WRONG = "#009e73", "#d55e00"
 SIDE = 320
 """Pixels that the long side of a small picture is enlarged to, at least."""
 CROWD = 8
 """Boxes with scores in a picture beyond which labels give the score alone."""
+THUMB = 160
+"""The same of a picture with a label."""
+CAPTION = 36
+"""Pixels under a picture for what it shows and what was said of it."""
 GAP = 6
 
 
@@ -55,13 +60,9 @@ def draw_boxes(
     Raises:
         ValueError: If ``images`` holds no image of three channels.
     """
-    if images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
-        raise ValueError(f"draw_boxes: images must be [n, h, w, 3], n > 0; got {images.shape}")
-    scale = scale or math.ceil(SIDE / max(images.shape[1:3]))
     tiles = []
-    for i, pixels in enumerate(np.clip(images, 0, 255).astype(np.uint8)):
-        tile = Image.fromarray(pixels)
-        tile = tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST)
+    for i, tile in enumerate(_enlarged(images, SIDE, scale)):
+        scale = tile.width // images.shape[2]
         if truth is not None:
             _draw_truth(tile, truth[0][i][truth[1][i]] * scale)
         named = class_names if scores is None or valid[i].sum() <= CROWD else None
@@ -73,6 +74,55 @@ def draw_boxes(
         _draw_found(tile, boxes[i][valid[i]] * scale, labels, colours)
         tiles.append(tile)
     return _grid(tiles, min(columns, len(tiles)))
+
+
+def draw_labels(
+    images: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    shares: np.ndarray | None = None,
+    columns: int = 4,
+) -> Image.Image:
+    """Returns the images in a grid, row by row, each above its class and the one predicted.
+
+    A prediction stands with its probability, green where it is right and orange where it is not.
+
+    Args:
+        images: ``[n, h, w, 3]``, 0 to 255.
+        labels: ``[n]``, 0 to k - 1.
+        class_names: The k names.
+        shares: ``[n, k]``, predicted probabilities of the classes; None for no predictions.
+        columns: Images in a row of the grid.
+
+    Raises:
+        ValueError: If ``images`` holds no image of three channels.
+    """
+    font = ImageFont.load_default(size=13)
+    tiles = []
+    for i, picture in enumerate(_enlarged(images, THUMB)):
+        tile = Image.new("RGB", (picture.width, picture.height + CAPTION), "white")
+        tile.paste(picture, (0, 0))
+        pen = ImageDraw.Draw(tile)
+        at = picture.height + 2
+        pen.text((2, at), _label(class_names, int(labels[i]), None), fill=SHADOW, font=font)
+        if shares is not None:
+            guess = int(shares[i].argmax())
+            text = _label(class_names, guess, float(shares[i, guess]))
+            colour = RIGHT if guess == labels[i] else WRONG
+            pen.text((2, at + 16), text, fill=colour, font=font)
+        tiles.append(tile)
+    return _grid(tiles, min(columns, len(tiles)))
+
+
+def _enlarged(images: np.ndarray, side: int, scale: int | None = None) -> Iterator[Image.Image]:
+    """Yields the pictures with every pixel repeated until the long side is ``side``, at least."""
+    if images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
+        raise ValueError(f"pictures to draw must be [n, h, w, 3], n > 0; got {images.shape}")
+    scale = scale or math.ceil(side / max(images.shape[1:3]))
+    for pixels in np.clip(images, 0, 255).astype(np.uint8):
+        tile = Image.fromarray(pixels)
+        size = (tile.width * scale, tile.height * scale)
+        yield tile.resize(size, Image.Resampling.NEAREST)
 
 
 def _label(class_names: Sequence[str] | None, index: int, score: float | None) -> str:

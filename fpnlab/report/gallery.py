@@ -1,4 +1,4 @@
-"""Pictures with true and predicted boxes, from the ``gallery.npz`` of a trial."""
+"""Pictures with what is true and what was predicted, from the ``gallery.npz`` of a trial."""
 
 import dataclasses
 import pathlib
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fpnlab.report.draw import draw_boxes
+from fpnlab.report.draw import draw_boxes, draw_labels
 from fpnlab.report.folder import Study, Trial
 
 LARGEST_FILE = 300_000
@@ -31,10 +31,11 @@ def draw_gallery(
     pictures: int = 4,
     columns: int = 2,
 ) -> None:
-    """Writes the first pictures of a trial's gallery, with true and predicted boxes, to ``path``.
+    """Writes the first pictures of a trial's gallery, with truth and predictions, to ``path``.
 
-    Of the predictions, an image shows the best-scored ones, as many as it has true boxes: a rule
+    Of predicted boxes, an image shows the best-scored ones, as many as it has true boxes: a rule
     that needs no score threshold, which would favour the detector with the larger scores.
+    Pictures with labels are small: all of them are shown, four in a row.
 
     Raises:
         ValueError: If the trial has no gallery.
@@ -42,7 +43,12 @@ def draw_gallery(
     if trial.gallery is None:
         raise ValueError(f"trial {trial.name} has no gallery.npz; choose() gives trials that do")
     with np.load(trial.gallery) as file:
-        arrays = {name: file[name][:pictures] for name in file.files}
+        arrays = {name: file[name] for name in file.files}
+    if "labels" in arrays:
+        told = (arrays["images"], arrays["labels"], class_names, arrays["shares"])
+        _save_small(draw_labels(*told), path)
+        return
+    arrays = {name: values[:pictures] for name, values in arrays.items()}
     wanted = arrays["truth_valid"].sum(axis=1, keepdims=True)
     # Detections are sorted by score, invalid ones last.
     shown = arrays["valid"] & (np.arange(arrays["valid"].shape[1]) < wanted)

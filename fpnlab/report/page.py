@@ -54,6 +54,7 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
         "losses": _draw_losses(study, folder),
         "inside": _draw_sketches(study_sketches(study, axis_label), folder),
         "galleries": _draw_galleries(study, class_names, folder),
+        "boxes": _has_boxes(study.trials),
         "legend": _legend(class_names),
         "sections": _draw_summary(study.summary, folder) if study.summary else {},
     }
@@ -85,6 +86,7 @@ def write_run_report(run_dir: str | pathlib.Path) -> pathlib.Path:
         "class_names": class_names,
         "pictures": _draw_run(trial, class_names, folder),
         "inside": _draw_sketches(run_sketches(trial), folder),
+        "boxes": _has_boxes([trial]),
         "legend": _legend(class_names),
         "evaluations": trial.result.get("metrics") or {},
     }
@@ -203,7 +205,9 @@ def _draw_run(trial: Trial, class_names: Sequence[str], folder: pathlib.Path) ->
         drawn["gallery"] = _embed(
             folder / "gallery.png",
             lambda path: gallery.draw_gallery(trial, class_names, path, pictures=6, columns=3),
-            "Test pictures, as many predictions in each as it has true boxes.",
+            "Test pictures, as many predictions in each as it has true boxes."
+            if _has_boxes([trial])
+            else "Test pictures: under each its class, and the one predicted with its probability.",
         )
     return drawn
 
@@ -229,6 +233,11 @@ def _state(study: Study) -> str:
 
 def _legend(class_names: Sequence[str]) -> list[tuple[str, str]]:
     return [(name, class_colour(i)) for i, name in enumerate(class_names)]
+
+
+def _has_boxes(trials: Sequence[Trial]) -> bool:
+    """Whether the networks were detectors, by what was measured of them."""
+    return any("AP" in m for trial in trials for m in trial.result.get("metrics", {}).values())
 
 
 def _slug(name: str) -> str:

@@ -27,6 +27,8 @@ TRIAL_FIELDS = (
 def write_csv(study: Study, path: pathlib.Path) -> None:
     """Writes a row for each trial and evaluation; metrics from 0 to 1, as in ``result.json``.
 
+    The test loss of classifiers, in nats, comes last.
+
     A trial without a measurement has one row, whose evaluation and metrics are empty. The axis
     value's column has the axis's name.
     """
@@ -42,11 +44,14 @@ def write_csv(study: Study, path: pathlib.Path) -> None:
     fields = [axis if field == "axis_value" else field for field in TRIAL_FIELDS]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*fields, "examples_per_second", "evaluation", *metrics])
+        losses = {t.name: t.result.get("test_loss") or {} for t in study.trials}
+        last = ["test_loss"] if any(losses.values()) else []
+        writer.writerow([*fields, "examples_per_second", "evaluation", *metrics, *last])
         for trial in study.trials:
             own = [_own(trial, field) for field in TRIAL_FIELDS]
             for evaluation, numbers in (trial.result.get("metrics") or {"": {}}).items():
                 measured = [numbers.get(metric) for metric in metrics]
+                measured += [losses[trial.name].get(evaluation)] if last else []
                 writer.writerow([*own, examples_per_second(trial), evaluation, *measured])
 
 

@@ -40,6 +40,12 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+def _unit(summary: dict[str, Any]) -> str:
+    """What a number counts: "AP" is a unit of its own, "points of accuracy" are not."""
+    metric = summary["metric"]
+    return metric if metric.startswith("AP") else f"points of {metric}"
+
+
 def _main(summary: dict[str, Any], part: str, evaluation: str) -> list[Row]:
     """The rows of a part that are about the study's metric under one evaluation."""
     wanted = (summary["metric"], evaluation)
@@ -75,7 +81,7 @@ def _way(summary: dict[str, Any], row: Row) -> str:
 def _shift(summary: dict[str, Any], row: Row) -> str:
     way, arm, reference = _way(summary, row), row["arm"], row["reference"]
     topic = f"{way}, the shift from {reference} towards {arm} in {summary['metric']}"
-    to_arm, back = (f"shifts by {{}} {summary['metric']} towards {a}" for a in (arm, reference))
+    to_arm, back = (f"shifts by {{}} {_unit(summary)} towards {a}" for a in (arm, reference))
     return _compare(row, f"{way}, the balance", to_arm, back, topic)
 
 
@@ -83,20 +89,20 @@ def _difference(summary: dict[str, Any], row: Row) -> str:
     metric, arm, reference = summary["metric"], row["arm"], row["reference"]
     place = f"At {summary['axis_label']} {row['axis_value']}"
     topic = f"{place}, the difference {arm} minus {reference} in {metric}"
-    above, below = (f"is {{}} {metric} {side} {reference}" for side in ("above", "below"))
+    above, below = (f"is {{}} {_unit(summary)} {side} {reference}" for side in ("above", "below"))
     return _compare(row, f"{place}, {arm}", above, below, topic)
 
 
 def _change(summary: dict[str, Any], row: Row) -> str:
     metric, way = summary["metric"], _way(summary, row)
     topic = f"{way}, the change of {row['arm']} in {metric}"
-    above, below = f"gains {{}} {metric}", f"loses {{}} {metric}"
+    above, below = (f"{verb} {{}} {_unit(summary)}" for verb in ("gains", "loses"))
     return _compare(row, f"{way}, {row['arm']}", above, below, topic)
 
 
 def _recovery(summary: dict[str, Any]) -> Iterator[str]:
     """What precise and batch statistics change at the smallest axis value."""
-    metric, label = summary["metric"], summary["axis_label"]
+    label = summary["axis_label"]
     lost = {row["arm"]: row for row in _main(summary, "changes", "running")}
     names = {
         "precise": "statistics re-estimated after training",
@@ -109,12 +115,13 @@ def _recovery(summary: dict[str, Any]) -> Iterator[str]:
                 continue
             place = f"At {label} {row['axis_value']}"
             topic = f"{place}, what {name} change for {row['arm']}"
-            base = f"{metric} than the running ones"
+            base = f"{_unit(summary)} than the running ones"
             more, less = f"{{}} more {base}", f"{{}} less {base}"
             sentence = _compare(row, f"{place}, {name} give {row['arm']}", more, less, topic)
             if row["verdict"] == "above" and change["verdict"] == "below":
+                unit, start = _unit(summary), change["start"]
                 share = round(-100 * row["mean"] / change["mean"])
-                loss = f"{number(-change['mean'])} {metric} lost since {label} {change['start']}"
+                loss = f"{number(-change['mean'])} {unit} lost since {label} {start}"
                 sentence = f"{sentence} That is {share} % of the {loss}."
             yield sentence
 
@@ -144,7 +151,7 @@ def _best(summary: dict[str, Any]) -> Iterator[str]:
     if (row := summary["best"]) is not None:
         place = _place(summary, row["arm"], row["axis_value"])
         spread = _interval(row) if row["n"] > 1 else "1 seed"
-        yield f"The best mean is {number(row['mean'])} {summary['metric']}: {place} ({spread})."
+        yield f"The best mean is {number(row['mean'])} {_unit(summary)}: {place} ({spread})."
 
 
 def _left_out(summary: dict[str, Any]) -> Iterator[str]:

@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 from fpnlab.types import spec
 
+DetectionMetric = Literal["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
+ClassificationMetric = Literal["accuracy", "top5"]
+
 
 @spec
 class Range:
@@ -127,8 +130,8 @@ class Study:
     """Seeds of parameters and data order; arms are paired by them."""
     arms: dict[str, dict[str, Any]]
     """What is compared: by name, the dotted fields that an arm sets. The first is the baseline."""
-    metric: Literal["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"] = "AP"
-    """The number on which the report's findings rest."""
+    metric: Literal[DetectionMetric, ClassificationMetric] = "AP"
+    """The number on which the report's findings rest; of classifiers, accuracy."""
     tune: Tune | None = None
     """A field to tune on validation images for each arm and axis value; none: nothing."""
 

@@ -1,17 +1,22 @@
 """A look at data and predictions, before or after training."""
 
+import functools
 import pathlib
 
+import jax
 import numpy as np
 from PIL import Image
 
 from fpnlab.config import Experiment, read_run
 from fpnlab.data.dataset import Dataset, take
+from fpnlab.evaluate.accuracy import class_logits
 from fpnlab.evaluate.detection import detections
-from fpnlab.report.draw import draw_boxes
+from fpnlab.report.draw import draw_boxes, draw_labels
 from fpnlab.study.files import RunFolderError
-from fpnlab.study.trial import restored_state, training_view
-from fpnlab.types import Mode
+from fpnlab.study.trial import restored_state, training_view, weights
+from fpnlab.types import LabelledBatch, Mode
+
+COLUMNS = 4
 
 
 def draw(
@@ -23,12 +28,14 @@ def draw(
     count: int,
     score: float,
 ) -> Image.Image:
-    """Returns a sheet of the first images with their true boxes and those that a run finds.
+    """Returns a sheet of the first images with their truth and with what a run finds in them.
+
+    The truth is boxes or a label, as the data have it.
 
     Args:
       experiment: whose images, in whose order and views.
       dataset: its data.
-      run: folder whose last checkpoint predicts; None to draw true boxes alone.
+      run: folder whose last checkpoint predicts; None to draw the truth alone.
       split: ``test``, or ``train`` for images in the order and views of training.
       count: number of images; no more than there are.
       score: lowest score of a predicted box.
@@ -42,39 +49,54 @@ def draw(
         batch = training_view(experiment, dataset, min(count, len(dataset.train.images)))
     else:
         batch = take(dataset.test, np.arange(min(count, len(dataset.test.images))))
-    if run is None:
-        return draw_boxes(
-            batch.images,
-            batch.boxes,
-            batch.classes,
-            batch.valid,
-            dataset.class_names,
-            columns=4,
-        )
-    trained = read_run(run)
-    if trained.class_names != dataset.class_names:
+    trained = None if run is None else read_run(run)
+    if trained and trained.class_names != dataset.class_names:
         raise RunFolderError(
             f"{run}: it was trained to find {', '.join(trained.class_names)}, but the data has "
             f"{', '.join(dataset.class_names)}; give the run's own config"
         )
+    draw = _draw_labels if isinstance(batch, LabelledBatch) else _draw_boxes
+    return draw(trained, run, batch, dataset.class_names, score)
+
+
+def _draw_labels(trained, run, batch, class_names, score):
+    del score  # Of labels there is always one.
+    shares = None
+    if trained is not None:
+        state = restored_state(run, trained)
+        predict = _predicting(class_logits, trained, state, batch)
+        shares = np.asarray(jax.nn.softmax(predict(images=batch.images)))
+    labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(-1)  # mixed ones
+    return draw_labels(batch.images, labels, class_names, shares, columns=COLUMNS)
+
+
+def _draw_boxes(trained, run, batch, class_names, score):
+    if trained is None:
+        arrays = (batch.images, batch.boxes, batch.classes, batch.valid)
+        return draw_boxes(*arrays, class_names, columns=COLUMNS)
     state = restored_state(run, trained)
-    found = detections(
-        trained.model,
-        state.params if state.average is None else state.average,
-        state.state,
-        test=batch,
-        mode=Mode.EVAL,
-        batch_size=min(len(batch.images), trained.evaluate.batch_size),
-        precision=trained.train.precision,
-    )
+    found = _predicting(detections, trained, state, batch)(test=batch)
     scores = np.asarray(found.scores)
     return draw_boxes(
         batch.images,
         np.asarray(found.boxes),
         np.asarray(found.classes),
         np.asarray(found.valid) & (scores >= score),
-        dataset.class_names,
+        class_names,
         scores,
         truth=(batch.boxes, batch.valid),
-        columns=4,
+        columns=COLUMNS,
+    )
+
+
+def _predicting(predict, trained, state, batch):
+    """Returns ``predict`` by the weights and running statistics of a run."""
+    return functools.partial(
+        predict,
+        trained.model,
+        weights(state),
+        state.state,
+        mode=Mode.EVAL,
+        batch_size=min(len(batch.images), trained.evaluate.batch_size),
+        precision=trained.train.precision,
     )

@@ -5,7 +5,6 @@ A run folder holds ``config.json`` (resolved) and ``env.json``, written before t
 ``gallery.npz`` and ``result.json``. A run whose ``result.json`` is there is never run again.
 """
 
-import dataclasses
 import functools
 import json
 import math
@@ -19,9 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fpnlab.config import Experiment, Trial, config_hash, resolved
-from fpnlab.data.augment import augment
 from fpnlab.data.dataset import Dataset, stream_order, take
-from fpnlab.evaluate.detection import evaluate_detector
 from fpnlab.model.norm import NormState
 from fpnlab.ops.keys import named_key
 from fpnlab.study.diagnosis import diagnose, rate_logs
@@ -36,12 +33,12 @@ from fpnlab.study.files import (
     writing,
 )
 from fpnlab.study.signals import Stop
+from fpnlab.study.task import evaluated, measure, random_views, without_loss
 from fpnlab.train.checkpoint import Checkpoints
 from fpnlab.train.fit import fit
 from fpnlab.train.step import TrainState, init_train, train_step
-from fpnlab.types import Batch
+from fpnlab.types import Batch, LabelledBatch
 
-GALLERY_IMAGES = 12
 VIEW_CHUNK = 64
 PROGRAMS_KEPT = 64
 """A study goes through all its arms and values for each seed: fewer would compile them anew."""
@@ -106,8 +103,8 @@ def training_step(experiment: Experiment) -> Callable[..., tuple[TrainState, dic
 
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
 def _jitted_step(model, objective, train, augmentation):
-    def step(state: TrainState, split: Batch, indices, positions, key):
-        batch = _view(augmentation, take(split, indices), positions, key)
+    def step(state: TrainState, split: Batch | LabelledBatch, indices, positions, key):
+        batch = _view(model, augmentation, take(split, indices), positions, key)
         return train_step(model, objective, train, state, batch)
 
     return jax.jit(step, donate_argnums=0)
@@ -205,7 +202,8 @@ def evaluate_run(
       CheckpointError: none is sound.
     """
     state, views = restored_state(folder, experiment), _views(experiment, dataset)
-    return _evaluated(experiment, dataset, state, views).metrics
+    found = evaluated(experiment, dataset, weights(state), state.state, views)
+    return without_loss(found)[0]
 
 
 def restored_state(folder: pathlib.Path, experiment: Experiment) -> TrainState:
@@ -219,7 +217,7 @@ def restored_state(folder: pathlib.Path, experiment: Experiment) -> TrainState:
     return found[1]
 
 
-def training_view(experiment: Experiment, dataset: Dataset, count: int) -> Batch:
+def training_view(experiment: Experiment, dataset: Dataset, count: int) -> Batch | LabelledBatch:
     """Returns the first ``count`` images of training, as training sees them, in host memory."""
     order = stream_order(experiment.seed, len(dataset.train.images), 0, count)
     positions = np.arange(count, dtype=np.uint32)
@@ -228,6 +226,7 @@ def training_view(experiment: Experiment, dataset: Dataset, count: int) -> Batch
     parts = [
         jax.device_get(
             _view(
+                experiment.model,
                 experiment.augment,
                 jax.tree.map(jnp.asarray, take(dataset.train, order[i : i + VIEW_CHUNK])),
                 positions[i : i + VIEW_CHUNK],
@@ -239,13 +238,13 @@ def training_view(experiment: Experiment, dataset: Dataset, count: int) -> Batch
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _view(augmentation, batch, positions, key):
+def _view(model, augmentation, batch, positions, key):
     """Returns a batch as training sees it at these positions of its stream."""
     if augmentation is None:
         return batch
     # A view depends on the position in the stream only, not on the batch it is in.
     keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(positions)
-    return augment(augmentation, keys, batch)
+    return random_views(augmentation, keys, batch, model.classes)
 
 
 def _augment_key(experiment):
@@ -258,40 +257,19 @@ def _views(experiment, dataset):
     return training_view(experiment, dataset, count)
 
 
-def _weights(state):
-    """The parameters that are measured."""
+def weights(state: TrainState) -> Any:
+    """Returns the parameters that are measured."""
     return state.params if state.average is None else state.average
-
-
-def _evaluated(experiment, dataset, state, views):
-    train = experiment.train
-    return evaluate_detector(
-        experiment.evaluate,
-        experiment.model,
-        _weights(state),
-        state.state,
-        population=views,
-        test=dataset.test,
-        class_names=dataset.class_names,
-        norm_batch=train.statistics_group,
-        precision=train.precision,
-    )
 
 
 def _measure(trial, dataset, folder, state):
     experiment = trial.experiment
     train = experiment.train
     views = _views(experiment, dataset)
-    metrics, found, population = _evaluated(experiment, dataset, state, views)
-    first = slice(0, GALLERY_IMAGES)
-    shown = {f.name: getattr(found, f.name)[first] for f in dataclasses.fields(found)}
-    truth = {
-        f"truth_{name}": getattr(dataset.test, name)[first]
-        for name in ("boxes", "classes", "valid")
-    }
+    measured = measure(experiment, dataset, weights(state), state.state, views)
     with writing(folder):
-        images = dataset.test.images[first]
-        np.savez_compressed(folder / "gallery.npz", images=images, **truth, **shown)
+        arrays: dict[str, Any] = measured.gallery
+        np.savez_compressed(folder / "gallery.npz", **arrays)
     counts = [
         int(node.count.min())
         for node in jax.tree.leaves(state.state, is_leaf=lambda n: isinstance(n, NormState))
@@ -314,12 +292,13 @@ def _measure(trial, dataset, folder, state):
         "smallest_count": min(counts, default=None),
         "final_loss": records[-1]["loss"] if records else math.nan,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "metrics": metrics,
+        "metrics": measured.metrics,
+        "test_loss": measured.test_loss,
         "diagnostics": diagnose(
             experiment,
-            _weights(state),
+            weights(state),
             state.state,
-            population=population,
+            population=measured.population,
             views=views,
             records=records,
         ),

@@ -1,6 +1,7 @@
 """The figure of the verdict on a claim."""
 
 import pathlib
+import textwrap
 from typing import Any
 
 from fpnlab.report.figures import panel
@@ -8,45 +9,69 @@ from fpnlab.report.figures import panel
 COLOURS = {"supported": "#00694f", "refuted": "#a33e00", "undecided": "#5b6470"}
 """Of decisions, as on the page."""
 CLAIMED = "#cfe8dd"
+BAND, LINE = 0.52, 0.17
+"""Inches of a rule's band, and of a line of text above it."""
 Row = dict[str, Any]
 
 
 def plot_verdict(verdict: Row, path: pathlib.Path) -> None:
     """Draws what each rule of a claim is about: a dot with its interval, over what is claimed.
 
-    The shaded part of a line is where its interval must lie for the rule to hold.
+    The interval of a rule that holds lies in the shaded part of its line.
     """
     lines = [(outcome, e) for outcome in verdict["outcomes"] for e in outcome["estimates"]]
-    low, high = _limits(lines)
-    with panel(path, "", height=0.9 + 0.72 * len(lines)) as axes:
-        axes.set(xlim=(low, high), ylim=(len(lines) - 0.45, -0.75), yticks=[])
+    words = [_words(*line) for line in lines]
+    levels = sorted({estimate["level"] for _, estimate in lines}, reverse=True)
+    height = sum(BAND + LINE * len(rows) for rows in words)
+    with panel(path, "", height=height + 0.65) as axes:
+        axes.set(xlim=_limits(lines), ylim=(height, 0), yticks=[])
         axes.spines["left"].set_visible(False)
         axes.axvline(0, color="#303030", linewidth=1.2, zorder=1.5)
-        axes.set_xlabel(f"points; {100 * lines[0][1]['level']:g} % intervals over seeds")
-        for y, (outcome, estimate) in enumerate(lines):
-            _draw_line(axes, y, outcome, estimate)
+        shown = " and ".join(f"{100 * level:g}" for level in levels)
+        axes.set_xlabel(f"points, with {shown} % intervals over seeds")
+        y = 0.0
+        for (outcome, estimate), rows in zip(lines, words):
+            y += LINE * len(rows)
+            _write(axes, y, rows, outcome)
+            _draw(axes, y + 0.2, outcome, estimate)
+            y += BAND
 
 
-def _draw_line(axes, y, outcome, estimate):
-    low, high = axes.get_xlim()
-    start, end = _claimed(outcome["rule"], low, high)
-    axes.barh(y, end - start, left=start, height=0.5, color=CLAIMED, zorder=1)
-    colour = COLOURS[outcome["decision"]]
-    words = f"{outcome['topic']}, {estimate['place']}: {outcome['decision']}"
-    axes.text(low, y - 0.33, words, fontsize=9, color=colour, va="bottom")
-    axes.scatter(
-        list(estimate["by_seed"].values()),
-        [y + 0.15] * len(estimate["by_seed"]),
-        s=14,
-        color=colour,
-        alpha=0.55,
-        linewidths=0,
-        zorder=3,
-    )
-    if estimate["mean"] is not None:
-        bounds = (estimate["mean"] if estimate[k] is None else estimate[k] for k in ("low", "high"))
-        axes.plot(list(bounds), [y, y], color=colour, linewidth=2, marker="|", zorder=3)
-        axes.plot(estimate["mean"], y, "o", color=colour, zorder=4)
+def _words(outcome, estimate):
+    """The lines of text above a band; the first of a rule's begins with its decision."""
+    words = textwrap.wrap(f"{outcome['topic']}, {estimate['place']}", 74)
+    if estimate is outcome["estimates"][0]:
+        return [f"{outcome['claim'].capitalize()}: {outcome['decision']}", *words]
+    return words
+
+
+def _write(axes, y, rows, outcome):
+    for i, row in enumerate(reversed(rows)):
+        heads = row.endswith(f": {outcome['decision']}")
+        text = axes.text(
+            axes.get_xlim()[0],
+            y - LINE * i,
+            row,
+            fontsize=9.5,
+            color=COLOURS[outcome["decision"]] if heads else "#1d2129",
+            weight="bold" if heads else "normal",
+            va="bottom",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
+        )
+        text.set_in_layout(False)
+
+
+def _draw(axes, y, outcome, estimate):
+    start, end = _claimed(outcome["rule"], *axes.get_xlim())
+    axes.barh(y, end - start, left=start, height=0.36, color=CLAIMED, zorder=1)
+    look = {"color": COLOURS[outcome["decision"]], "zorder": 3}
+    seeds = list(estimate["by_seed"].values())
+    axes.scatter(seeds, [y + 0.1] * len(seeds), s=14, alpha=0.55, linewidths=0, **look)
+    mean, low, high = (estimate[name] for name in ("mean", "low", "high"))
+    if mean is not None:
+        axes.plot(mean, y - 0.04, "o", **look)
+    if low is not None:
+        axes.plot([low, high], [y - 0.04] * 2, linewidth=2, marker="|", markersize=9, **look)
 
 
 def _claimed(rule, low, high):
@@ -67,4 +92,5 @@ def _limits(lines):
     ends = [e[k] for _, e in lines for k in ("low", "high") if e[k] is not None]
     low = max(min(near + ends), min(near) - room)
     high = min(max(near + ends), max(near) + room)
-    return low - 0.08 * (high - low), high + 0.08 * (high - low)
+    margin = 0.08 * max(high - low, 1.0)
+    return low - margin, high + margin

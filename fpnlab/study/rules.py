@@ -257,8 +257,9 @@ def near(given: str, names: Sequence[str]) -> str:
 
 def _check_known(where, what, given, known):
     if given not in known:
-        all_known = near(str(given), [str(value) for value in known])
-        raise ValueError(f"{where} names the {what} {given!r}, which there is not{all_known}")
+        # Digits have no meaningful neighbours.
+        remedy = near(given if isinstance(given, str) else "", [str(value) for value in known])
+        raise ValueError(f"{where} names the {what} {given!r}, which there is not{remedy}")
 
 
 def _check_apart(where, rule, fixed):

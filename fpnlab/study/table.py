@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fpnlab.report.tables import axis_column
 from fpnlab.study.plan import Study, description
 from fpnlab.study.summary import judge_results
 
@@ -28,7 +29,7 @@ def results_from_table(study: Study, rows: Iterable[Mapping[str, str]]) -> list[
     Raises:
         ValueError: If a row has an axis value that is none of the study's.
     """
-    axis = study.axes[0].paths[0].rpartition(".")[2]
+    axis = axis_column(study.axes[0].paths[0])
     labels = {str(value): value for value in study.axis_values} | {"": None}
     results: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -36,7 +37,7 @@ def results_from_table(study: Study, rows: Iterable[Mapping[str, str]]) -> list[
             continue
         if row[axis] not in labels:
             raise ValueError(
-                f"{row['trial']}: its {axis} is {row[axis]}, which is no axis value of the study; "
+                f"{row['trial']}: {axis} is {row[axis]}, which is no value of the study's axis; "
                 f"these are: {', '.join(map(str, study.axis_values))}"
             )
         place = {"arm": row["arm"], "axis_value": labels[row[axis]], "seed": int(row["seed"])}

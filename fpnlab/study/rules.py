@@ -278,7 +278,7 @@ def _check_pairs(rule):
     if any(baseline == arm for baseline, arm in pairs(rule)):
         raise ValueError(
             f"arm and baseline are both {rule.arm!r} under one evaluation at one axis value; give "
-            "two arms, a baseline_evaluation, or where there is one a baseline_value"
+            "another baseline, baseline_evaluation or baseline_value"
         )
 
 

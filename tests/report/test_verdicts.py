@@ -67,6 +67,10 @@ def test_seeds_zero_and_borders_are_in_the_frame_and_endless_intervals_are_not(
     assert low < min(inside)
     assert high > max(inside)
     assert high - low < 5 * (max(inside) - min(inside))
+    outcome["rule"]["margin"] = 700.0
+    plot_verdict(verdicts[1], tmp_path / "a.png")
+    low, high = drawn["barh"][-1][2]
+    assert low < -700 < 700 < high
 
 
 def test_what_is_not_measured_has_a_band_alone(verdicts, drawn, tmp_path):

@@ -68,10 +68,11 @@ def table(folder, found):
 
 def test_verdicts_from_the_table_are_those_of_the_results(tmp_path):
     found = results()
+    found[0]["metrics"]["batch"]["AP"] = None
     [verdict] = judge_table(STUDY, table(tmp_path, found))
     assert [verdict] == judge_results(description(STUDY), found)
     assert verdict["outcomes"][0]["decision"] == "supported"
-    assert len(verdict["outcomes"][1]["estimates"][0]["by_seed"]) == 3
+    assert verdict["outcomes"][1]["estimates"][0]["by_seed"].keys() == {"1", "2"}
 
 
 def test_trials_that_diverged_or_have_not_ended_are_told_apart(tmp_path):

@@ -183,7 +183,7 @@ def study(
     from rich.console import Console
 
     from fpnlab.progress import Watcher
-    from fpnlab.report import summary_table, write_report
+    from fpnlab.report import summary_table, verdict_text, write_report
     from fpnlab.study.run import run_study
     from fpnlab.study.signals import Stop
 
@@ -199,6 +199,8 @@ def study(
         )
     console = Console()
     console.print(summary_table(summary))
+    if summary["verdicts"]:
+        console.print(verdict_text(summary))
     for finding in summary["findings"]:
         console.print(f"- {finding}", markup=False, highlight=False)
     click.echo(f"report: {write_report(folder)}")

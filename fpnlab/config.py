@@ -1,7 +1,6 @@
 """TOML and overrides to one validated `Experiment`, and back."""
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -38,6 +37,7 @@ from fpnlab.study.plan import (
     held_out,
     planned,
 )
+from fpnlab.study.rules import near
 from fpnlab.train.objective import CrossEntropy, Objective, detection_loss
 from fpnlab.train.step import Train, grouped_for
 from fpnlab.train.task import Model, init_model, model_loss
@@ -497,7 +497,7 @@ def _wrong_kind(where, given, members):
     if "kind" not in given:
         return f"{where}.kind: is required; these are known: {', '.join(kinds)}"
     if given["kind"] not in kinds:
-        return f"{where}.kind: is {given['kind']!r}{_near(str(given['kind']), kinds)}"
+        return f"{where}.kind: is {given['kind']!r}{near(str(given['kind']), kinds)}"
     return None
 
 
@@ -505,7 +505,7 @@ def _message(where, owner, fault):
     match fault["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
             names = [f.name for f in dataclasses.fields(owner)]
-            return f"{where}: no such field{_near(where.rpartition('.')[2], names)}"
+            return f"{where}: no such field{near(where.rpartition('.')[2], names)}"
         case "missing":
             return f"{where}: is required"
         case "value_error":
@@ -513,12 +513,6 @@ def _message(where, owner, fault):
         case _:
             expected = fault["msg"].removeprefix("Input should be ").replace("an object", "a table")
             return f"{where}: is {fault['input']!r}; it must be {expected}"
-
-
-def _near(given, names):
-    close = difflib.get_close_matches(given, names, n=1)
-    choice = f"the nearest is {close[0]!r}; all" if close else "these are known"
-    return f"; {choice}: {', '.join(names)}"
 
 
 def spec_members(hint: Any) -> list[Any]:

@@ -23,7 +23,9 @@ def _fields(kind, prefix, described):
         if field.name == "kind":
             continue
         default = "required" if field.default is dataclasses.MISSING else _plain(field.default)
-        members = spec_members(hint)
+        # A list of one kind or another has the fields of its entries.
+        inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+        members = spec_members(inner)
         meaning = docs[field.name]
         if hint in described:
             meaning += f" Its fields are those of {described[hint]}."

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "evaluate": {"types", "ops", "model"},
     "probe": {"types", "ops", "model", "evaluate"},
     "adapters": {"types", "ops", "model"},
-    "config": LOWER | {"study.plan"},
+    "config": LOWER | {"study.plan", "study.rules"},
     "study": LOWER | {"probe", "config", "report"},
     "report": {"types"},
 }

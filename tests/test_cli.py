@@ -235,6 +235,21 @@ def test_a_study_ends_with_its_table_and_a_report(config_file, tmp_path):
     assert "was finished" in again.stderr
 
 
+def test_a_study_says_its_verdicts_and_keeps_to_its_claims(config_file, tmp_path):
+    rule = (
+        '{ kind = "difference", arm = "BN", evaluation = "precise", baseline = "BN", '
+        'baseline_evaluation = "running", axis_values = [4], side = "above" }'
+    )
+    claims = f'[{{ statement = "It helps.", rules = [{rule}] }}]'
+    words = ("study", config_file, "--train.examples", 48, "--out", tmp_path)
+    result = call(*words, "--study.claims", claims)
+    assert result.exit_code == 0
+    assert "INCONCLUSIVE  It helps.\n  - AP: BN (precise) minus BN (running), " in result.stdout
+    again = call(*words, "--study.claims", claims.replace("above", "below"))
+    assert again.exit_code == 5
+    assert "claims.0.rules.0.side (above there, below here)" in " ".join(again.stderr.split())
+
+
 def test_a_dry_run_lists_the_trials_and_what_they_take_and_writes_nothing(
     config_file, tmp_path, monkeypatch
 ):

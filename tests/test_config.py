@@ -52,6 +52,8 @@ values = [2, 4]
 
 
 AXIS = {"field": "train.batch_size", "values": [2]}
+GRID = {"axes": [AXIS], "arms": {"BN": {}, "LN": {}}}
+RULE = {"kind": "equivalence", "arm": "BN", "baseline": "LN", "axis_values": [2], "margin": 1.0}
 
 
 @pytest.fixture
@@ -167,6 +169,21 @@ NORM = "model.backbone.norm"
             "study",
             {"axes": [AXIS], "arms": {"BN": {"seed": 1}}},
             "study: arms.BN sets seed, which the study itself sets by its axes and seeds",
+        ),
+        (
+            "study",
+            {**GRID, "claims": [{"statement": "x", "rules": [RULE | {"kind": "equivalent"}]}]},
+            "study.claims.0.rules.0.kind: is 'equivalent'; the nearest is 'equivalence'; all: ",
+        ),
+        (
+            "study",
+            {**GRID, "claims": [{"statement": "x", "rules": [RULE | {"magrin": 1.0}]}]},
+            "study.claims.0.rules.0.magrin: no such field; the nearest is 'margin'; all: ",
+        ),
+        (
+            "study",
+            {**GRID, "claims": [{"statement": "x", "rules": [RULE | {"axis_values": [3]}]}]},
+            "study: claims.0.rules.0 names the axis value 3, which there is not; these are known: ",
         ),
     ],
 )

@@ -12,6 +12,7 @@ from fpnlab.report import figures, gallery, tables
 from fpnlab.report.diagnosis import Sketch, run_sketches, study_sketches
 from fpnlab.report.draw import class_colour
 from fpnlab.report.folder import Study, Trial, read_study, read_trial
+from fpnlab.report.verdicts import plot_verdict
 
 SIZES = ("AP_small", "AP_medium", "AP_large")
 
@@ -57,6 +58,7 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
         "boxes": _has_boxes(study.trials),
         "legend": _legend(class_names),
         "sections": _draw_summary(study.summary, folder) if study.summary else {},
+        "claims": _draw_verdicts(study.summary or {}, folder),
     }
     page.write_text(_environment().get_template("study.html").render(context), encoding="utf-8")
     return page
@@ -160,6 +162,22 @@ def _draw_summary(summary: dict[str, Any], folder: pathlib.Path) -> dict[str, An
         ],
         "others": {name: means[name] for name in measured if name != metric},
     }
+
+
+def _draw_verdicts(summary: dict[str, Any], folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The verdicts, each with its figure; a summary from before there were claims has none."""
+    caption = "What each rule is about: mean and interval, a dot a seed; shaded what is claimed."
+    return [
+        verdict
+        | {
+            "figure": _embed(
+                folder / f"claim_{i}.png",
+                lambda path, verdict=verdict: plot_verdict(verdict, path),
+                caption,
+            )
+        }
+        for i, verdict in enumerate(summary.get("verdicts", []), start=1)
+    ]
 
 
 def _draw_losses(study: Study, folder: pathlib.Path) -> list[Figure]:

@@ -30,9 +30,9 @@ def write_csv(study: Study, path: pathlib.Path) -> None:
     The test loss of classifiers, in nats, comes last.
 
     A trial without a measurement has one row, whose evaluation and metrics are empty. The axis
-    value's column has the axis's name.
+    value's column is named by `axis_column`.
     """
-    axis = study.description["axis"].rpartition(".")[2]
+    axis = axis_column(study.description["axis"])
     metrics = list(
         dict.fromkeys(
             metric
@@ -53,6 +53,12 @@ def write_csv(study: Study, path: pathlib.Path) -> None:
                 measured = [numbers.get(metric) for metric in metrics]
                 measured += [losses[trial.name].get(evaluation)] if last else []
                 writer.writerow([*own, examples_per_second(trial), evaluation, *measured])
+
+
+def axis_column(path: str) -> str:
+    """Returns the name of the axis value's column: the field's, if no other column has that."""
+    name = path.rpartition(".")[2]
+    return "axis_value" if name in TRIAL_FIELDS else name
 
 
 def _own(trial: Trial, field: str) -> Any:

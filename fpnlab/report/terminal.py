@@ -7,6 +7,9 @@ from rich.text import Text
 
 from fpnlab.report.tables import mean_and_half_width, means_by_axis
 
+STYLES = {"SUPPORTED": "bold green", "REFUTED": "bold red", "PARTIAL": "bold yellow"}
+"""Of verdicts."""
+
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """Returns the study's metric as a table: arms as rows, axis values as columns.
@@ -31,3 +34,14 @@ def summary_table(summary: dict[str, Any]) -> Table:
         cells = [mean_and_half_width(cell).replace(" ", "") for cell in line["cells"]]
         table.add_row(*(Text(text) for text in (line["arm"], line["evaluation"], *cells)))
     return table
+
+
+def verdict_text(summary: dict[str, Any]) -> Text:
+    """Returns the verdict on each claim of a study, with what became of its rules, as lines."""
+    text = Text()
+    for verdict in summary["verdicts"]:
+        text.append(verdict["verdict"], style=STYLES.get(verdict["verdict"], "bold"))
+        text.append(f"  {verdict['statement']}\n")
+        for outcome in verdict["outcomes"]:
+            text.append(f"  - {outcome['sentence']}\n")
+    return text

@@ -2,11 +2,12 @@
 
 import dataclasses
 import itertools
-import json
 import re
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from fpnlab.study.rules import Claim, check_claims, label, write_claims
 from fpnlab.types import spec
 
 DetectionMetric = Literal["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
@@ -91,7 +92,7 @@ class Axis:
         """Each point as its label, which is that of the first field's value, and what it sets."""
         values = self.values.values if isinstance(self.values, Range) else self.values
         if self.field is not None:
-            return [(_label(value), {self.field: value}) for value in values]
+            return [(label(value), {self.field: value}) for value in values]
         rows: list[Any] = list(values)
         for row in rows:
             if not isinstance(row, list | tuple) or len(row) != len(self.paths):
@@ -99,7 +100,7 @@ class Axis:
                     f"values has {row!r}; each must be a list of {len(self.paths)}, one value for "
                     f"each of {', '.join(self.paths)}"
                 )
-        return [(_label(row[0]), dict(zip(self.paths, row))) for row in rows]
+        return [(label(row[0]), dict(zip(self.paths, row))) for row in rows]
 
 
 @spec
@@ -134,6 +135,8 @@ class Study:
     """The number on which the report's findings rest; of classifiers, accuracy."""
     tune: Tune | None = None
     """A field to tune on validation images for each arm and axis value; none: nothing."""
+    claims: tuple[Claim, ...] = ()
+    """What the study is to decide on, with the rules that decide, fixed before it runs."""
 
     def __post_init__(self):
         for name in ("axes", "seeds", "arms"):
@@ -164,6 +167,9 @@ class Study:
             )
         if self.tune and self.tune.field in swept:
             raise ValueError(f"tune.field is {self.tune.field}, which an axis sets; keep one")
+        places = [(place.arm, place.axis_value) for place in self.places()]
+        metrics = typing.get_args(typing.get_type_hints(Study)["metric"])
+        check_claims(self.claims, places, self.axis_values, metrics)
 
     def _axes_of(self, arm: str) -> list[Axis]:
         return [axis for axis in self.axes if axis.only is None or arm in axis.only]
@@ -250,6 +256,19 @@ def planned(study: Study, base: Mapping[str, Any]) -> list[Point]:
     return tuning + counted
 
 
+def description(study: Study) -> dict[str, Any]:
+    """Returns what summaries and reports know of a study's plan, as JSON values."""
+    return {
+        "seeds": list(study.seeds),
+        "arms": study.report_arms,
+        "axis": study.axes[0].paths[0],
+        "axis_values": study.axis_values,
+        "metric": study.metric,
+        "tune": None if study.tune is None else study.tune.field,
+        "claims": write_claims(study.claims, study.metric),
+    }
+
+
 def held_out(base: Mapping[str, Any]) -> tuple[str | None, float]:
     """Returns the dotted path and the value of the share of training images that are held out.
 
@@ -306,13 +325,6 @@ def _candidates(tune, base, place):
 def _last(path):
     """The last part of a path, with places in a list after it: ``widths.1``."""
     return re.sub(r".*?([^.]+(\.\d+)*)$", r"\1", path)
-
-
-def _label(value):
-    """What stands for a value in names and tables: itself, or the text of a list or table."""
-    if value is None:
-        return "none"
-    return value if isinstance(value, str | int | float) else json.dumps(value, sort_keys=True)
 
 
 def _slug(text):

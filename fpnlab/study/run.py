@@ -11,9 +11,10 @@ from fpnlab.study.environment import environment
 from fpnlab.study.executors.local import worker_command
 from fpnlab.study.files import FolderLocked, RunFolderError, locked, write_json, writing
 from fpnlab.study.ledger import Entry, Ledger
+from fpnlab.study.plan import description
 from fpnlab.study.signals import EXIT_INTERRUPTED, Stop
 from fpnlab.study.summary import summarize
-from fpnlab.study.trial import Interrupted
+from fpnlab.study.trial import Interrupted, differences
 from fpnlab.study.worker import Site, Watcher, owner_name, work
 
 LOOK_SECONDS = 0.5
@@ -86,8 +87,8 @@ def run_study(
     Raises:
       ConfigError: the experiment has no study, or trials are refused; before the first starts.
       Interrupted: ``stop`` was set; the running trials saved first.
-      RunFolderError: ``folder`` cannot be written, holds another study or a run, or another
-        process is running it.
+      RunFolderError: ``folder`` cannot be written, holds another study or a run, has ended
+        trials under other claims, or another process is running it.
       WorkersGone: the workers ended before the study has.
     """
     plan = trials(experiment)
@@ -100,8 +101,9 @@ def run_study(
         ledger = Ledger(folder / "ledger.sqlite", journal="delete" if over_network else "wal")
         ledger.expect(Entry(t.name, config_hash(t.experiment), t.cell, t.split) for t in plan)
         site = Site(folder, experiment, {p.name: p for p in points(experiment)}, dataset, ledger)
-        _take_up(site)
         study = _describe(experiment, dataset, plan, command)
+        _expect_claims(site, study["claims"])
+        _take_up(site)
         write_json(folder / "study.json", study)
         watcher.start(plan, executor.workers if executor else 1)
         books = Books(site, study, plan, watcher)
@@ -115,6 +117,25 @@ def run_study(
         finally:
             summary = books.summarize()
         return summary
+
+
+def _expect_claims(site, claims):
+    """Refuses claims other than those that the study had when its first trial ended."""
+    path = site.folder / "study.json"
+    ended = any(row.status not in OPEN for row in site.ledger.rows().values())
+    ended = ended or any(site.folder.glob("trials/*/result.json"))
+    if not (ended and path.exists()):
+        return
+    try:
+        begun = json.loads(path.read_text()).get("claims", [])
+    except (ValueError, AttributeError) as error:
+        raise RunFolderError(f"{path}: not the description of a study ({error})") from None
+    if changed := differences(begun, claims, "study.claims"):
+        raise RunFolderError(
+            f"{site.folder}: its trials have ended under other claims; they differ in "
+            f"{', '.join(changed)}; give the claims back as they were, or choose another folder "
+            "with --out"
+        )
 
 
 def _take_up(site):
@@ -264,18 +285,13 @@ def _employ(site, executor, stop, books):
 
 
 def _describe(experiment, dataset, plan, command):
-    study, train = experiment.study, experiment.train
+    train = experiment.train
     return {
         "name": dataset.name,
         "question": experiment.question,
         "command": command,
         "trials": sum(trial.split == "test" for trial in plan),
-        "seeds": study.seeds,
-        "arms": study.report_arms,
-        "axis": study.axes[0].paths[0],
-        "axis_values": study.axis_values,
-        "metric": study.metric,
-        "tune": None if study.tune is None else study.tune.field,
+        **description(experiment.study),
         "examples": train.examples,
         "updates": train.updates,
         "dataset": {

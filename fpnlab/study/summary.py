@@ -6,31 +6,23 @@ Every metric is in points (percent); a number that cannot be given is ``None``.
 
 import dataclasses
 import itertools
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from fpnlab.study.findings import write_findings
+from fpnlab.study.rules import Cell, Evaluation, claim_hash, read_claims
 from fpnlab.study.statistics import Interval, paired_difference, t_interval
 from fpnlab.study.tuning import tuning_rows
+from fpnlab.study.verdict import judge
 
-EVALUATIONS = ("running", "precise", "batch")
-"""Where BatchNorm's statistics come from at test time; the first is what users get by default."""
+EVALUATIONS = get_args(Evaluation)
 LEVEL = 0.95
 
 Values = dict[int, float]
 """Points by seed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """What a number belongs to; hashable, so that it finds the number."""
-
-    metric: str
-    evaluation: str
-    axis_value: Any
-    arm: str
 
 
 def summarize(
@@ -52,8 +44,8 @@ def summarize(
 
     Besides: ``best`` and ``worst`` (rows of the study's metric), ``speed`` (examples a second),
     ``left_out`` (trials without a measurement, and why), ``counts`` (trials by status),
-    ``tuning`` (by arm and axis value: ``chosen``, and ``tried`` with its points) and ``findings``
-    (sentences).
+    ``tuning`` (by arm and axis value: ``chosen``, and ``tried`` with its points), ``verdicts``
+    (see `judge_results`) and ``findings`` (sentences).
 
     The result of an arm to which the axis does not apply has no axis value (``None``), and counts
     at every one.
@@ -69,12 +61,7 @@ def summarize(
     """
     results = list(results)
     arms, axis_values = list(study["arms"]), list(study["axis_values"])
-    done: list[Mapping[str, Any]] = [
-        {**result, "axis_value": value}
-        for result in results
-        if result["status"] == "done"
-        for value in (axis_values if result["axis_value"] is None else [result["axis_value"]])
-    ]
+    done = _done(results, axis_values)
     fixed = {result["arm"] for result in results if result["axis_value"] is None}
     values = _collect(done, arms, axis_values)
     metric = study["metric"]
@@ -95,7 +82,7 @@ def summarize(
         "metric": metric,
         "level": LEVEL,
         "axis": study["axis"],
-        "axis_label": study["axis"].rpartition(".")[2].replace("_", " "),
+        "axis_label": _axis_label(study),
         "axis_values": axis_values,
         "arms": arms,
         "evaluations": list(EVALUATIONS),
@@ -111,8 +98,54 @@ def summarize(
         "speed": _speed(done, arms, axis_values),
         "tuning": tuning_rows(metric, tuning),
         "tuned": study.get("tune"),
+        "verdicts": judge_results(study, results),
     }
     return {**summary, "findings": write_findings(summary)}
+
+
+def judge_results(
+    study: Mapping[str, Any], results: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Returns the verdict on each claim of a study, finished or not, as JSON values.
+
+    Each is a `verdict.Verdict` with the claim's ``statement`` and ``hash``. A rule is undecided
+    until all trials that it needs have ended. One that diverged or failed has ended, and its seed
+    is left out.
+
+    Args:
+        study: The content of ``study.json``, or of it what `plan.description` gives.
+        results: The content of each ``result.json`` there is.
+    """
+    results, claims = list(results), read_claims(study.get("claims", []))
+    arms, axis_values = list(study["arms"]), list(study["axis_values"])
+    values = _collect(_done(results, axis_values), arms, axis_values)
+    ended = {(result["arm"], result["axis_value"], result["seed"]) for result in results}
+    unfinished = {
+        (arm, value)
+        for arm, value in itertools.product(arms, axis_values if claims else ())
+        for seed in study["seeds"]
+        if not ended & {(arm, value, seed), (arm, None, seed)}
+    }
+    verdicts = []
+    for claim in claims:
+        found = judge(claim.rules, values, claim.alpha, _axis_label(study), unfinished)
+        named = {"statement": claim.statement, "hash": claim_hash(claim)}
+        verdicts.append(json.loads(json.dumps(named | dataclasses.asdict(found))))
+    return verdicts
+
+
+def _axis_label(study: Mapping[str, Any]) -> str:
+    return study["axis"].rpartition(".")[2].replace("_", " ")
+
+
+def _done(results: list[Mapping[str, Any]], axis_values: list[Any]) -> list[Mapping[str, Any]]:
+    """The results of trials that are done; one without an axis value is there at each."""
+    return [
+        {**result, "axis_value": value}
+        for result in results
+        if result["status"] == "done"
+        for value in (axis_values if result["axis_value"] is None else [result["axis_value"]])
+    ]
 
 
 def _collect(

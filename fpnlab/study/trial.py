@@ -328,15 +328,18 @@ def _claim(folder, experiment, digest):
             "remove this one"
         ) from None
     if not same:
-        changed = _differences(there, resolved(experiment))
+        changed = differences(there, resolved(experiment))
         raise RunFolderError(
             f"{folder}: it holds a run of another config; it differs in {', '.join(changed)}; "
             "choose another folder with --out, or remove this one"
         )
 
 
-def _differences(old, new, prefix=""):
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Returns where two values of JSON differ, each place as a dotted path with both values."""
+    if isinstance(old, list) and isinstance(new, list):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         names = sorted(set(old) | set(new))
-        return [d for n in names for d in _differences(old.get(n), new.get(n), f"{prefix}.{n}")]
+        return [d for n in names for d in differences(old.get(n), new.get(n), f"{prefix}.{n}")]
     return [] if old == new else [f"{prefix.lstrip('.')} ({old} there, {new} here)"]

@@ -7,6 +7,13 @@ import pathlib
 import numpy as np
 import pytest
 
+from fpnlab.study.rules import (
+    Claim,
+    Difference,
+    DifferenceInDifferences,
+    Equivalence,
+    write_claims,
+)
 from fpnlab.study.summary import summarize
 
 CLASSES = ("RBC", "WBC", "Platelets")
@@ -37,6 +44,38 @@ def refresh():
         return write_summary(folder)
 
     return change
+
+
+CLAIMS = (
+    Claim(
+        statement="BN changes more & sooner than LN.",
+        rules=(
+            DifferenceInDifferences(arm="BN", baseline="LN", start=32, end=2, side="below"),
+            Difference(
+                arm="BN",
+                baseline="BN",
+                axis_values=(2,),
+                evaluation="precise",
+                baseline_evaluation="running",
+                side="above",
+            ),
+        ),
+    ),
+    Claim(
+        statement="LN is flat.",
+        rules=(
+            Equivalence(arm="LN", baseline="LN", axis_values=(2, 8), baseline_value=32, margin=0.1),
+        ),
+    ),
+)
+
+
+@pytest.fixture
+def claiming_dir(study_dir):
+    """The same study with two claims, of three rules with four numbers."""
+    study = json.loads((study_dir / "study.json").read_text())
+    write_json(study_dir / "study.json", study | {"claims": write_claims(CLAIMS, "AP")})
+    return write_summary(study_dir)
 
 
 def write_summary(folder):

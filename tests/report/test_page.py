@@ -60,6 +60,29 @@ def test_the_page_gives_question_answer_and_state(study_dir):
     assert study["dataset"]["problems"][0]["what"] in page.text
 
 
+def test_claims_head_the_answer_with_verdict_rules_and_figure(claiming_dir):
+    plain = len(read(write_report(claiming_dir)).sources)
+    page = read(claiming_dir / "report.html")
+    summary = json.loads((claiming_dir / "summary.json").read_text())
+    at = page.text.index("Answer")
+    for verdict in summary["verdicts"]:
+        at = page.text.index(f"{verdict['verdict']} {verdict['statement']}", at)
+        for outcome in verdict["outcomes"]:
+            at = page.text.index(outcome["sentence"], at)
+        at = page.text.index(f"SHA-256 {verdict['hash'][:12]}", at)
+    assert page.text.index(summary["findings"][0]) > at
+    files = sorted((claiming_dir / "figures").glob("claim_*.png"))
+    assert [file.stem for file in files] == ["claim_1", "claim_2"]
+    assert len(list((claiming_dir / "figures").glob("*.png"))) == plain
+
+
+def test_a_summary_from_before_there_were_claims_has_a_page(study_dir):
+    summary = json.loads((study_dir / "summary.json").read_text())
+    del summary["verdicts"]
+    (study_dir / "summary.json").write_text(json.dumps(summary))
+    assert "12 of 12 trials are done." in read(write_report(study_dir)).text
+
+
 def test_names_are_escaped(study_dir):
     text = write_report(study_dir).read_text()
     assert "BCCD &lt;blood cells&gt;" in text

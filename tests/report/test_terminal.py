@@ -3,7 +3,7 @@ import json
 
 from rich.console import Console
 
-from fpnlab.report.terminal import summary_table
+from fpnlab.report.terminal import summary_table, verdict_text
 
 
 def show(summary):
@@ -34,3 +34,17 @@ def test_cells_without_a_measurement_are_marked(study_dir, refresh):
     assert cells[4].strip() == "-"
     assert "±" not in cells[5]
     assert "±" in cells[3]
+
+
+def test_verdicts_are_lines_with_the_outcomes_of_their_rules(claiming_dir):
+    summary = json.loads((claiming_dir / "summary.json").read_text())
+    lines = verdict_text(summary).plain.splitlines()
+    first, second = summary["verdicts"]
+    assert lines == [
+        f"{first['verdict']}  BN changes more & sooner than LN.",
+        *(f"  - {outcome['sentence']}" for outcome in first["outcomes"]),
+        f"{second['verdict']}  LN is flat.",
+        f"  - {second['outcomes'][0]['sentence']}",
+    ]
+    assert first["verdict"] == "SUPPORTED"
+    assert verdict_text(summary).spans[0].style == "bold green"

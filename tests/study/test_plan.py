@@ -1,11 +1,20 @@
 """The grid of a study: axes, ranges, what applies to whom, and the order and names of trials."""
 
 import itertools
+import json
 import math
 
 import pytest
 
-from fpnlab.study.plan import Axis, Range, Study, Tune, applied, held_out, planned
+from fpnlab.study.plan import Axis, Range, Study, Tune, applied, description, held_out, planned
+from fpnlab.study.rules import (
+    Claim,
+    Difference,
+    DifferenceInDifferences,
+    Equivalence,
+    claim_hash,
+    read_claims,
+)
 
 BATCH = Axis(field="train.batch_size", values=(2, 4))
 RATE = Axis(field="train.learning_rate", values=(0.1, 0.3))
@@ -232,3 +241,103 @@ def test_a_dotted_field_is_set_and_nothing_else_is_touched():
     assert before == {"a": {"b": 1, "c": [1, {"d": 2}]}, "e": 3}
     assert applied({"a": [1]}, {"a.3": 2}) == {"a": {"3": 2}}
     assert applied({"a": 1}, {"a.b": 2}) == {"a": {"b": 2}}
+
+
+ONLY = Axis(field="train.norm_batch", values=(2, 4, "none"), only=("BN",))
+PAIR = {"arm": "BN", "baseline": "LN"}
+
+
+def claim(*rules, **fields):
+    return Claim(**{"statement": "So it is.", "rules": rules} | fields)
+
+
+def change(**fields):
+    return DifferenceInDifferences(**PAIR | {"start": 4, "end": 2, "side": "below"} | fields)
+
+
+def difference(**fields):
+    return Difference(**PAIR | {"axis_values": (2,), "side": "below"} | fields)
+
+
+def equivalence(**fields):
+    return Equivalence(**PAIR | {"axis_values": (2,), "margin": 1.0} | fields)
+
+
+@pytest.mark.parametrize(
+    ("axes", "rule", "says"),
+    [
+        (
+            (BATCH,),
+            change(arm="BNN"),
+            "claims.0.rules.0 names the arm 'BNN', which there is not; the nearest is 'BN'; "
+            "all: BN, LN",
+        ),
+        ((BATCH,), difference(baseline="GN"), "the arm 'GN', which there is not"),
+        (
+            (BATCH,),
+            change(start=32),
+            "names the axis value 32, which there is not; these are known: 2, 4",
+        ),
+        ((BATCH,), equivalence(baseline_value=0), "names the axis value 0, which there is not"),
+        ((BATCH,), difference(axis_values=(2, [2])), "names the axis value '.2.'"),
+        (
+            (BATCH,),
+            difference(metric="AP_smal"),
+            "names the metric 'AP_smal', which there is not; the nearest is 'AP_small'; all: AP, ",
+        ),
+        # Later axes make arms of their own.
+        ((BATCH, RATE), change(), "names the arm 'LN', .*: BN learning_rate=0.1"),
+    ],
+)
+def test_a_rule_about_what_the_study_does_not_have_is_refused(axes, rule, says):
+    with pytest.raises(ValueError, match=says):
+        grid(*axes, claims=(claim(rule),))
+
+
+@pytest.mark.parametrize(
+    ("rule", "arms"),
+    [
+        (equivalence(arm="LN", baseline_value=4), "LN"),
+        (change(arm="GN"), "LN and GN"),
+        (difference(arm="GN", axis_values=(2, 4)), "LN and GN"),
+    ],
+)
+def test_a_rule_that_compares_trials_with_themselves_is_refused(rule, arms):
+    with pytest.raises(ValueError, match=f"compares the same trials .* does not apply to {arms};"):
+        grid(ONLY, arms=ARMS | {"GN": {}}, claims=(claim(rule),))
+
+
+def test_an_arm_without_the_axis_may_be_compared_at_every_value():
+    rules = (
+        change(),
+        difference(axis_values=(2, 4, None)),
+        equivalence(arm="BN", baseline="BN", axis_values=(2, 4), baseline_value="none"),
+        difference(arm="GN"),
+    )
+    assert grid(ONLY, arms=ARMS | {"GN": {}}, claims=(claim(*rules),)).claims[0].rules == rules
+
+
+def test_claims_of_one_statement_are_refused():
+    with pytest.raises(ValueError, match="two claims have one statement"):
+        grid(BATCH, claims=(claim(change()), claim(difference())))
+
+
+def test_a_described_claim_says_its_metric_and_is_read_back():
+    study = grid(BATCH, metric="AP50", claims=(claim(change(), difference(metric="AP")),))
+    described = description(study)["claims"]
+    assert [rule["metric"] for rule in described[0]["rules"]] == ["AP50", "AP"]
+    assert json.loads(json.dumps(described)) == described
+    assert read_claims(described) == (claim(change(metric="AP50"), difference(metric="AP")),)
+
+
+def test_whatever_changes_a_claim_changes_its_hash():
+    claims = [
+        claim(change()),
+        claim(change(), alpha=0.01),
+        claim(change(), statement="So it may be."),
+        claim(change(threshold=-1.0)),
+        claim(change(evaluation="precise")),
+        claim(change(), difference()),
+    ]
+    assert len({claim_hash(c) for c in claims}) == len(claims)
+    assert claim_hash(claim(change())) == claim_hash(claims[0])

@@ -12,6 +12,7 @@ from fpnlab.study import worker
 from fpnlab.study.files import RunFolderError, locked
 from fpnlab.study.ledger import Ledger
 from fpnlab.study.plan import Axis, Study
+from fpnlab.study.rules import Claim, Difference
 from fpnlab.study.run import run_study
 from fpnlab.study.signals import Stop
 from fpnlab.study.trial import Interrupted
@@ -232,6 +233,41 @@ def test_another_study_in_the_folder_is_refused_before_anything_is_written(whole
     with pytest.raises(RunFolderError, match=r"belongs to another study .* choose another folder"):
         start(other, dataset, folder)
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.json")} == before
+
+
+def claiming(study, threshold, statement="LN is better."):
+    rule = Difference(arm="LN", baseline="BN", axis_values=(2,), side="above", threshold=threshold)
+    claims = (Claim(statement=statement, rules=(rule,)),)
+    return dataclasses.replace(study, study=dataclasses.replace(study.study, claims=claims))
+
+
+def test_claims_cannot_be_changed_once_a_trial_has_ended(study, dataset, tmp_path):
+    with pytest.raises(Interrupted):
+        start(claiming(study, 1.0), dataset, tmp_path, stop_at=2)
+    # Nothing was seen yet, so that they can.
+    with pytest.raises(Interrupted):
+        start(claiming(study, 2.0), dataset, tmp_path, stop_at=5)
+    before = (tmp_path / "study.json").read_bytes()
+    changed = (
+        r"ended under other claims; .* in study\.claims\.0\.rules\.0\.threshold \(2\.0 there, "
+    )
+    with pytest.raises(RunFolderError, match=rf"{changed}0\.5 here\); give .* with --out"):
+        start(claiming(study, 0.5), dataset, tmp_path)
+    with pytest.raises(RunFolderError, match=r"study\.claims\.0 \(.* there, None here"):
+        start(study, dataset, tmp_path)
+    (tmp_path / "ledger.sqlite").unlink()
+    with pytest.raises(RunFolderError, match=changed):
+        start(claiming(study, 0.5), dataset, tmp_path)
+    assert (tmp_path / "study.json").read_bytes() == before
+    with pytest.raises(Interrupted):
+        start(claiming(study, 2.0), dataset, tmp_path, stop_at=1)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["verdicts"][0]["verdict"] == "INCONCLUSIVE"
+
+
+def test_claims_cannot_be_added_to_a_study_that_has_results(whole, study, dataset):
+    with pytest.raises(RunFolderError, match=r"study\.claims\.0 \(None there, "):
+        start(claiming(study, 0.0), dataset, whole[0])
 
 
 def test_the_folder_of_a_run_or_a_file_is_refused(study, dataset, tmp_path):

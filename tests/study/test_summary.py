@@ -1,10 +1,12 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from fpnlab.study.rules import Claim, DifferenceInDifferences, claim_hash, write_claims
 from fpnlab.study.statistics import paired_difference, t_interval
 from fpnlab.study.summary import summarize
 
@@ -153,6 +155,7 @@ def test_a_single_seed_gives_means_but_no_verdict(results):
 def test_a_study_without_results_has_nothing_to_say():
     summary = summarize(STUDY, [])
     assert summary["findings"] == ["No trial is done yet."]
+    assert summary["verdicts"] == []
     assert summary["counts"] == {"planned": 12, "missing": 12, "done": 0}
     assert summary["best"] is None
 
@@ -246,3 +249,57 @@ def test_tuning_is_apart_from_the_results(results):
         "Tuning chose the largest train.learning_rate that it tried, so that a better one may lie "
         "beyond: BN at batch size 2."
     )
+
+
+RULE = DifferenceInDifferences(
+    arm="BN", baseline="LN", start=32, end=2, side="below", threshold=-1.0
+)
+CLAIM = Claim(statement="BN changes more than LN.", rules=(RULE,))
+CLAIMED = STUDY | {"seeds": [0, 1, 2], "claims": write_claims([CLAIM], "AP")}
+
+
+def test_a_claim_is_judged_in_points(results):
+    [verdict] = summarize(CLAIMED, results)["verdicts"]
+    assert (verdict["verdict"], verdict["statement"]) == ("SUPPORTED", CLAIM.statement)
+    [estimate] = verdict["outcomes"][0]["estimates"]
+    shift = find(summarize(STUDY, results)["change_differences"], arm="LN")
+    np.testing.assert_allclose(estimate["mean"], -shift["mean"])
+    assert estimate["mean"] < -5
+    assert "from batch size 32 to 2: -9 (" in verdict["outcomes"][0]["sentence"]
+
+
+def test_a_verdict_names_the_hash_of_the_claim_that_was_judged(results):
+    [verdict] = summarize(CLAIMED, results)["verdicts"]
+    settled = Claim(statement=CLAIM.statement, rules=(replace(RULE, metric="AP"),))
+    assert verdict["hash"] == claim_hash(settled)
+
+
+def test_a_claim_waits_for_all_seeds_of_its_cells(results):
+    assert summarize(CLAIMED, results)["verdicts"][0]["verdict"] == "SUPPORTED"
+    [verdict] = summarize(CLAIMED, results[:-1])["verdicts"]
+    assert verdict["verdict"] == "INCONCLUSIVE"
+    assert len(verdict["outcomes"][0]["estimates"][0]["by_seed"]) == 2
+    [verdict] = summarize(CLAIMED, [])["verdicts"]
+    assert verdict["verdict"] == "INCONCLUSIVE"
+    assert "not measured" in verdict["outcomes"][0]["sentence"]
+
+
+def test_a_trial_that_diverged_is_not_waited_for(results):
+    results[-1] |= {"status": "diverged"}
+    [verdict] = summarize(CLAIMED, results)["verdicts"]
+    assert "not all of its trials" not in verdict["outcomes"][0]["sentence"]
+    assert verdict["outcomes"][0]["estimates"][0]["left_out"] == [2]
+
+
+def test_an_arm_without_the_axis_is_judged_once_its_seeds_have_ended(apart):
+    [verdict] = summarize(CLAIMED, apart)["verdicts"]
+    change = find(summarize(STUDY, apart)["changes"], arm="BN")
+    assert verdict["verdict"] == "SUPPORTED"
+    np.testing.assert_allclose(verdict["outcomes"][0]["estimates"][0]["mean"], change["mean"])
+    assert summarize(CLAIMED, apart[:-1])["verdicts"][0]["verdict"] == "INCONCLUSIVE"
+
+
+def test_verdicts_survive_strict_json(results):
+    results[0]["metrics"]["running"]["AP"] = math.nan
+    summary = summarize(CLAIMED, results)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fpnlab.study.rules import Difference, DifferenceInDifferences, Equivalence, Rule, cells
+from fpnlab.study.rules import (
+    Cell,
+    Claim,
+    Difference,
+    DifferenceInDifferences,
+    Equivalence,
+    Rule,
+    cells,
+)
 from fpnlab.study.statistics import holm, t_interval
 from fpnlab.study.verdict import judge, overall
 
@@ -17,6 +25,10 @@ CLEAR = (-0.1, 0.0, 0.1, 0.05, -0.05)
 """Noise of five seeds that leaves a difference of one clear."""
 LUCK = (5.0, -3.0, 0.0, 8.0, -7.0)
 """What the seeds do to both arms alike."""
+
+
+def at(arm, axis_value, evaluation="running", metric="AP"):
+    return Cell(metric, evaluation, axis_value, arm)
 
 
 def cell(mean, noise=CLEAR):
@@ -27,26 +39,25 @@ def study(**means):
     """Values of arms at axis values 2, 8 and 32; the baseline BN is without noise of its own."""
     table = {"BN": (0.0, 0.0, 0.0), **means}
     return {
-        (arm, at): cell(mean, CLEAR if arm != "BN" else (0.0,) * 5)
+        at(arm, value): cell(mean, CLEAR if arm != "BN" else (0.0,) * 5)
         for arm, row in table.items()
-        for at, mean in zip((2, 8, 32), row)
+        for value, mean in zip((2, 8, 32), row)
     }
 
 
-def difference(axis_values=(2,), side="above", threshold=0.0, arm="LN"):
-    return Difference(
-        arm=arm, baseline="BN", axis_values=axis_values, side=side, threshold=threshold
-    )
+def difference(axis_values=(2,), side="above", threshold=0.0, arm="LN", **fields):
+    fields = {"baseline": "BN", "metric": "AP"} | fields
+    return Difference(arm=arm, axis_values=axis_values, side=side, threshold=threshold, **fields)
 
 
-def change(side="above", threshold=0.0, start=32, end=2):
-    return DifferenceInDifferences(
-        arm="LN", baseline="BN", start=start, end=end, side=side, threshold=threshold
-    )
+def change(side="above", threshold=0.0, start=32, end=2, **fields):
+    fields = {"arm": "LN", "baseline": "BN", "metric": "AP"} | fields
+    return DifferenceInDifferences(start=start, end=end, side=side, threshold=threshold, **fields)
 
 
-def equivalence(margin=1.0, axis_values=(2,)):
-    return Equivalence(arm="LN", baseline="BN", axis_values=axis_values, margin=margin)
+def equivalence(margin=1.0, axis_values=(2,), **fields):
+    fields = {"arm": "LN", "baseline": "BN", "metric": "AP"} | fields
+    return Equivalence(axis_values=axis_values, margin=margin, **fields)
 
 
 def decide(rule, values, **kwargs):
@@ -81,7 +92,10 @@ def test_a_difference_is_decided_by_the_side_of_the_whole_interval(side, thresho
 def test_one_rule_is_decided_exactly_when_the_threshold_is_outside_the_interval(
     values, threshold, alpha
 ):
-    arms = {("LN", 2): dict(enumerate(values)), ("BN", 2): dict.fromkeys(range(len(values)), 0.0)}
+    arms = {
+        at("LN", 2): dict(enumerate(values)),
+        at("BN", 2): dict.fromkeys(range(len(values)), 0.0),
+    }
     outcome = decide(difference(threshold=threshold), arms, alpha=alpha)
     assume(abs(outcome.p - alpha) > 1e-9)
     (estimate,) = outcome.estimates
@@ -95,8 +109,8 @@ def test_one_rule_is_decided_exactly_when_the_threshold_is_outside_the_interval(
 
 def test_the_mean_over_axis_values_is_taken_seed_by_seed():
     values = study(LN=(1.0, 2.0, 6.0))
-    del values["LN", 8][3]
-    values["BN", 32][0] = math.nan
+    del values[at("LN", 8)][3]
+    values[at("BN", 32)][0] = math.nan
     (estimate,) = decide(difference((2, 8, 32)), values).estimates
     expected = {seed: 3.0 + CLEAR[seed] for seed in (1, 2, 4)}
     assert estimate.by_seed == pytest.approx(expected)
@@ -129,7 +143,7 @@ def test_equivalence_must_hold_at_every_axis_value_and_fails_at_one():
     values = study(LN=(0.1, 0.0, 2.0))
     assert decide(equivalence(axis_values=(2, 8)), values).decision == "supported"
     assert decide(equivalence(axis_values=(2, 8, 32)), values).decision == "refuted"
-    values["LN", 32] = {}
+    values[at("LN", 32)] = {}
     found = decide(equivalence(axis_values=(2, 8, 32)), values)
     assert found.decision == "undecided"
     assert [e.left_out for e in found.estimates] == [(), (), (0, 1, 2, 3, 4)]
@@ -137,14 +151,14 @@ def test_equivalence_must_hold_at_every_axis_value_and_fails_at_one():
 
 def test_a_seed_is_left_out_only_where_a_value_lacks():
     values = study(LN=(0.0, 0.0, 0.0))
-    values["LN", 8] = {seed: 0.0 for seed in (1, 2, 7)}
+    values[at("LN", 8)] = {seed: 0.0 for seed in (1, 2, 7)}
     found = decide(equivalence(axis_values=(2, 8)), values)
     assert [e.left_out for e in found.estimates] == [(), (0, 3, 4, 7)]
 
 
 def test_noise_is_neither_a_difference_nor_equivalence():
     noise = (3.0, -2.0, 1.0, -4.0, 2.0)
-    values = {("LN", 2): cell(0.0, noise), ("BN", 2): cell(0.0, (0.0,) * 5)}
+    values = {at("LN", 2): cell(0.0, noise), at("BN", 2): cell(0.0, (0.0,) * 5)}
     for rule in (difference(), difference(side="below"), equivalence()):
         assert decide(rule, values).decision == "undecided"
 
@@ -160,17 +174,19 @@ def test_equal_arms_are_called_different_beyond_a_margin_in_alpha_of_all_cases(
     rule, zeros = equivalence(margin, axis_values), dict.fromkeys(range(5), 0.0)
     refuted = 0
     for rows in samples:
-        arms = {("LN", at): dict(enumerate(row.tolist())) for at, row in zip(axis_values, rows)}
-        values = {**arms, **{("BN", at): zeros for at in axis_values}}
+        values = {at("BN", value): zeros for value in axis_values}
+        for value, row in zip(axis_values, rows):
+            values[at("LN", value)] = dict(enumerate(row.tolist()))
         refuted += decide(rule, values).decision == "refuted"
     assert refuted / len(samples) < 0.05 + 4 * math.sqrt(0.05 * 0.95 / len(samples))
 
 
 def test_several_rules_are_held_to_holms_adjusted_p():
     noise = (1.0, -1.0, 0.5, -0.5, 0.2)
-    values = {("BN", at): cell(0.0, (0.0,) * 5) for at in (2, 8, 32)}
-    values |= {("LN", at): cell(mean, noise) for at, mean in ((2, 1.2), (8, 1.25), (32, 1.3))}
-    rules = [difference((at,)) for at in (2, 8, 32)]
+    values = {at("BN", value): cell(0.0, (0.0,) * 5) for value in (2, 8, 32)}
+    for value, mean in ((2, 1.2), (8, 1.25), (32, 1.3)):
+        values[at("LN", value)] = cell(mean, noise)
+    rules = [difference((value,)) for value in (2, 8, 32)]
     alone = [decide(rule, values) for rule in rules]
     together = judge(rules, values)
     assert [outcome.decision for outcome in alone] == ["supported"] * 3
@@ -186,9 +202,9 @@ def test_true_null_rules_err_in_alpha_of_all_families():
     wrong = 0
     for noise in rng.normal(size=(1500, 2, 3, 5)):
         rows = {
-            (arm, at): dict(enumerate(noise[i, j].tolist()))
+            at(arm, value): dict(enumerate(noise[i, j].tolist()))
             for i, arm in enumerate(("BN", "LN"))
-            for j, at in enumerate((2, 8, 32))
+            for j, value in enumerate((2, 8, 32))
         }
         wrong += any(outcome.decision != "undecided" for outcome in judge(rules, rows).outcomes)
     assert wrong / 1500 < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 1500)
@@ -227,16 +243,67 @@ def test_a_claim_of_two_rules_has_each_verdict(means, verdict, tally):
     assert found.sentence == f"{verdict}: {tally}"
 
 
+def test_an_arm_is_compared_with_itself_under_other_statistics():
+    values = study(BN=(-6.0, -2.0, 0.0), LN=(0.0, 0.0, 0.0))
+    values |= {at("BN", value, "precise"): cell(mean) for value, mean in ((2, -1.0), (32, 0.0))}
+    both = {"arm": "BN", "baseline": "BN", "evaluation": "precise"}
+    for rule, mean, topic in (
+        (difference(**both, baseline_evaluation="running"), 5.0, "BN (precise) minus BN (running)"),
+        (
+            change(**both, baseline_evaluation="running"),
+            5.0,
+            "change of BN (precise) minus change of BN (running)",
+        ),
+    ):
+        outcome = decide(rule, values)
+        assert outcome.decision == "supported"
+        assert outcome.estimates[0].mean == pytest.approx(mean)
+        assert outcome.sentence.startswith(f"AP: {topic}, ")
+    # One source for both arms; LN has no precise numbers.
+    outcome = decide(difference(evaluation="precise"), values)
+    assert outcome.estimates[0].mean is None
+    assert outcome.sentence.startswith("AP: LN minus BN, precise statistics, at axis value 2: not")
+
+
+def test_an_arm_is_compared_with_itself_at_another_axis_value():
+    values = study(LN=(0.3, 0.2, 0.5))
+    flat = equivalence(1.0, (2, 8), baseline="LN", baseline_value=32)
+    outcome = decide(flat, values, axis="batch size")
+    assert outcome.decision == "supported"
+    assert [e.mean for e in outcome.estimates] == pytest.approx([-0.2, -0.3])
+    assert outcome.sentence.startswith("AP: LN minus LN at batch size 32, at batch size 2: -0.2 (")
+    (estimate,) = decide(difference((2, 8), baseline="LN", baseline_value=32), values).estimates
+    assert estimate.mean == pytest.approx(-0.25)
+
+
+def test_values_of_another_metric_are_not_looked_at():
+    values = study(LN=(3.0, 0.0, 0.0))
+    assert decide(difference(metric="AP50"), values).estimates[0].by_seed == {}
+
+
+def test_a_rule_waits_for_every_trial_that_it_needs():
+    values = study(LN=(3.0, 3.0, 3.0))
+    rules = [difference((2,)), difference((8,), "below")]
+    found = judge(rules, values, unfinished={("LN", 2), ("GN", 8)})
+    waits, done = found.outcomes
+    assert (waits.decision, waits.p, done.decision) == ("undecided", 1.0, "refuted")
+    assert waits.estimates[0].mean == pytest.approx(3.0)
+    assert waits.sentence.endswith("Above 0: undecided (not all of its trials have ended).")
+    assert found.verdict == "INCONCLUSIVE"
+    assert found.sentence.endswith("Not all of their trials have ended.")
+    assert judge(rules, values).verdict == "PARTIAL"
+
+
 def test_what_was_not_measured_is_undecided_and_said():
     values = study(LN=(3.0, 3.0, 3.0))
-    values["LN", 8] = {0: 3.0, 1: math.nan}
+    values[at("LN", 8)] = {0: 3.0, 1: math.nan}
     none, one = judge([difference(arm="GN"), difference((8,))], values, axis="batch size").outcomes
     assert (none.decision, one.decision) == ("undecided", "undecided")
     assert (none.p, none.p_adjusted, none.estimates[0].mean) == (1.0, 1.0, None)
     assert none.estimates[0].left_out == (0, 1, 2, 3, 4)
     assert (one.estimates[0].mean, one.estimates[0].low) == (pytest.approx(-2.0), None)
     assert none.sentence == (
-        "GN minus BN, at batch size 2: not measured (0 seeds, 5 left out). "
+        "AP: GN minus BN, at batch size 2: not measured (0 seeds, 5 left out). "
         "Above 0: undecided (p 1)."
     )
     assert "-2 (no interval, 1 seed, 4 left out)" in one.sentence
@@ -248,9 +315,13 @@ def test_sentences_say_the_numbers_the_claim_and_the_decision():
     sentences = [outcome.sentence for outcome in judge(rules, values, axis="batch size").outcomes]
     interval = "{} (95 % interval {} to {}, 5 seeds)"
     first = interval.format(3, 2.9, "3.1")
-    assert sentences[0].startswith(f"LN minus BN, at batch size 2: {first}. Above 1: supported (p ")
+    assert sentences[0].startswith(
+        f"AP: LN minus BN, at batch size 2: {first}. Above 1: supported (p "
+    )
     assert ", adjusted " in sentences[0]
-    assert sentences[1].startswith("Change of LN minus change of BN, from batch size 32 to 2: 2 (")
+    assert sentences[1].startswith(
+        "AP: change of LN minus change of BN, from batch size 32 to 2: 2 ("
+    )
     assert "at batch size 8: " in sentences[2]
     assert "; at batch size 32: 1 (90 % interval" in sentences[2]
     assert "Less than 0.5 from zero: refuted" in sentences[2]
@@ -260,7 +331,7 @@ def test_sentences_say_the_numbers_the_claim_and_the_decision():
 def test_a_verdict_is_json_without_nan():
     rules = [difference(), change(), equivalence(), difference(arm="GN")]
     values = study(LN=(3.0, 0.0, 1.0))
-    values["LN", 2][0] = np.float64(7.0)
+    values[at("LN", 2)][0] = np.float64(7.0)
     table = dataclasses.asdict(judge(rules, values))
     again = json.loads(json.dumps(table, allow_nan=False))
     assert [outcome["rule"]["kind"] for outcome in again["outcomes"]] == [
@@ -301,7 +372,13 @@ def test_rules_are_read_from_a_config_and_written_back():
         (lambda: change(threshold=math.inf), "threshold is inf"),
         (lambda: change(start=2, end=2), "start and end are both 2"),
         (lambda: equivalence(margin=0.0), "margin is 0.0"),
+        (lambda: equivalence(axis_values=(2, 32), arm="BN", baseline_value=32), "are both 'BN'"),
+        (lambda: change(arm="BN", baseline_evaluation="running"), "are both 'BN'"),
+        (lambda: Claim(statement="", rules=(change(),)), "a claim needs a statement"),
+        (lambda: Claim(statement="x", rules=()), "one rule or more"),
+        (lambda: Claim(statement="x", rules=(change(),), alpha=0.5), "alpha is 0.5"),
         (lambda: judge([], {}), "no rules"),
+        (lambda: judge([difference(metric=None)], {}), "a rule without a metric"),
         (lambda: judge([difference()], {}, alpha=0.5), "alpha must lie"),
     ],
 )

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fpnlab.ops.conv import conv
 from fpnlab.ops.kernel import fold_batch_norm, scale_standardize_kernel, standardize_kernel
@@ -21,6 +22,33 @@ def test_standardized_kernels_have_no_mean_and_the_promised_variance(key):
     gain = jnp.array([1.0, 2.0, 3.0, 4.0])
     scaled = np.asarray(scale_standardize_kernel(kernel, gain), np.float64)
     np.testing.assert_allclose(scaled.std((0, 1, 2)) * np.sqrt(72), gain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-5])
+def test_standardized_kernels_are_their_definition_at_any_shape_and_size(size, key):
+    """A small one is held above eps, by default 1e-10 and 1e-4."""
+    kernel = size * (1 + jax.random.normal(key, (1, 3, 5, 4)))
+    exact = np.asarray(kernel, np.float64)
+    exact -= exact.mean((0, 1, 2))
+    var = (exact**2).mean((0, 1, 2))
+    np.testing.assert_allclose(
+        standardize_kernel(kernel), exact / np.sqrt(var + 1e-10), rtol=1e-4, atol=1e-6
+    )
+    gain = np.linspace(0.5, 2.0, 4).astype(np.float32)
+    np.testing.assert_allclose(
+        scale_standardize_kernel(kernel, jnp.asarray(gain)),
+        exact / np.sqrt(np.maximum(var * 15, 1e-4)) * gain,
+        rtol=1e-4,
+        atol=1e-7,
+    )
+
+
+def test_eps_is_said_by_name(key):
+    kernel = jax.random.normal(key, (3, 3, 2, 4))
+    with pytest.raises(TypeError):
+        standardize_kernel(kernel, 1e-5)
+    with pytest.raises(TypeError):
+        scale_standardize_kernel(kernel, jnp.ones(4), 1e-5)
 
 
 def test_a_folded_convolution_is_the_convolution_and_its_batch_norm(key):

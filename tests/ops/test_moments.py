@@ -88,6 +88,23 @@ def test_a_mean_of_any_size_costs_few_digits(way, axes, deviations, key):
     check_digits(*way(axes, x), x, axes)
 
 
+def test_the_part_that_gives_a_shift_is_the_first_sixteenth_of_the_rows(key):
+    x = jax.random.normal(key, (2, 31, 50, 3))
+    shift, *_ = moments._shift_by_part((1, 2), x)
+    np.testing.assert_allclose(shift, x[:, :1].mean((1, 2), keepdims=True), rtol=1e-4, atol=1e-6)
+    shift, *_ = moments._shift_by_part((1, 2), jnp.concatenate([x, x], 1))
+    np.testing.assert_allclose(shift, x[:, :3].mean((1, 2), keepdims=True), rtol=1e-4, atol=1e-6)
+
+
+def test_equal_values_under_a_mask_have_no_negative_variance():
+    values = np.random.default_rng(0).normal(size=500).astype(np.float32)
+    x = jnp.broadcast_to(values[:, None, None, None], (500, 37, 3, 5))
+    mask = jnp.broadcast_to(jnp.arange(37)[:, None] < 29, (500, 37, 3))
+    for axes in ((1, 2), (1, 2, 3)):
+        found, _ = local_moments(x, axes, mask)
+        assert (found.var >= 0).all()
+
+
 def test_a_shift_is_taken_only_where_the_mean_is_far(key):
     x = jax.random.normal(key, (2, 16, 9, 8))
     shift, *_ = moments._shift_if_far((1, 2), x)

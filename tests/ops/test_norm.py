@@ -222,8 +222,13 @@ def test_groups_that_do_not_divide_are_refused_with_those_that_do(x):
 
 
 def test_a_norm_batch_that_does_not_divide_is_refused_with_those_that_do(x):
-    with pytest.raises(ValueError, match=r"4 images.*norm_batch=3.*1, 2, 4"):
+    message = "a batch of 4 images does not split into groups of norm_batch=3; these do: 1, 2, 4$"
+    with pytest.raises(ValueError, match=message):
         batch_norm_train(x, SCALE, BIAS, eps=EPS, norm_batch=3)
+    split = x.reshape(2, 2, *x.shape[1:])
+    run = lambda x: batch_norm_train(x, SCALE, BIAS, eps=EPS, norm_batch=3, axis_name="d")[0]
+    with pytest.raises(ValueError, match=r"4 images \(2 on each of 2 devices\) does not split"):
+        jax.vmap(run, axis_name="d")(split)
 
 
 def test_one_value_a_channel_is_refused(x):
@@ -260,11 +265,11 @@ def test_dynamic_tanh_takes_no_statistics(x):
     np.testing.assert_array_equal(dynamic_tanh(x[:1, :1], jnp.float32(0.7), SCALE, BIAS), y[:1, :1])
 
 
-def renorm(x, r_max, d_max):
-    mean, var = jnp.linspace(0.5, 1.5, 6), jnp.linspace(2.0, 5.0, 6)
-    return batch_renorm_train(x, mean, var, SCALE, BIAS, eps=EPS, r_max=r_max, d_max=d_max)[
-        0
-    ], batch_norm_eval(x, mean, var, SCALE, BIAS, eps=EPS)
+def renorm(x, r_max, d_max, eps=EPS):
+    running = jnp.linspace(0.5, 1.5, 6), jnp.linspace(2.0, 5.0, 6)
+    limits = {"r_max": r_max, "d_max": d_max}
+    y, _ = batch_renorm_train(x, *running, SCALE, BIAS, eps=eps, **limits)
+    return y, batch_norm_eval(x, *running, SCALE, BIAS, eps=eps)
 
 
 def test_batch_renorm_lies_between_batch_norm_and_the_running_statistics(x):
@@ -273,18 +278,20 @@ def test_batch_renorm_lies_between_batch_norm_and_the_running_statistics(x):
     np.testing.assert_allclose(free, running, atol=1e-5)
 
 
-def test_batch_renorm_clips_factor_and_shift(x):
+@pytest.mark.parametrize("eps", [EPS, 0.5])
+def test_batch_renorm_clips_factor_and_shift(eps, x):
     r_max, d_max = 1.05, 0.02
     mean, var = np.linspace(0.5, 1.5, 6), np.linspace(2.0, 5.0, 6)
     exact = np.asarray(x, np.float64)
     batch_mean, batch_var = exact.mean((0, 1, 2)), exact.var((0, 1, 2))
-    sigma, batch_sigma = np.sqrt(var + EPS), np.sqrt(batch_var + EPS)
+    sigma, batch_sigma = np.sqrt(var + eps), np.sqrt(batch_var + eps)
     r = np.clip(batch_sigma / sigma, 1 / r_max, r_max)
     d = np.clip((batch_mean - mean) / sigma, -d_max, d_max)
     assert (r != batch_sigma / sigma).any()
     assert (d != (batch_mean - mean) / sigma).any()
     expected = ((exact - batch_mean) / batch_sigma * r + d) * np.asarray(SCALE) + np.asarray(BIAS)
-    np.testing.assert_allclose(renorm(x, r_max, d_max)[0], expected, rtol=1e-4, atol=1e-5)
+    found, _ = renorm(x, r_max, d_max, eps)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_batch_renorm_has_batch_norms_gradient_times_its_factor(x):

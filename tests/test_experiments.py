@@ -1,0 +1,36 @@
+"""Experiments: each has its config, and the verdicts in the docs follow from their tables."""
+
+import csv
+import json
+import pathlib
+
+import pytest
+
+from fpnlab.config import load, resolved
+from fpnlab.study.table import judge_table
+
+ROOT = pathlib.Path(__file__).parents[1]
+SCRIPTS = sorted((ROOT / "experiments").glob("claim_*.py"))
+RESULTS = sorted((ROOT / "docs" / "results").glob("claim_*.json"))
+
+
+def test_there_are_experiments_and_results():
+    assert SCRIPTS
+    assert RESULTS
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_an_experiment_is_short_and_runs_the_config_of_its_name(script):
+    text = script.read_text()
+    assert len(text.splitlines()) <= 60
+    assert f'publish("{script.stem}")' in text
+    assert load(ROOT / "configs" / f"{script.stem}.toml").study.claims
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda path: path.stem)
+def test_a_published_verdict_follows_from_its_table_by_the_rules_of_its_config(result):
+    kept = json.loads(result.read_text())
+    experiment = load(ROOT / "configs" / f"{result.stem}.toml")
+    assert json.loads(json.dumps(resolved(experiment))) == kept["study"]
+    with result.with_suffix(".csv").open() as file:
+        assert judge_table(experiment.study, csv.DictReader(file)) == kept["verdicts"]

@@ -11,7 +11,7 @@ import jax
 from fpnlab.study.trial import Interrupted
 
 PATIENCE_SECONDS = 86400
-"""How long the others wait for process 0 while it saves and measures, and it for them."""
+"""How long those that are done wait for process 0, which measures, before they end."""
 
 
 class ProcessesError(Exception):
@@ -37,9 +37,6 @@ def joined(
     Raises:
       ProcessesError: they did not find each other.
     """
-    # Collectives of CPUs give up after 30 seconds otherwise.
-    patience = f"--xla_cpu_collective_timeout_seconds={PATIENCE_SECONDS}"
-    os.environ["XLA_FLAGS"] = f"{patience} {os.environ.get('XLA_FLAGS', '')}".strip()
     try:
         jax.distributed.initialize(
             coordinator, processes, process, shutdown_timeout_seconds=PATIENCE_SECONDS

@@ -122,7 +122,7 @@ def main(cases):
 
 
 @functools.cache
-def report(slow=False):
+def report(slow):
     """What the script prints, which compiles once for few cases and once for many."""
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
     # Compiling takes nearly all the time, the first time.
@@ -160,7 +160,7 @@ def test_loss_parameters_and_statistics_are_those_of_one_device(name, devices, s
 
 
 def test_what_a_group_is_shows_in_loss_parameters_and_statistics():
-    assert min(report()["apart"].values()) > 1e-3
+    assert min(report(False)["apart"].values()) > 1e-3
 
 
 @cases
@@ -174,13 +174,19 @@ def test_devices_add_up_gradients_and_moments_and_send_no_maps(name, devices, sl
 
 def test_a_batch_is_spread_over_as_many_devices_as_divide_it():
     expected = {"1": 1, "2": 2, "3": 3, "4": 4, "6": 6, "8": 8, "12": 6, "64": 8}
-    assert report()["devices"] == expected
-    assert report()["order"] == list(range(8))
+    assert report(False)["devices"] == expected
+    assert report(False)["order"] == list(range(8))
 
 
 def test_one_device_has_all_of_a_batch_and_needs_no_mesh():
     assert jax.local_device_count() == 1
     assert data_mesh(8) is None
+
+
+def test_a_batch_that_does_not_split_over_the_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(ValueError, match=r"6, which does not split over 4 .*does over 1, 2, 3$"):
+        data_mesh(6)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import jax
 
 from fpnlab.study.trial import Interrupted
+from fpnlab.train.parallel import of_first
 
 PATIENCE_SECONDS = 86400
 """How long those that are done wait for process 0, which measures, before they end."""
@@ -47,6 +48,9 @@ def joined(
             f"the processes did not find each other ({reason}); give each --coordinator, "
             "--processes and its own --process, with a port that is free on the coordinator"
         ) from error
+    # Processes connect at their first collective, where CPUs wait for each other only 30 seconds:
+    # now they have just met, and later one may load or compile much longer than another.
+    of_first(True)
     try:
         yield jax.process_index() == 0
     except Interrupted:

@@ -111,7 +111,8 @@ def test_two_interrupted_processes_end_like_one_that_nothing_interrupted(config_
     for _ in range(2):
         codes, said = ends(two(config_file, folder))
         assert codes == [0, 0], said
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 201))
+    lines = log.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 201))
 
     one = tmp_path / "one"
     assert CliRunner().invoke(main, ["train", str(config_file), "--out", str(one)]).exit_code == 0

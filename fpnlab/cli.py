@@ -87,26 +87,77 @@ def main() -> None:
 @configured("train")
 @config_argument
 @out_option
+@click.option(
+    "--distributed",
+    is_flag=True,
+    help="Train as one of several processes that Slurm, Open MPI, Kubernetes or a TPU has "
+    "started.  [default: one process]",
+)
+@click.option(
+    "--coordinator",
+    metavar="HOST:PORT",
+    help="Train as one of several processes, all started with the same command; this is where "
+    "process 0 can be reached.  [default: one process]",
+)
+@click.option(
+    "--processes", type=click.IntRange(1), help="How many there are.  [default: one process]"
+)
+@click.option(
+    "--process", type=click.IntRange(0), help="Number of this one.  [default: one process]"
+)
 @click.pass_context
-def train(ctx: click.Context, config: pathlib.Path, out: pathlib.Path | None) -> None:
+def train(
+    ctx: click.Context,
+    config: pathlib.Path,
+    out: pathlib.Path | None,
+    distributed: bool,
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+) -> None:
     """Train one detector as CONFIG says, measure it, and write a report.
 
     Run it again to go on after an interruption; a finished run is not run again.
     """
+    given = [value is not None for value in (coordinator, processes, process)]
+    if any(given) and not all(given):
+        raise click.UsageError("--coordinator, --processes and --process go together; give all")
+    if not (distributed or any(given)):
+        _train(ctx, config, out)
+        return
+    from fpnlab.study.processes import joined
+
+    with joined(coordinator, processes, process) as first:
+        _train(ctx, config, out, first=first)
+
+
+def _train(
+    ctx: click.Context, config: pathlib.Path, out: pathlib.Path | None, *, first: bool = True
+) -> None:
+    """Runs a config's trial, or takes part in it."""
     import dataclasses
 
     from fpnlab.config import Trial
     from fpnlab.progress import Watcher
     from fpnlab.report import write_run_report
     from fpnlab.study.signals import Stop
-    from fpnlab.study.trial import run_trial
+    from fpnlab.study.trial import follow_trial, run_trial
+    from fpnlab.train.parallel import data_mesh
 
     experiment = dataclasses.replace(_experiment(ctx, config), study=None)
     folder = out or pathlib.Path("runs") / config.stem
     trial = Trial(
         config.stem, config.stem, experiment.train.batch_size, experiment.seed, experiment
     )
+    try:
+        data_mesh(experiment.train.batch_size)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     dataset = _data(experiment)
+    if not first:
+        with Stop() as stop:
+            follow_trial(trial, dataset, stop=stop)
+        return
     with Stop() as stop, Watcher() as watcher:
         watcher.start([trial])
         watcher.begin(trial)

@@ -1,6 +1,7 @@
 """Whole data sets in memory, and the order in which training walks through them."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
@@ -97,10 +98,17 @@ def stream_order(seed: int, size: int, start: int, count: int) -> np.ndarray:
             "size must be at least 1, the others at least 0"
         )
     epochs = range(start // size, -(-(start + count) // size))
-    orders = [np.random.default_rng((seed, epoch)).permutation(size) for epoch in epochs]
+    orders = [_epoch_order(seed, size, epoch) for epoch in epochs]
     skipped = start - (start // size) * size
-    stream = np.concatenate(orders) if orders else np.zeros(0)
-    return stream[skipped : skipped + count].astype(np.int32)
+    stream = np.concatenate(orders) if orders else np.zeros(0, np.int32)
+    return stream[skipped : skipped + count]
+
+
+@functools.lru_cache(maxsize=4)  # A permutation for every batch would cost more than small steps.
+def _epoch_order(seed, size, epoch):
+    order = np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
+    order.flags.writeable = False
+    return order
 
 
 def take(split: Images, indices: Int[Array, " b"] | np.ndarray) -> Images:

@@ -85,7 +85,10 @@ def _best_box(overlaps: Float[Array, "m a"]) -> tuple[Float[Array, " a"], Int[Ar
 def _claims(overlaps: Float[Array, "m a"]) -> Int[Array, " m"]:
     """Returns the anchor that each box gets by force: another one each, or a if it gets none."""
     boxes, anchors = overlaps.shape
-    bid, anchor = (column[:, 0] for column in jax.lax.top_k(overlaps, 1))
+    # `top_k` and `argmax` are no faster, and XLA runs `top_k` on all images of all devices.
+    bid = overlaps.max(1)
+    from_end = jnp.where(overlaps == bid[:, None], anchors - jnp.arange(anchors), 0)
+    anchor = anchors - from_end.max(1)
     number = jnp.arange(boxes)
     outbid = (bid > bid[:, None]) | ((bid == bid[:, None]) & (number < number[:, None]))
     lost = (outbid & (anchor == anchor[:, None])).any(1)

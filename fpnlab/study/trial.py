@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import pathlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fpnlab.config import Experiment, Trial, config_hash, resolved
 from fpnlab.data.dataset import Dataset, stream_order, take
@@ -36,6 +38,15 @@ from fpnlab.study.signals import Stop
 from fpnlab.study.task import evaluated, measure, random_views, without_loss
 from fpnlab.train.checkpoint import Checkpoints
 from fpnlab.train.fit import fit
+from fpnlab.train.parallel import (
+    data_mesh,
+    in_any,
+    jit_step,
+    of_first,
+    one_copy,
+    replicate,
+    shard,
+)
 from fpnlab.train.step import TrainState, init_train, train_step
 from fpnlab.types import Batch, LabelledBatch
 
@@ -82,7 +93,7 @@ def run_trial(
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         _claim(folder, experiment, digest)
-        if (folder / "result.json").exists():
+        if of_first((folder / "result.json").exists()):
             return json.loads((folder / "result.json").read_text())
         checkpoints = Checkpoints(folder / "checkpoints", digest)
         state, seconds = _train(experiment, dataset, folder, checkpoints, stop, report)
@@ -91,23 +102,44 @@ def run_trial(
         return json.loads((folder / "result.json").read_text())
 
 
-def training_step(experiment: Experiment) -> Callable[..., tuple[TrainState, dict]]:
-    """Returns the jitted step ``(state, split, indices, positions) -> (state, logs)``.
+def follow_trial(trial: Trial, dataset: Dataset, *, stop: Stop) -> None:
+    """Takes part in the steps of a trial that process 0 runs with ``run_trial``.
+
+    Raises:
+      Interrupted: ``stop`` was set in one of the processes; process 0 saved.
+    """
+    if of_first(False):
+        return
+    # What it writes is what process 0 writes, and nobody needs it twice.
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+        nothing = Checkpoints(folder / "checkpoints", config_hash(trial.experiment))
+        try:
+            _train(trial.experiment, dataset, folder, nothing, stop, lambda _: None)
+        except Interrupted:
+            raise Interrupted("stopped together with process 0, which saved") from None
+
+
+def training_step(
+    experiment: Experiment, mesh: Mesh | None = None
+) -> Callable[..., tuple[TrainState, dict]]:
+    """Returns the jitted step ``(state, split, indices, positions, key) -> (state, logs)``.
 
     Gathering, augmentation and update are one program; the old state's memory is reused.
-    Experiments that differ in their seed alone share it.
+    Experiments that differ in their seed alone share it. Over the devices of a ``mesh``, state,
+    split and key are on each of them, and indices and positions are spread.
     """
     train, model, objective = experiment.train, experiment.model, experiment.objective
-    return _jitted_step(model, objective, train, experiment.augment)
+    return _jitted_step(model, objective, train, experiment.augment, mesh)
 
 
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
-def _jitted_step(model, objective, train, augmentation):
+def _jitted_step(model, objective, train, augmentation, mesh):
     def step(state: TrainState, split: Batch | LabelledBatch, indices, positions, key):
         batch = _view(model, augmentation, take(split, indices), positions, key)
         return train_step(model, objective, train, state, batch)
 
-    return jax.jit(step, donate_argnums=0)
+    return jit_step(step, mesh)
 
 
 @jax.jit
@@ -130,7 +162,8 @@ def _train(experiment, dataset, folder, checkpoints, stop, report):
     train = experiment.train
     like = jax.eval_shape(lambda: initial_state(experiment))
     restored = checkpoints.restore(like)
-    at, begin = restored or (0, initial_state(experiment))
+    at, begin = of_first(restored or (0, initial_state(experiment)))
+    at = int(at)
     log = folder / "metrics.jsonl"
     records = [r for r in read_lines(log) if r["step"] <= at]
     write_lines(log, records)
@@ -139,23 +172,26 @@ def _train(experiment, dataset, folder, checkpoints, stop, report):
     if at >= train.steps or (int(begin.refused) and at % every == 0):
         return begin, spent
 
-    split = jax.device_put(dataset.train)
-    advance = training_step(experiment)
+    mesh = data_mesh(train.batch_size)
+    split = replicate(mesh, dataset.train)
+    advance = training_step(experiment, mesh)
     key = _augment_key(experiment)
     step = lambda state, batch: advance(state, split, *batch, key)
     begun = saved = mark = time.monotonic()
     marked = at
     batches = _positions(experiment, len(dataset.train.images), at)
+    batches = map(functools.partial(shard, mesh), batches)
     logged = lambda number: number % every == 0 or number == train.steps
     # The step reuses the memory of the parameters that it is given.
     before = _copied(begin.params) if logged(at + 1) else None
+    begin = replicate(mesh, begin)
     for number, (state, logs) in enumerate(fit(step, begin, batches), at + 1):
         last = number == train.steps
-        diverged = False
+        diverged = stopping = False
         if logged(number):
             last_record = (number - 1) // every * every
             halfway = 2 * last_record < train.steps <= 2 * number
-            rates = rate_logs(before, state.params, halfway=halfway)
+            rates = rate_logs(before, one_copy(state.params), halfway=halfway)
             logs = {name: float(value) for name, value in logs.items()}
             now = time.monotonic()
             record = {
@@ -172,16 +208,19 @@ def _train(experiment, dataset, folder, checkpoints, stop, report):
             report(record)
             mark, marked = now, number
             diverged = bool(state.refused)
+        # Processes agree where they wait for each other anyway.
+        if logged(number) or jax.process_count() == 1:
+            stopping = in_any(stop.requested)
         due = time.monotonic() - saved > experiment.checkpoint_seconds
-        if stop.requested or last or diverged or due:
-            checkpoints.save(number, state)
+        if jax.process_index() == 0 and (stopping or last or diverged or due):
+            checkpoints.save(number, one_copy(state))
             saved = time.monotonic()
-        if stop.requested:
+        if stopping:
             raise Interrupted(f"{folder}: stopped after step {number} of {train.steps}, saved")
         if diverged:
             break
-        before = _copied(state.params) if logged(number + 1) else None
-    return state, round(spent + time.monotonic() - begun, 3)
+        before = _copied(one_copy(state.params)) if logged(number + 1) else None
+    return one_copy(state), round(spent + time.monotonic() - begun, 3)
 
 
 def _positions(experiment, size, at) -> Iterator[tuple[np.ndarray, np.ndarray]]:

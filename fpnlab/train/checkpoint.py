@@ -49,7 +49,8 @@ class Checkpoints:
           CheckpointError: it could not be written (a full disk, a folder without write
             permission); the checkpoints before it are intact.
         """
-        leaves = _leaves(tree)
+        # Of several processes, Orbax saves arrays of the host or of all of them.
+        leaves = _leaves(jax.device_get(tree) if jax.process_count() > 1 else tree)
         manifest = {
             "config_hash": self.config_hash,
             "leaves": {k: _seal(v) for k, v in leaves.items()},
@@ -128,10 +129,19 @@ class Checkpoints:
         return jax.tree.unflatten(structure, [leaves[name] for name in wanted])
 
     def _manager(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Of several processes, one has the folder, and waits for no other.
+        alone = jax.process_index()
         return ocp.CheckpointManager(
             self.folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
+                max_to_keep=2,
+                create=False,
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=alone, active_processes={alone}
+                ),
             ),
         )
 

@@ -286,7 +286,7 @@ def test_averaged_weights_are_the_ones_that_are_measured(
 ):
     measured = []
     keep = lambda *args, **_: measured.append(args[2]) or Evaluation({}, None, None)
-    monkeypatch.setattr("fpnlab.study.trial.evaluate_detector", keep)
+    monkeypatch.setattr("fpnlab.study.task.evaluate_detector", keep)
     evaluate_run(unbroken, experiment, dataset)
     state = restored_state(unbroken, experiment)
     chex.assert_trees_all_equal(measured, [state.average])

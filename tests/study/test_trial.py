@@ -231,7 +231,7 @@ def test_a_full_disk_costs_no_more_than_what_was_not_yet_saved(
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
     with pytest.raises(CheckpointError, match=r"checkpoint 12 .*No space left.*free space"):
         run(experiment, dataset, tmp_path)
     monkeypatch.undo()

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from fpnlab.config import config_hash, resolved
-from fpnlab.data.dataset import Dataset
+from fpnlab.data.dataset import Dataset, stream_order
 from fpnlab.evaluate.detection import Evaluation
 from fpnlab.model.norm import NoNorm
 from fpnlab.study.files import RunFolderError
@@ -263,7 +264,8 @@ def test_a_diverged_run_keeps_its_last_finite_parameters_and_is_measured(
     result, steps = run(diverging, dataset, tmp_path)
     assert result["status"] == "diverged"
     assert result["steps"] == steps[-1] < 12
-    assert f"not finite by step {steps[-1]}" in result["error"]
+    first = int(re.match(r"loss or gradient not finite at step (\d+); first", result["error"])[1])
+    assert steps[-1] - 2 < first <= steps[-1]
     assert result["final_loss"] is None
     assert (result["norm_batch"], result["smallest_count"]) == (None, None)
     assert set(result["metrics"]) == {"running", "precise", "batch"}
@@ -274,6 +276,30 @@ def test_a_diverged_run_keeps_its_last_finite_parameters_and_is_measured(
     (tmp_path / "result.json").unlink()
     assert run(diverging, dataset, tmp_path)[1] == []
     assert outcome(tmp_path, diverging) == whole
+
+
+def test_a_poisoned_batch_is_never_applied_nor_any_after_it_and_its_step_is_told(
+    experiment, dataset, run, tmp_path
+):
+    """An image of step 5 is NaN; step 6 is sound, and the first to be logged after it."""
+    image = stream_order(experiment.seed, 32, 4 * 4, 1)
+    images = dataset.train.images.astype(np.float32)
+    sound = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, images=images))
+    images = images.copy()
+    images[image] = np.nan
+    bad = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, images=images))
+    result, steps = run(experiment, bad, tmp_path / "bad")
+    assert (result["status"], steps) == ("diverged", [2, 4, 6])
+    assert result["error"] == (
+        "loss or gradient not finite at step 5; first not finite: batch/images (input)"
+    )
+    with pytest.raises(Interrupted):
+        run(experiment, sound, tmp_path / "sound", stop_after=4)
+    kept, good = (restored_state(tmp_path / name, experiment) for name in ("bad", "sound"))
+    assert (int(kept.step), int(kept.refused)) == (6, 2)
+    chex.assert_trees_all_equal(
+        dataclasses.replace(kept, step=good.step, refused=good.refused), good
+    )
 
 
 def test_a_folder_without_a_checkpoint_cannot_be_evaluated(experiment, dataset, tmp_path):

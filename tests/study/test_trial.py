@@ -1,14 +1,18 @@
 """One run in one folder: whatever interrupts it, its end is the same and nothing is lost."""
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
 import json
 import os
+import pathlib
 import re
+import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import chex
 import jax
@@ -28,6 +32,7 @@ from fpnlab.study.trial import (
     restored_state,
     training_view,
 )
+from fpnlab.study.verify import verify
 from fpnlab.train.checkpoint import CheckpointError, Checkpoints
 from fpnlab.types import Batch
 
@@ -239,6 +244,69 @@ def test_a_full_disk_costs_no_more_than_what_was_not_yet_saved(
     assert fingerprint(tmp_path, experiment) == saved
     run(experiment, dataset, tmp_path)
     assert outcome(tmp_path, experiment) == outcome(unbroken, experiment)
+
+
+@contextlib.contextmanager
+def no_file_larger_than(size):
+    """The system refuses to write on, as it does where a disk is full or a quota reached."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_wherever_the_system_refuses_to_write_the_run_goes_on_from_there_later(
+    unbroken, experiment, dataset, run, tmp_path
+):
+    paths = [path for path in unbroken.rglob("*") if path.is_file()]
+    # Each file in turn is one byte too large, from the smallest to the largest.
+    sizes = sorted({path.stat().st_size for path in paths if path.parent.name != "leaves"} - {0})
+    refused = set()
+    for size in sizes:
+        with no_file_larger_than(size - 1):
+            with pytest.raises((RunFolderError, CheckpointError), match="free space") as e:
+                run(experiment, dataset, tmp_path)
+        refused.add(re.search(r"checkpoint \d+|File too large", str(e.value))[0])
+    assert refused == {"checkpoint 12", "File too large"}
+    run(experiment, dataset, tmp_path)
+    assert outcome(tmp_path, experiment) == outcome(unbroken, experiment)
+
+
+@contextlib.contextmanager
+def unprivileged():
+    """Without the rights of root, to whom every folder can be written."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_read_only_folder_is_refused_and_left_as_it_was(
+    unbroken, experiment, dataset, no_data, run
+):
+    with tempfile.TemporaryDirectory() as parent:
+        folder = pathlib.Path(parent) / "run"
+        with pytest.raises(Interrupted):
+            run(experiment, dataset, folder, stop_after=4)
+        there = lambda: {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+        before = there()
+        pathlib.Path(parent).chmod(0o755)
+        for path in [folder, *before]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        with unprivileged():
+            with pytest.raises(RunFolderError, match=r"Permission denied.*choose another folder"):
+                run(experiment, no_data, folder)
+            assert verify(folder).faults == []
+        assert there() == before
+        for path in [folder, *before]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        run(experiment, dataset, folder)
+        assert outcome(folder, experiment) == outcome(unbroken, experiment)
 
 
 def test_a_checkpoint_is_saved_whenever_the_time_has_come(experiment, dataset, run, tmp_path):

@@ -22,11 +22,11 @@ pytestmark = pytest.mark.slow
 KILLS = 12
 CLOCKS = ("seconds", "examples_per_second")
 CONFIG = """
-log_examples = 16
-checkpoint_seconds = 0.5
+log_examples = 40
+checkpoint_seconds = 0.3
 data = { kind = "scenes", image_size = 32, train_size = 32, test_size = 8 }
 evaluate = { batch_size = 8, population_examples = 8 }
-train = { examples = 6000, batch_size = 4, learning_rate = 0.05 }
+train = { examples = 3000, batch_size = 4, learning_rate = 0.05 }
 
 [model]
 classes = 4
@@ -88,15 +88,15 @@ def outcome(folder):
     return found
 
 
-def until_it_logs(process, folder):
-    """Waits until a log grows; going on from a checkpoint may shorten it before."""
-    before = None
-    while process.poll() is None:
-        with contextlib.suppress(FileNotFoundError):  # It is replaced now and then.
-            now = {path: path.stat().st_size for path in folder.glob("trials/*/metrics.jsonl")}
-            if before is not None and any(now[path] > before.get(path, 0) for path in now):
-                return
-            before = now
+def until_it_logs(process, folder, records):
+    """Waits for so many new records; going on from a checkpoint takes some away before."""
+    before, new = {}, None
+    while process.poll() is None and (new is None or new < records):
+        with contextlib.suppress(FileNotFoundError):  # A log is replaced when its run goes on.
+            logs = folder.glob("trials/*/metrics.jsonl")
+            now = {path: path.read_bytes().count(b"\n") for path in logs}
+            grown = sum(max(count - before.get(path, 0), 0) for path, count in now.items())
+            before, new = now, 0 if new is None else new + grown
         time.sleep(0.01)
 
 
@@ -120,14 +120,17 @@ def worker_ids(folder):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_study_killed_again_and_again_ends_like_an_unbroken_one(workers, config, tmp_path):
-    """Each kill comes at a random moment after training has gone on from the one before."""
+    """Each kill comes at a random moment after training has gone on from the one before.
+
+    Twelve for each number of workers; with two of them, every third hits a worker.
+    """
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finish(config, whole, workers)
     draw, told = random.Random(workers), []
     while len(told) < KILLS:
         with running(config, broken, workers) as process:
-            until_it_logs(process, broken)
-            time.sleep(draw.uniform(0, 0.6))
+            until_it_logs(process, broken, draw.randint(1, 25))
+            time.sleep(draw.uniform(0, 0.3))
             if process.poll() is not None:
                 break
             trials = busy(broken)
@@ -135,9 +138,9 @@ def test_a_study_killed_again_and_again_ends_like_an_unbroken_one(workers, confi
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victims[0] if victims else process.pid, signal.SIGKILL)
             told.append(("worker" if victims else "runner", trials))
+            print(len(told), *told[-1], flush=True)
             if victims:
                 time.sleep(0.2)
-    print(*told, sep="\n")
     assert len(told) == KILLS, f"the study ended after {len(told)} kills: {told}"
     assert sum(bool(trials) for _, trials in told) > KILLS // 2, told
     assert len(set.union(*(trials for _, trials in told))) > 1, told

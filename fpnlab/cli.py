@@ -306,6 +306,20 @@ def report(folder: pathlib.Path) -> None:
         sys.exit(5)
 
 
+@main.command("verify")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path))
+def verify(folder: pathlib.Path) -> None:
+    """Check the run or study FOLDER against its own checksums, and print every fault."""
+    from fpnlab.study.verify import verify as check
+
+    found = check(folder)
+    for fault in found.faults:
+        click.echo(str(fault))
+    click.echo(str(found))
+    if found.faults:
+        sys.exit(5)
+
+
 @configured("show")
 @config_argument
 @click.option(

@@ -7,6 +7,7 @@ Boxes are ``xyxy`` in pixels; the origin is the top-left corner of the top-left 
 
 import dataclasses
 import typing
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import flax.struct
@@ -142,3 +143,10 @@ Features = dict[int, Float[Array, "b _ _ _"]]
 
 Key = jax.Array
 """A typed PRNG key (``jax.random.key``)."""
+
+Watch = Callable[[str, Array], None]
+"""Called with the name and the output of each layer while a model is applied."""
+
+
+def unwatched(name: str, x: Array) -> None:
+    """The `Watch` that does nothing."""

@@ -175,7 +175,7 @@ def test_a_run_that_diverges_exits_with_4_and_still_has_a_report(config_file, tm
     wild = ("--train.learning_rate", "1e20", "--model.backbone.norm.kind", "none")
     result = call("train", config_file, *wild, "--train.examples", 48, "--out", tmp_path)
     assert result.exit_code == 4
-    assert "diverged: loss or gradient not finite by step" in result.stderr
+    assert "diverged: loss or gradient not finite at step" in result.stderr
     assert "try a lower train.learning_rate" in result.stderr
     assert (tmp_path / "report.html").stat().st_size > 0
 

@@ -1,7 +1,6 @@
 """ResNet: a stem and stages of residual blocks, giving one map a pyramid level."""
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 from jaxtyping import Array, Bool, Float
@@ -20,7 +19,7 @@ from fpnlab.model.block import (
 from fpnlab.model.norm import Norm, NormState, activate
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.pooling import max_pool
-from fpnlab.types import Features, Key, Mode, spec, tree
+from fpnlab.types import Features, Key, Mode, Watch, spec, tree, unwatched
 
 
 @spec
@@ -213,7 +212,7 @@ def apply_resnet(
     *,
     mask: Bool[Array, "b h w"] | None = None,
     key: Key | None = None,
-    watch: Callable[[str, Array], None] = lambda name, x: None,
+    watch: Watch = unwatched,
 ) -> tuple[Features, ResNetState]:
     """Returns the last map of each level (C2 to C5 for the standard networks), and the state.
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from fpnlab.model.backbone import ResNet, ResNetParams, ResNetState, apply_resnet, init_resnet
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.pooling import global_average_pool
-from fpnlab.types import Key, Mode, spec, tree
+from fpnlab.types import Key, Mode, Watch, spec, tree, unwatched
 
 
 @spec
@@ -82,6 +82,7 @@ def apply_classifier(
     mode: Mode,
     *,
     key: Key | None = None,
+    watch: Watch = unwatched,
 ) -> tuple[Float[Array, "b k"], ClassifierState]:
     """Returns the logits of every class, float32, and the new running statistics.
 
@@ -94,13 +95,20 @@ def apply_classifier(
       mode: where norms take their statistics from, and whether features are dropped.
       key: draws the features and branches to drop; needed where ``dropout`` or the backbone's
         ``drop_path`` is above 0 and the mode stochastic.
+      watch: called with the name and the output of each layer.
 
     Raises:
       ValueError: something is to be dropped and there is no key.
     """
     x = (images - classifier.pixel_mean) / classifier.pixel_deviation
     features, backbone = apply_resnet(
-        classifier.backbone, params.backbone, state.backbone, x, mode, key=key
+        classifier.backbone,
+        params.backbone,
+        state.backbone,
+        x,
+        mode,
+        key=key,
+        watch=lambda name, x: watch(f"backbone {name}", x),
     )
     pooled = global_average_pool(features[max(features)].astype(jnp.float32))
     if classifier.dropout and mode.stochastic:
@@ -109,4 +117,5 @@ def apply_classifier(
         kept = jax.random.bernoulli(named_key(key, "dropout"), 1 - classifier.dropout, pooled.shape)
         pooled = jnp.where(kept, pooled / (1 - classifier.dropout), 0)
     logits = pooled @ params.dense.kernel + params.dense.bias
+    watch("dense", logits)
     return logits, ClassifierState(backbone=backbone)

@@ -14,7 +14,7 @@ from fpnlab.ops import boxes as box_ops
 from fpnlab.ops.anchors import pyramid_anchors
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.nms import nms
-from fpnlab.types import Detections, Key, Mode, picture_mask, spec, tree
+from fpnlab.types import Detections, Key, Mode, Watch, picture_mask, spec, tree, unwatched
 
 
 @spec
@@ -138,6 +138,7 @@ def apply_detector(
     *,
     extent: Float[Array | np.ndarray, "b 2"] | None = None,
     key: Key | None = None,
+    watch: Watch = unwatched,
 ) -> tuple[DetectorOutput, DetectorState]:
     """Returns logits and deltas of every anchor, and the new running statistics.
 
@@ -149,6 +150,7 @@ def apply_detector(
       mode: where norms take their statistics from.
       extent: height and width of the pictures inside the images; needed for ``mask_padding``.
       key: draws the branches to drop; needed for stochastic depth.
+      watch: called with the name and the output of each layer.
 
     Raises:
       ValueError: ``mask_padding`` without an ``extent``, or the images are smaller than one cell
@@ -162,12 +164,22 @@ def apply_detector(
         if extent is None:
             raise ValueError("detector: mask_padding needs the extent of the pictures; give it")
         mask = picture_mask(extent, height, width)
+    of = lambda organ: lambda name, x: watch(f"{organ} {name}", x)
     features, backbone = apply_resnet(
-        detector.backbone, params.backbone, state.backbone, x, mode, mask=mask, key=key
+        detector.backbone,
+        params.backbone,
+        state.backbone,
+        x,
+        mode,
+        mask=mask,
+        key=key,
+        watch=of("backbone"),
     )
-    pyramid, neck = apply_fpn(detector.neck, params.neck, state.neck, features, mode, mask=mask)
+    pyramid, neck = apply_fpn(
+        detector.neck, params.neck, state.neck, features, mode, mask=mask, watch=of("neck")
+    )
     logits, deltas, head = apply_head(
-        detector.head, params.head, state.head, pyramid, mode, mask=mask
+        detector.head, params.head, state.head, pyramid, mode, mask=mask, watch=of("head")
     )
     output = DetectorOutput(logits=logits, deltas=deltas)
     return output, DetectorState(backbone=backbone, neck=neck, head=head)

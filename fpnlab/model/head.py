@@ -21,7 +21,7 @@ from fpnlab.model.norm import (
 )
 from fpnlab.ops.conv import conv
 from fpnlab.ops.keys import named_key
-from fpnlab.types import Features, Key, Mode, spec, tree
+from fpnlab.types import Features, Key, Mode, Watch, spec, tree, unwatched
 
 
 @spec
@@ -129,33 +129,38 @@ def apply_head(
     mode: Mode,
     *,
     mask: Bool[Array, "b h w"] | None = None,
+    watch: Watch = unwatched,
 ) -> tuple[Float[Array, "b cells k"], Float[Array, "b cells 4"], HeadState]:
     """Returns one row an anchor, finest level first: class logits and box deltas; and the state.
 
     Both are float32. The rows follow ``ops.anchors``: level, then row, column, anchor. ``mask``,
-    of the images' size, has the pixels that enter statistics.
+    of the images' size, has the pixels that enter statistics; ``watch`` is called with the name
+    and the output of each convolution at each level.
     """
     masks = {level: thinned(mask, 2**level) for level in pyramid}
 
-    def side(tower, states, predictor, outputs):
+    def side(name, tower, states, predictor, outputs):
         maps, new = dict(sorted(pyramid.items())), []
-        for p, s in zip(tower, states):
+        for i, (p, s) in enumerate(zip(tower, states)):
             maps = {level: apply_kernel(head.norm, p, x) for level, x in maps.items()}
             maps, s = _apply_norm_over_levels(head, p.norm, s, maps, mode, masks)
             maps = {level: activate(head.norm, x) for level, x in maps.items()}
             new.append(s)
+            for level, x in maps.items():
+                watch(f"{name} tower {i} level {level}", x)
         rows = []
-        for x in maps.values():
+        for level, x in maps.items():
             y = conv(x, predictor.kernel.astype(x.dtype)).astype(jnp.float32) + predictor.bias
+            watch(f"{name} predictor level {level}", y)
             rows.append(y.reshape(y.shape[0], -1, outputs))
         return jnp.concatenate(rows, 1), tuple(new)
 
     anchors = params.box_predictor.bias.size // 4
     classes = params.class_predictor.bias.size // anchors
     logits, class_state = side(
-        params.class_tower, state.class_tower, params.class_predictor, classes
+        "class", params.class_tower, state.class_tower, params.class_predictor, classes
     )
-    deltas, box_state = side(params.box_tower, state.box_tower, params.box_predictor, 4)
+    deltas, box_state = side("box", params.box_tower, state.box_tower, params.box_predictor, 4)
     return logits, deltas, HeadState(class_tower=class_state, box_tower=box_state)
 
 

@@ -9,7 +9,7 @@ from fpnlab.model.block import ConvNormParams, apply_conv_norm, init_conv_norm, 
 from fpnlab.model.norm import NoNorm, Norm, NormState
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.resize import upsample_nearest
-from fpnlab.types import Features, Key, Mode, spec, tree
+from fpnlab.types import Features, Key, Mode, Watch, spec, tree, unwatched
 
 
 @spec
@@ -103,13 +103,15 @@ def apply_fpn(
     mode: Mode,
     *,
     mask: Bool[Array, "b h w"] | None = None,
+    watch: Watch = unwatched,
 ) -> tuple[Features, FpnState]:
     """Returns the pyramid maps by level, and the new state.
 
     Upsampling repeats pixels; where the finer map has an odd side, the last row or column of
     the repeated one is cut. Level top+1 comes from P or C of the backbone's top by a
     convolution of stride 2, each one above from the rectified level below (arXiv:1708.02002,
-    footnote 2). ``mask``, of the images' size, has the pixels that enter statistics.
+    footnote 2). ``mask``, of the images' size, has the pixels that enter statistics; ``watch`` is
+    called with the name and the output of each convolution with its norm.
     """
     lateral_state, output_state, merged, pyramid = {}, {}, {}, {}
     above = None
@@ -122,6 +124,7 @@ def apply_fpn(
             mode,
             mask=thinned(mask, 2**level),
         )
+        watch(f"lateral {level}", x)
         above = merged[level] = x if above is None else x + _grown(above, x)
     top = max(params.lateral)
     for level in fpn.levels:
@@ -140,6 +143,7 @@ def apply_fpn(
             stride=stride,
             mask=thinned(mask, 2**level),
         )
+        watch(f"output {level}", pyramid[level])
     return pyramid, FpnState(lateral=lateral_state, output=output_state)
 
 

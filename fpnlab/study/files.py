@@ -52,6 +52,20 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def in_use(folder: pathlib.Path) -> bool:
+    """Returns whether a process holds ``folder``; nothing is written to find out."""
+    try:
+        file = (folder / ".lock").open()
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes ``value`` to ``path`` in one move: a reader sees the old file or the new one.
 

@@ -112,8 +112,7 @@ class Ledger:
         """
         wanted = {entry.name: entry for entry in entries}
         with self._transaction() as database:
-            found = database.execute("select name, hash, cell, split from trials")
-            known = {row[0]: Entry(*row) for row in found}
+            known = _entries(database)
             names = known.keys() | wanted.keys()
             changed = sorted(n for n in names if known.get(n) != wanted.get(n))
             if known and changed:
@@ -126,6 +125,18 @@ class Ledger:
                 "insert or ignore into trials (name, hash, cell, split) values (?, ?, ?, ?)",
                 wanted.values(),
             )
+
+    def entries(self) -> dict[str, Entry]:
+        """Returns the trials as they were entered, in the study's order.
+
+        Raises:
+          RunFolderError: the file is damaged.
+        """
+        with self._open() as database:
+            found = database.execute("pragma integrity_check").fetchone()[0]
+            if found != "ok":
+                raise RunFolderError(f"{self.path}: the ledger is damaged ({found})")
+            return _entries(database)
 
     def reopen(self, names: Iterable[str]) -> None:
         """Lets trials run again as if they never had."""
@@ -259,3 +270,8 @@ class Ledger:
                 f"{self.path}: the ledger cannot be used ({error}); see that it is readable and "
                 "that the disk has space, then run the same command again"
             ) from error
+
+
+def _entries(database):
+    found = database.execute("select name, hash, cell, split from trials order by rowid")
+    return {row[0]: Entry(*row) for row in found}

@@ -9,7 +9,7 @@ from fpnlab.config import Experiment, Trial, config_hash, points, resolved, tria
 from fpnlab.data.dataset import Dataset
 from fpnlab.study.environment import environment
 from fpnlab.study.executors.local import worker_command
-from fpnlab.study.files import FolderLocked, RunFolderError, locked, write_json, writing
+from fpnlab.study.files import RunFolderError, in_use, locked, write_json, writing
 from fpnlab.study.ledger import Entry, Ledger
 from fpnlab.study.plan import description
 from fpnlab.study.signals import EXIT_INTERRUPTED, Stop
@@ -148,19 +148,9 @@ def _take_up(site):
                 again.append(name)
             case "done" | "diverged" if not (site.run_folder(name) / "result.json").exists():
                 again.append(name)
-            case "running" if not _is_locked(site.run_folder(name)):
+            case "running" if not in_use(site.run_folder(name)):
                 again.append(name)
     site.ledger.reopen(again)
-
-
-def _is_locked(folder):
-    if not folder.exists():
-        return False
-    try:
-        with locked(folder):
-            return False
-    except FolderLocked:
-        return True
 
 
 class Books(Watcher):

@@ -5,6 +5,7 @@ A run folder holds ``config.json`` (resolved) and ``env.json``, written before t
 ``gallery.npz`` and ``result.json``. A run whose ``result.json`` is there is never run again.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -23,6 +24,7 @@ from fpnlab.config import Experiment, Trial, config_hash, resolved
 from fpnlab.data.dataset import Dataset, stream_order, take
 from fpnlab.model.norm import NormState
 from fpnlab.ops.keys import named_key
+from fpnlab.probe.finite import first_not_finite
 from fpnlab.study.diagnosis import diagnose, rate_logs
 from fpnlab.study.environment import environment
 from fpnlab.study.files import (
@@ -47,7 +49,7 @@ from fpnlab.train.parallel import (
     replicate,
     shard,
 )
-from fpnlab.train.step import TrainState, init_train, train_step
+from fpnlab.train.step import TrainState, init_train, step_loss, train_step
 from fpnlab.types import Batch, LabelledBatch
 
 VIEW_CHUNK = 64
@@ -318,12 +320,13 @@ def _measure(trial, dataset, folder, state):
     records = read_lines(folder / "metrics.jsonl")
     return {
         "trial": trial.name,
+        "config_hash": config_hash(experiment),
         "arm": trial.arm,
         "axis_value": trial.axis_value,
         "seed": trial.seed,
         "tuned": trial.tuned,
         "status": "diverged" if int(state.refused) else "done",
-        "error": f"loss or gradient not finite by step {steps}" if int(state.refused) else None,
+        "error": _divergence(experiment, dataset, state) if int(state.refused) else None,
         "examples": steps * train.batch_size,
         "steps": steps,
         "class_names": list(dataset.class_names),
@@ -342,6 +345,26 @@ def _measure(trial, dataset, folder, state):
             records=records,
         ),
     }
+
+
+def _divergence(experiment, dataset, state):
+    """Returns which update was the first to be refused, and where it went wrong.
+
+    Every later one was refused too, so that the state is the one before it but for its count.
+    """
+    at = int(state.step) - int(state.refused)
+    order, positions = next(_positions(experiment, len(dataset.train.images), at))
+    batch = jax.tree.map(jnp.asarray, take(dataset.train, order))
+    batch = _view(experiment.model, experiment.augment, batch, positions, _augment_key(experiment))
+    before = dataclasses.replace(state, step=jnp.asarray(at))
+
+    def loss_of(params, watch):
+        spec = experiment.model, experiment.objective, experiment.train
+        return step_loss(*spec, before, batch, watch)(params)[0]
+
+    inputs = {"batch": batch, "state": state.state}
+    where = first_not_finite(loss_of, state.params, inputs) or "the update"
+    return f"loss or gradient not finite at step {at + 1}; first not finite: {where}"
 
 
 def _norm_batch(state, experiment):

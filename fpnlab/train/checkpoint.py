@@ -1,28 +1,45 @@
 """Checkpoints that resume exactly, and are never restored changed.
 
-Orbax writes the arrays (atomically: a killed save leaves the one before). It does not notice a
-flipped bit, casts silently, and knows no configs; so a manifest with the shape, dtype and
-SHA-256 of every leaf, and with the config's hash, is written inside each checkpoint and checked
-when it is restored.
+Orbax writes the arrays. It does not notice a flipped bit, casts silently, and knows no configs. So
+a checkpoint also has a manifest, with the config's hash and the shape, dtype and SHA-256 of every
+leaf; and ``SHA256SUMS`` over all its files, in the format of ``sha256sum``, by which a bit that is
+flipped anywhere is found before Orbax is asked. It is written under another name, and renamed when
+it is whole: a killed save leaves the one before.
 """
 
 import dataclasses
 import hashlib
+import json
 import logging
 import pathlib
-from typing import TypeVar
+import re
+import shutil
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 Tree = TypeVar("Tree")
+ARRAYS, MANIFEST, SUMS = "leaves", "manifest.json", "SHA256SUMS"
+KEPT = 2
 
 
 class CheckpointError(Exception):
     """A checkpoint that could not be written, or must not be used."""
 
     exit_code = 5
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was saved."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
+        """All that was found, each with the name of its leaf or file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,25 +62,28 @@ class Checkpoints:
     def save(self, step: int, tree: Tree) -> None:
         """Writes ``tree`` as checkpoint ``step``; on return it is complete.
 
+        Checkpoints of this and of later steps are removed: training goes on from an earlier one
+        only where these were damaged.
+
         Raises:
           CheckpointError: it could not be written (a full disk, a folder without write
             permission); the checkpoints before it are intact.
         """
-        # Of several processes, Orbax saves arrays of the host or of all of them.
-        leaves = _leaves(jax.device_get(tree) if jax.process_count() > 1 else tree)
-        manifest = {
-            "config_hash": self.config_hash,
-            "leaves": {k: _seal(v) for k, v in leaves.items()},
-        }
+        scratch = self.folder / f".{step}.tmp"
         try:
-            with self._manager() as manager:
-                manager.save(
-                    step,
-                    args=ocp.args.Composite(
-                        leaves=ocp.args.StandardSave(leaves), manifest=ocp.args.JsonSave(manifest)
-                    ),
-                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".*.tmp"):
+                shutil.rmtree(left)
+            # Of several processes, one saves, from the host.
+            whole = jax.device_get(tree) if jax.process_count() > 1 else tree
+            _write(scratch, self.config_hash, _leaves(whole))
+            for later in [number for number in self.steps() if number >= step]:
+                self._remove(later)
+            scratch.rename(self.folder / str(step))
+            for old in self.steps()[:-KEPT]:
+                self._remove(old)
         except (OSError, ValueError, RuntimeError) as error:
+            shutil.rmtree(scratch, ignore_errors=True)
             kept = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(
                 f"{self.folder}: checkpoint {step} could not be written ({_reason(error)}); "
@@ -86,8 +106,8 @@ class Checkpoints:
         faults = []
         for step in reversed(self.steps()):
             try:
-                return step, self._read(step, like)
-            except _Damaged as damage:
+                return step, self._restore(step, like)
+            except Damaged as damage:
                 faults.append(f"{self.folder / str(step)}: {damage}")
                 logging.getLogger(__name__).warning("%s; trying the one before", faults[-1])
         if faults:
@@ -97,57 +117,117 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step, like):
-        try:
-            with self._manager() as manager:
-                manifest = manager.restore(
-                    step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())
-                ).manifest
-        except Exception as error:
-            raise _Damaged(f"its manifest cannot be read ({_reason(error)})") from error
-        if manifest.get("config_hash") != self.config_hash:
+    def _restore(self, step, like):
+        config_hash, leaves = read_checkpoint(self.folder / str(step))
+        if config_hash != self.config_hash:
             raise CheckpointError(
                 f"{self.folder / str(step)}: it belongs to another config (hash "
-                f"{str(manifest.get('config_hash'))[:12]}, this run has {self.config_hash[:12]}); "
+                f"{config_hash[:12]}, this run has {self.config_hash[:12]}); "
                 "use another output folder, or the config that the run began with"
             )
         wanted = _leaves(like)
-        if unknown := set(wanted) ^ set(manifest["leaves"]):
-            raise _Damaged(f"leaf {min(unknown)} is in only one of checkpoint and model")
-        host = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in wanted.items()}
-        try:
-            with self._manager() as manager:
-                leaves = manager.restore(
-                    step, args=ocp.args.Composite(leaves=ocp.args.StandardRestore(host))
-                ).leaves
-        except Exception as error:
-            raise _Damaged(f"its arrays cannot be read ({_reason(error)})") from error
+        if unknown := set(wanted) ^ set(leaves):
+            raise Damaged([f"leaf {min(unknown)} is in only one of checkpoint and model"])
+        kind = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
         for name, leaf in leaves.items():
-            if _seal(leaf) != manifest["leaves"][name]:
-                raise _Damaged(f"leaf {name} is not what was saved (its SHA-256 differs)")
-        structure = jax.tree.structure(like)
-        return jax.tree.unflatten(structure, [leaves[name] for name in wanted])
-
-    def _manager(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # Of several processes, one has the folder, and waits for no other.
-        alone = jax.process_index()
-        return ocp.CheckpointManager(
-            self.folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=2,
-                create=False,
-                enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,
-                multiprocessing_options=ocp.options.MultiprocessingOptions(
-                    primary_host=alone, active_processes={alone}
-                ),
-            ),
+            if kind(leaf) != kind(wanted[name]):
+                raise Damaged([f"leaf {name} is {kind(leaf)}, in the model {kind(wanted[name])}"])
+        # Copies: the memory of what a step is given is reused.
+        return jax.tree.unflatten(
+            jax.tree.structure(like), [jnp.array(leaves[name]) for name in wanted]
         )
 
+    def _remove(self, step):
+        """Takes a checkpoint away in one move, so that no part of it is ever found."""
+        gone = self.folder / f".{step}.gone.tmp"
+        (self.folder / str(step)).rename(gone)
+        shutil.rmtree(gone)
 
-class _Damaged(Exception):
-    """Why one checkpoint cannot be used."""
+
+def read_checkpoint(folder: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
+    """Returns the config's hash and the leaves of one checkpoint; no model is needed.
+
+    Raises:
+      Damaged: any of its files is not as it was written, or cannot be read.
+    """
+    _check_files(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        seals = manifest["leaves"]
+        host = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in seals}
+        with _orbax() as orbax:
+            leaves = orbax.restore(
+                (folder / ARRAYS).absolute(), args=ocp.args.PyTreeRestore(restore_args=host)
+            )
+    except Exception as error:
+        raise Damaged([f"it cannot be read ({_reason(error)})"]) from error
+    changed = [name for name in seals if name not in leaves or _seal(leaves[name]) != seals[name]]
+    if changed:
+        raise Damaged([f"leaf {name} is not what was saved" for name in changed])
+    return manifest["config_hash"], leaves
+
+
+def _write(folder: pathlib.Path, config_hash: str, leaves: dict[str, Any]) -> None:
+    with _orbax() as orbax:
+        orbax.save((folder / ARRAYS).absolute(), args=ocp.args.PyTreeSave(leaves))
+    seals = {name: _seal(leaf) for name, leaf in leaves.items()}
+    manifest = {"config_hash": config_hash, "leaves": seals}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    files = sorted(path for path in (folder / ARRAYS).rglob("*") if path.is_file())
+    # The manifest comes last: a list that was cut off lacks it.
+    lines = [f"{_sha256(p)}  {p.relative_to(folder).as_posix()}" for p in files]
+    lines.append(f"{_sha256(folder / MANIFEST)}  {MANIFEST}")
+    (folder / SUMS).write_text("\n".join(lines) + "\n")
+
+
+def _orbax():
+    # Of several processes, one has the folder, and waits for no other.
+    alone = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=alone, active_processes={alone})
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def _check_files(folder: pathlib.Path) -> None:
+    """Refuses a checkpoint of which a file is not as it was written."""
+    try:
+        *lines, end = (folder / SUMS).read_bytes().decode(errors="replace").split("\n")
+    except OSError as error:
+        raise Damaged([f"{SUMS} cannot be read ({_reason(error)})"]) from error
+    found = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines]
+    sums = [(match[2], match[1]) for match in found if match]
+    if end or None in found or not sums or sums[-1][0] != MANIFEST:
+        raise Damaged([f"{SUMS} is not what was saved"])
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    missing = [name for name, _ in sums if name not in there]
+    changed = [name for name, sum in sums if name in there and _sha256(folder / name) != sum]
+    if missing or changed:
+        faults = [f"file {name} is missing ({SUMS} has it)" for name in missing]
+        faults += [f"file {name} is not what was saved (by {SUMS})" for name in changed]
+        raise Damaged(_changed_leaves(folder) + faults)
+
+
+def _changed_leaves(folder: pathlib.Path) -> list[str]:
+    """Returns a fault for each leaf of a damaged checkpoint that is not what was saved.
+
+    Each is read by itself: Orbax reads all of them or none.
+    """
+    try:
+        seals = json.loads((folder / MANIFEST).read_bytes())["leaves"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    files = {"driver": "file", "path": f"{(folder / ARRAYS).absolute()}/"}
+    faults = []
+    for name, seal in seals:
+        store = {"driver": "ocdbt", "base": files, "path": f"{name}/"}
+        try:
+            leaf = tensorstore.open({"driver": "zarr", "kvstore": store}).result().read().result()
+            sound = _seal(leaf) == seal
+        except Exception:  # A damaged file raises errors of many kinds.
+            sound = False
+        if not sound:
+            faults.append(f"leaf {name} is not what was saved")
+    return faults
 
 
 def _leaves(tree):
@@ -159,6 +239,11 @@ def _seal(leaf):
     array = np.ascontiguousarray(leaf)
     digest = hashlib.sha256(array.tobytes()).hexdigest()
     return {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": digest}
+
+
+def _sha256(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reason(error):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast
 
 import jax
@@ -14,7 +15,7 @@ from fpnlab.ops.keys import named_key
 from fpnlab.train.objective import CrossEntropy, Objective
 from fpnlab.train.schedule import Cosine, Schedule, scheduled
 from fpnlab.train.task import Model, init_model, model_loss
-from fpnlab.types import Batch, Key, LabelledBatch, Mode, spec, tree
+from fpnlab.types import Batch, Key, LabelledBatch, Mode, Watch, spec, tree, unwatched
 
 T = TypeVar("T")
 
@@ -132,7 +133,7 @@ class TrainState:
     seed: UInt32[Array, " 2"]
     """Raw key of everything that is random in a step."""
     refused: Int[Array, ""]
-    """Updates that were not applied, because loss or gradient was not finite."""
+    """Updates that were not applied: the first that was not finite, and all after it."""
 
 
 def init_train(key: Key, model: Model, train: Train) -> TrainState:
@@ -167,8 +168,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Returns the state after one optimizer step, and what happened in it.
 
-    An update whose loss or gradient is not finite is refused: parameters, statistics and
-    optimizer stay as they were, and ``refused`` counts it.
+    An update is refused where the loss, the gradient or the gradient times the rate is not finite,
+    and so is every later one: parameters, statistics and optimizer stay as they were before the
+    first, and ``refused`` counts.
 
     Args:
       model: what is trained.
@@ -181,15 +183,7 @@ def train_step(
       The state after, and the logs ``loss`` and its parts, ``gradient_norm`` (before clipping)
       and ``learning_rate``.
     """
-    model = grouped_for(train, model)
-    mode = Mode(stats=train.statistics)
-    drop = jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
-
-    def loss_of(params):
-        return model_loss(
-            model, objective, params, state.state, batch, mode, precision=train.precision, key=drop
-        )
-
+    loss_of = step_loss(model, objective, train, state, batch)
     (loss, (logs, new_state)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     seen = state.step * train.batch_size
     rate = train.peak_rate * scheduled(train.schedule, train.total_examples, seen)
@@ -201,7 +195,8 @@ def train_step(
         keep = math.exp(-train.batch_size / train.ema_examples)
         average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, state.average, params)
     norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    # Looking at every parameter would double the time of compilation.
+    finite = jnp.isfinite(loss) & jnp.isfinite(rate * norm) & (state.refused == 0)
     after = TrainState(
         params=params,
         state=new_state,
@@ -214,6 +209,34 @@ def train_step(
     before = dataclasses.replace(state, step=state.step + 1, refused=state.refused + 1)
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, before)
     return kept, {**logs, "gradient_norm": norm, "learning_rate": rate}
+
+
+def step_loss(
+    model: Model,
+    objective: Objective | CrossEntropy,
+    train: Train,
+    state: TrainState,
+    batch: Batch | LabelledBatch,
+    watch: Watch = unwatched,
+) -> Callable[[Any], tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Any]]]:
+    """Returns the function of the parameters that a step takes the gradient of.
+
+    Args: those of ``train_step``, and
+      watch: called with the name and the output of each layer.
+    """
+    grouped, mode = grouped_for(train, model), Mode(stats=train.statistics)
+    drop = jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
+    return lambda params: model_loss(
+        grouped,
+        objective,
+        params,
+        state.state,
+        batch,
+        mode,
+        precision=train.precision,
+        key=drop,
+        watch=watch,
+    )
 
 
 def _divides(part, whole):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from fpnlab.model.classifier import Classifier, apply_classifier, init_classifier
 from fpnlab.model.detector import Detector, apply_detector, detector_anchors, init_detector
 from fpnlab.train.objective import CrossEntropy, Objective, classification_loss, detection_loss
-from fpnlab.types import Batch, Key, LabelledBatch, Mode
+from fpnlab.types import Batch, Key, LabelledBatch, Mode, Watch, unwatched
 
 Model = Detector | Classifier
 
@@ -32,6 +32,7 @@ def model_loss(
     *,
     precision: str,
     key: Key,
+    watch: Watch = unwatched,
 ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Any]]:
     """Returns the loss of a batch, and with it what is logged and the new state.
 
@@ -44,17 +45,18 @@ def model_loss(
       mode: where norms take their statistics from, and so on.
       precision: dtype of the computation.
       key: draws what is random in it.
+      watch: called with the name and the output of each layer.
     """
     images = jax.numpy.asarray(batch.images).astype(precision)
     match model, objective, batch:
         case Detector(), Objective(), Batch():
             anchors = detector_anchors(model, *images.shape[1:3])
             output, new = apply_detector(
-                model, params, state, images, mode, extent=batch.extent, key=key
+                model, params, state, images, mode, extent=batch.extent, key=key, watch=watch
             )
             loss, logs = detection_loss(objective, output, anchors, batch)
         case Classifier(), CrossEntropy(), LabelledBatch():
-            logits, new = apply_classifier(model, params, state, images, mode, key=key)
+            logits, new = apply_classifier(model, params, state, images, mode, key=key, watch=watch)
             loss, logs = classification_loss(objective, logits, batch)
         case _:
             raise TypeError(

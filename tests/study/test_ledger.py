@@ -1,5 +1,6 @@
 """The ledger: the study's trials, in order, who has which, and what became of each."""
 
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -256,5 +257,18 @@ def test_a_worker_killed_in_the_middle_of_a_transaction_leaves_the_ledger_as_it_
     before = ledger.rows()
     done = subprocess.run([sys.executable, "-c", CLAIM_AND_DIE, str(ledger.path)], check=False)
     assert done.returncode == -signal.SIGKILL
+    assert ledger.rows() == before
+    assert ledger.claim("x", 60.0) == "b"
+
+
+def test_a_full_disk_is_named_with_a_remedy_and_leaves_the_ledger_as_it_was(ledger):
+    before = ledger.rows()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(RunFolderError, match=r"cannot be used .*that the disk has space"):
+            ledger.claim("x", 60.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert ledger.rows() == before
     assert ledger.claim("x", 60.0) == "b"

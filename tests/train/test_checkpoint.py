@@ -1,7 +1,8 @@
 """Checkpoints: exact, of one config only, and never restored changed."""
 
+import collections
+import contextlib
 import errno
-import json
 import logging
 import os
 import pathlib
@@ -14,10 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from fpnlab.model.norm import NormState
-from fpnlab.train.checkpoint import CheckpointError, Checkpoints
-
-# When one array cannot be read, Orbax abandons its other reads, which then complain as they end.
-damaging = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+from fpnlab.train.checkpoint import CheckpointError, Checkpoints, Damaged, read_checkpoint
 
 
 @pytest.fixture
@@ -63,59 +61,139 @@ def test_a_checkpoint_of_another_config_is_refused(checkpoints, tree):
         other.restore(tree)
 
 
-def arrays(folder):
-    """Files of array data of one checkpoint."""
-    return [p for p in folder.rglob("*") if p.is_file() and "/d/" in str(p)]
+def files(folder):
+    """The files of one checkpoint, and the first position of each among all their bytes."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return paths, np.cumsum([0] + [path.stat().st_size for path in paths])
 
 
-@damaging
-def test_no_flipped_bit_is_ever_restored(checkpoints, tree):
-    checkpoints.save(1, tree)
+@contextlib.contextmanager
+def flipped(folder, bit):
+    """Flips one bit of all those in a checkpoint's files; gives the file's name."""
+    paths, begins = files(folder)
+    position = int(np.searchsorted(begins, bit // 8, side="right")) - 1
+    sound = paths[position].read_bytes()
+    damaged = bytearray(sound)
+    damaged[bit // 8 - begins[position]] ^= 1 << bit % 8
+    paths[position].write_bytes(damaged)
+    yield paths[position].relative_to(folder).as_posix()
+    paths[position].write_bytes(sound)
+
+
+def bits(folder, count):
+    """Random bits of a checkpoint's files: half of them anywhere, and as many in each file."""
     draw = np.random.default_rng(0)
-    refused = 0
-    for _ in range(12):
-        files = arrays(checkpoints.folder / "1")
-        path = files[draw.integers(len(files))]
-        sound = path.read_bytes()
-        damaged = bytearray(sound)
-        damaged[draw.integers(len(damaged))] ^= 1 << draw.integers(8)
-        path.write_bytes(bytes(damaged))
-        try:
-            _, restored = checkpoints.restore(tree)
-            # A bit that no array uses may flip; one that changes a value may not.
-            chex.assert_trees_all_equal(restored, tree)
-        except CheckpointError as error:
-            refused += 1
-            assert "no sound checkpoint is left" in str(error)  # noqa: PT017
-        path.write_bytes(sound)
-    assert refused > 0
-    chex.assert_trees_all_equal(checkpoints.restore(tree)[1], tree)
+    _, begins = files(folder)
+    yield from map(int, draw.integers(8 * begins[-1], size=count // 2))
+    for _ in range(count // 2):
+        i = draw.integers(len(begins) - 1)
+        yield int(draw.integers(8 * begins[i], 8 * begins[i + 1]))
 
 
-def test_a_changed_leaf_is_named_and_the_checkpoint_before_it_is_used(checkpoints, tree, caplog):
+def test_none_of_a_thousand_flipped_bits_is_accepted(checkpoints, tree):
     checkpoints.save(1, tree)
-    checkpoints.save(2, tree)
-    manifest = checkpoints.folder / "2" / "manifest" / "metadata"
-    content = json.loads(manifest.read_text())
-    content["leaves"]["norms/0/mean"]["sha256"] = "0" * 64
-    manifest.write_text(json.dumps(content))
-    with caplog.at_level(logging.WARNING):
-        step, restored = checkpoints.restore(tree)
-    assert step == 1
-    chex.assert_trees_all_equal(restored, tree)
-    assert "leaf norms/0/mean is not what was saved" in caplog.text
+    folder = checkpoints.folder / "1"
+    hit, refused = collections.Counter(), 0
+    for bit in bits(folder, 1200):
+        with flipped(folder, bit) as name, pytest.raises(Damaged) as caught:
+            read_checkpoint(folder)
+        hit[name] += 1
+        refused += 1
+        # A line of the sums says of what it is; without one it is the list that is damaged.
+        assert name in str(caught.value) or name == "SHA256SUMS", str(caught.value)
+        assert "SHA256SUMS" in str(caught.value)
+    assert refused == 1200
+    assert set(hit) == {path.relative_to(folder).as_posix() for path in files(folder)[0]}
+    read_checkpoint(folder)
 
 
-@damaging
-def test_a_truncated_checkpoint_is_refused_with_a_remedy(checkpoints, tree):
+def test_no_flipped_bit_is_restored(checkpoints, tree):
     checkpoints.save(1, tree)
-    for path in arrays(checkpoints.folder / "1"):
-        path.write_bytes(path.read_bytes()[:5])
-    with pytest.raises(CheckpointError, match="no sound checkpoint is left: remove"):
+    for bit in bits(checkpoints.folder / "1", 60):
+        with flipped(checkpoints.folder / "1", bit) as name:
+            with pytest.raises(CheckpointError, match="no sound checkpoint is left: remove"):
+                checkpoints.restore(tree)
+        assert name
+    chex.assert_trees_all_equal(checkpoints.restore(tree), (1, tree))
+
+
+def test_the_leaf_that_a_flipped_bit_lies_in_is_named_and_no_other(checkpoints):
+    draw = np.random.default_rng(0)
+    # Noise, which no compression shortens: its bytes stand in the file as they are.
+    noise = lambda: draw.integers(256, size=50_000, dtype=np.uint8)
+    tree = {"a": {"kernel": noise(), "bias": noise()}, "b": noise(), "c": np.zeros(9)}
+    checkpoints.save(1, tree)
+    folder = checkpoints.folder / "1"
+    paths, begins = files(folder)
+    for name, leaf in {"a/kernel": tree["a"]["kernel"], "b": tree["b"]}.items():
+        for at in map(int, draw.integers(len(leaf) - 100, size=20)):
+            part = leaf[at : at + 100].tobytes()
+            [byte] = [
+                begin + path.read_bytes().index(part)
+                for path, begin in zip(paths, begins)
+                if part in path.read_bytes()
+            ]
+            with flipped(folder, int(8 * byte + draw.integers(800))), pytest.raises(Damaged) as e:
+                read_checkpoint(folder)
+            assert [fault for fault in e.value.faults if fault.startswith("leaf")] == [
+                f"leaf {name} is not what was saved"
+            ]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "SHA256SUMS", "leaves/manifest.ocdbt"])
+def test_a_missing_file_is_named(name, checkpoints, tree):
+    checkpoints.save(1, tree)
+    (checkpoints.folder / "1" / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name} (is missing|cannot be read)"):
         checkpoints.restore(tree)
 
 
-@damaging
+def test_a_truncated_list_of_checksums_is_refused(checkpoints, tree):
+    checkpoints.save(1, tree)
+    sums = checkpoints.folder / "1" / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    for kept in range(len(lines)):
+        sums.write_text("".join(lines[:kept]))
+        with pytest.raises(CheckpointError, match="SHA256SUMS is not what was saved"):
+            checkpoints.restore(tree)
+
+
+def test_what_orbax_reads_wrong_is_refused_by_the_name_of_the_leaf(checkpoints, tree, monkeypatch):
+    checkpoints.save(1, tree)
+    right = ocp.Checkpointer.restore
+
+    def wrong(*args, **kwargs):
+        leaves = right(*args, **kwargs)
+        return {**leaves, "kernel": leaves["kernel"].astype(np.float16)}
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", wrong)
+    with pytest.raises(CheckpointError, match="leaf kernel is not what was saved"):
+        checkpoints.restore(tree)
+
+
+def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(checkpoints, tree, caplog):
+    checkpoints.save(1, tree)
+    checkpoints.save(5, tree)
+    (checkpoints.folder / "5" / "manifest.json").write_text("{}")
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.restore(tree)[0] == 1
+    assert "5: file manifest.json is not what was saved" in caplog.text
+    assert "trying the one before" in caplog.text
+    later = jax.tree.map(lambda x: x + x.dtype.type(1), tree)
+    checkpoints.save(3, later)
+    assert checkpoints.steps() == [1, 3]
+    chex.assert_trees_all_equal(checkpoints.restore(tree), (3, later))
+
+
+def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared_away(checkpoints, tree):
+    checkpoints.save(1, tree)
+    left = checkpoints.folder / ".2.tmp" / "leaves"
+    left.mkdir(parents=True)
+    assert checkpoints.restore(tree)[0] == 1
+    checkpoints.save(2, tree)
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["1", "2"]
+
+
 def test_another_shape_or_dtype_is_refused(checkpoints, tree):
     checkpoints.save(1, tree)
     with pytest.raises(CheckpointError, match="levels/3"):
@@ -132,7 +210,7 @@ def test_a_full_disk_names_folder_and_remedy_and_leaves_the_checkpoint_before(
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
     with pytest.raises(
         CheckpointError, match=r"checkpoint 2.*No space left.*free space.*complete: 1"
     ):

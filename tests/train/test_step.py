@@ -130,6 +130,31 @@ def test_an_update_that_is_not_finite_is_refused_bit_for_bit(stepping, batch):
     )
 
 
+def test_after_a_refused_update_all_are_refused_so_that_the_first_is_known(stepping, batch):
+    state, step = stepping(TRAIN)
+    good, _ = step(state, batch)
+    poisoned = dataclasses.replace(
+        batch, images=batch.images.astype(jnp.float32).at[1].set(jnp.nan)
+    )
+    after = good
+    for one in (poisoned, batch, poisoned, batch):
+        after, _ = step(after, one)
+    assert (int(after.step), int(after.refused)) == (5, 4)
+    chex.assert_trees_all_equal(
+        dataclasses.replace(after, step=good.step, refused=good.refused), good
+    )
+
+
+def test_an_update_that_would_overflow_the_parameters_is_refused(stepping, batch):
+    """Loss and gradient are finite: only what would come of them is not."""
+    state, step = stepping(dataclasses.replace(TRAIN, learning_rate=3e38))
+    after, logs = step(state, batch)
+    assert jnp.isfinite(logs["loss"])
+    assert 2 < logs["gradient_norm"] < jnp.inf
+    assert int(after.refused) == 1
+    chex.assert_trees_all_equal(after.params, state.params)
+
+
 def test_the_learning_rate_follows_examples_not_steps(stepping, batch):
     train = dataclasses.replace(TRAIN, schedule=Steps(warmup=0.0, milestones=(0.125,)))
     state, step = stepping(train)

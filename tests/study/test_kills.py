@@ -1,0 +1,150 @@
+"""Real studies, killed again and again at random moments, end like one that nobody touched."""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from fpnlab.study.ledger import Ledger
+from fpnlab.study.verify import verify
+from fpnlab.train.checkpoint import read_checkpoint
+
+pytestmark = pytest.mark.slow
+KILLS = 12
+CLOCKS = ("seconds", "examples_per_second")
+CONFIG = """
+log_examples = 40
+checkpoint_seconds = 0.3
+data = { kind = "scenes", image_size = 32, train_size = 32, test_size = 8 }
+evaluate = { batch_size = 8, population_examples = 8 }
+train = { examples = 3000, batch_size = 4, learning_rate = 0.05 }
+
+[model]
+classes = 4
+backbone = { depths = [1], widths = [4], norm = { kind = "batch_norm" } }
+neck = { channels = 8, min_level = 2, max_level = 2 }
+head = { depth = 1 }
+
+[study]
+seeds = [0]
+axes = [{ field = "train.batch_size", values = [4, 8] }]
+arms = { BN = {}, LN = { "model.backbone.norm" = { kind = "layer_norm", axes = "hwc" } } }
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+@contextlib.contextmanager
+def running(config, folder, workers):
+    command = [sys.executable, "-m", "fpnlab", "study", str(config), "--out", str(folder)]
+    with (folder.parent / "errors").open("w") as errors:
+        process = subprocess.Popen([*command, "--workers", str(workers)], stderr=errors)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def finish(config, folder, workers):
+    with running(config, folder, workers) as process:
+        assert process.wait(timeout=400) == 0, (folder.parent / "errors").read_text()
+
+
+def timeless(record):
+    return {name: value for name, value in record.items() if name not in CLOCKS}
+
+
+def outcome(folder):
+    """What every trial has left behind, but clocks: parameters, records, results, pictures."""
+    found = {}
+    for run in folder.glob("trials/*"):
+        result = json.loads((run / "result.json").read_text())
+        checkpoint = run / "checkpoints" / str(result["steps"])
+        _, leaves = read_checkpoint(checkpoint)
+        with np.load(run / "gallery.npz") as gallery:
+            pictures = {name: gallery[name].tobytes() for name in gallery.files}
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        found[run.name] = {
+            "leaves": {n: hashlib.sha256(leaf.tobytes()).hexdigest() for n, leaf in leaves.items()},
+            "records": [timeless(json.loads(line)) for line in lines],
+            "result": timeless(result),
+            "pictures": pictures,
+        }
+    return found
+
+
+def until_it_logs(process, folder, records):
+    """Waits for so many new records; going on from a checkpoint takes some away before."""
+    before, new = {}, None
+    while process.poll() is None and (new is None or new < records):
+        with contextlib.suppress(FileNotFoundError):  # A log is replaced when its run goes on.
+            logs = folder.glob("trials/*/metrics.jsonl")
+            now = {path: path.read_bytes().count(b"\n") for path in logs}
+            grown = sum(max(count - before.get(path, 0), 0) for path, count in now.items())
+            before, new = now, 0 if new is None else new + grown
+        time.sleep(0.01)
+
+
+def busy(folder):
+    """The names of the trials that are in the middle of their training."""
+    if not (folder / "ledger.sqlite").exists():
+        return set()
+    rows = Ledger(folder / "ledger.sqlite").rows()
+    begun = lambda name: (folder / "trials" / name / "metrics.jsonl").exists()
+    done = lambda name: (folder / "trials" / name / "result.json").exists()
+    return {n for n, row in rows.items() if row.status == "running" and begun(n) and not done(n)}
+
+
+def worker_ids(folder):
+    """The processes of the workers that run trials, by what they have said."""
+    owners = {row.owner for row in Ledger(folder / "ledger.sqlite").rows().values() if row.owner}
+    logs = [folder / "workers" / f"{owner}.log" for owner in owners]
+    said = [re.search(r"process (\d+)", log.read_text()) for log in logs if log.exists()]
+    return [int(match[1]) for match in said if match]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_study_killed_again_and_again_ends_like_an_unbroken_one(workers, config, tmp_path):
+    """Each kill comes at a random moment after training has gone on from the one before.
+
+    Twelve for each number of workers; with two of them, every third hits a worker.
+    """
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(config, whole, workers)
+    draw, told = random.Random(workers), []
+    while len(told) < KILLS:
+        with running(config, broken, workers) as process:
+            until_it_logs(process, broken, draw.randint(1, 25))
+            time.sleep(draw.uniform(0, 0.3))
+            if process.poll() is not None:
+                break
+            trials = busy(broken)
+            victims = worker_ids(broken) if workers > 1 and len(told) % 3 == 2 else []
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victims[0] if victims else process.pid, signal.SIGKILL)
+            told.append(("worker" if victims else "runner", trials))
+            print(len(told), *told[-1], flush=True)
+            if victims:
+                time.sleep(0.2)
+    assert len(told) == KILLS, f"the study ended after {len(told)} kills: {told}"
+    assert sum(bool(trials) for _, trials in told) > KILLS // 2, told
+    assert len(set.union(*(trials for _, trials in told))) > 1, told
+    finish(config, broken, workers)
+    assert outcome(broken) == outcome(whole)
+    assert len(outcome(whole)) == 4
+    assert verify(broken).faults == verify(whole).faults == []

@@ -19,7 +19,7 @@ from fpnlab.fields import fields as describe
 from fpnlab.study.ledger import Ledger
 
 CONFIGURED = ("train", "study", "show", "config")
-COMMANDS = (*CONFIGURED, "evaluate", "report")
+COMMANDS = (*CONFIGURED, "evaluate", "report", "verify")
 
 CONFIG = """
 question = "Does the command line work?"

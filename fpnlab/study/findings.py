@@ -47,9 +47,13 @@ def _unit(summary: dict[str, Any]) -> str:
 
 
 def _main(summary: dict[str, Any], part: str, evaluation: str) -> list[Row]:
-    """The rows of a part that are about the study's metric under one evaluation."""
+    """The rows of a part that are about the study's metric under one evaluation.
+
+    What an unfinished study has not measured yet is no finding.
+    """
     wanted = (summary["metric"], evaluation)
-    return [row for row in summary[part] if (row["metric"], row["evaluation"]) == wanted]
+    rows = [row for row in summary[part] if (row["metric"], row["evaluation"]) == wanted]
+    return [row for row in rows if row["n"] or not summary["counts"]["missing"]]
 
 
 def _interval(row: Row) -> str:

@@ -160,6 +160,13 @@ def test_a_study_without_results_has_nothing_to_say():
     assert summary["best"] is None
 
 
+def test_what_an_unfinished_study_has_not_measured_yet_is_no_finding(results):
+    one = [result for result in results if result["arm"] == "BN" and result["axis_value"] == 2]
+    findings = summarize(STUDY, one)["findings"]
+    assert not any("not measured" in finding for finding in findings)
+    assert any(finding.startswith("The best mean") for finding in findings)
+
+
 def test_an_axis_without_numbers_has_no_largest_end(results):
     for trial in results:
         trial["axis_value"] = {2: "small", 32: "large"}[trial["axis_value"]]

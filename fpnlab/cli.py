@@ -74,7 +74,7 @@ out_option = click.option(
 )
 @click.version_option(package_name="fpnlab")
 def main() -> None:
-    """Train ResNet-FPN detectors and compare their normalizations across batch sizes.
+    """Train ResNet classifiers and ResNet-FPN detectors, and compare their normalizations.
 
     An experiment is a TOML file; any field of it can be overridden on the command line, e.g.
     fpnlab train configs/bccd.toml --data.root ~/bccd --train.batch_size 8
@@ -115,7 +115,7 @@ def train(
     processes: int | None,
     process: int | None,
 ) -> None:
-    """Train one detector as CONFIG says, measure it, and write a report.
+    """Train one network as CONFIG says, measure it, and write a report.
 
     Run it again to go on after an interruption; a finished run is not run again.
     """

@@ -240,6 +240,22 @@ def test_the_last_record_of_a_growing_log_is_its_last_whole_line(tmp_path):
     assert last_record(log)["step"] == 199
 
 
+def test_each_worker_has_a_gpu_of_its_own_and_a_replaced_one_that_of_the_old(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    say = "import os, sys, time; print(os.environ['CUDA_VISIBLE_DEVICES']); sys.stdout.flush()"
+    executor = Local(2, tmp_path)
+    gpu = lambda owner: executor.last_words(owner).partition(" ")[0]
+    executor.start("one", [sys.executable, "-c", say, "#"])
+    executor.start("two", [sys.executable, "-c", f"{say}; time.sleep(60)", "#"])
+    while "one" not in executor.ended():
+        time.sleep(0.02)
+    executor.start("three", [sys.executable, "-c", say, "#"])
+    while "three" not in executor.ended():
+        time.sleep(0.02)
+    assert [gpu("one"), gpu("two"), gpu("three")] == ["3", "5", "3"]
+    executor.kill()
+
+
 def test_workers_of_a_machine_share_its_cores_unless_the_user_says_otherwise(monkeypatch, tmp_path):
     monkeypatch.setattr("fpnlab.study.executors.local.cores", lambda: 8)
     assert machine_share(3)["PJRT_NPROC"] == "2"

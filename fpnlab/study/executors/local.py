@@ -9,7 +9,7 @@ SHARED_ACCELERATOR = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 class Local:
-    """Starts workers side by side; each has its share of the cores for its threads."""
+    """Starts workers side by side; each has its share of the cores, and one GPU of several."""
 
     over_network = False
 
@@ -22,18 +22,24 @@ class Local:
         """
         self.workers, self.logs = workers, logs
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._gpu: dict[str, str] = {}
 
     def start(self, owner: str, command: list[str]) -> None:
         """Starts a worker; Ctrl-C does not reach it, so that it is asked to stop once."""
         self.logs.mkdir(exist_ok=True)
         parent = ["--parent", str(os.getpid())]
+        own = {}
+        if len(gpus := visible_gpus()) > 1:
+            taken = [self._gpu[other] for other in self._running]
+            self._gpu[owner] = min(gpus, key=taken.count)
+            own = {"CUDA_VISIBLE_DEVICES": self._gpu[owner]}
         with (self.logs / f"{owner}.log").open("wb") as log:
             self._running[owner] = subprocess.Popen(
                 [*command, *parent],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=machine_share(self.workers) | os.environ,
+                env=machine_share(self.workers) | os.environ | own,
                 start_new_session=True,
             )
 
@@ -67,6 +73,14 @@ def cores() -> int:
     """Returns the cores that this process may use."""
     usable = getattr(os, "sched_getaffinity", None)
     return len(usable(0)) if usable else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """Returns the names of the NVIDIA GPUs that this process may use, without starting them."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in named.split(",") if name]
+    there = pathlib.Path("/proc/driver/nvidia/gpus")
+    return [str(number) for number in range(len(list(there.glob("*"))))]
 
 
 def machine_share(workers: int) -> dict[str, str]:

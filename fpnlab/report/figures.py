@@ -215,7 +215,7 @@ def show_values(axes: Any, values: list[Any], label: str) -> None:
     """Marks the axis values where ``positions`` puts them."""
     place = positions(values)
     axes.set_xticks(list(place.values()), [str(value) for value in values])
-    axes.set_xlim(min(place.values()) - 0.35, max(place.values()) + 0.35)
+    axes.set_xlim(min(place.values()) - 0.5, max(place.values()) + 0.5)
     axes.set_xlabel(label + (" (log scale)" if _is_logarithmic(values) else ""))
     axes.grid(visible=False, axis="x")
 

@@ -200,12 +200,10 @@ def test_a_trial_whose_folder_is_locked_is_put_back_and_has_its_turn_later(make_
 
 def test_what_a_vanished_worker_had_is_taken_up_when_its_lease_runs_out(make_site, pretend):
     site = make_site()
-    first = site.ledger.claim("dead", 2.0)
+    first = site.ledger.claim("dead", worker.LEASE_SECONDS)
     pretend(lambda trial, *_: result_of(trial))
-    begun = time.monotonic()
-    told = go(site)
-    assert told[-1] == ("end", first)
-    assert time.monotonic() - begun > 0.5
+    ended = [name for what, name in go(site) if what == "end"]
+    assert first in ended[1:]
     assert site.ledger.rows()[first].attempts == 2
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import pathlib
-import re
 import tomllib
 import typing
 from collections.abc import Iterable
@@ -518,7 +517,3 @@ def _message(where, owner, fault):
 def spec_members(hint: Any) -> list[Any]:
     """Returns the dataclasses that a type admits."""
     return [m for m in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(m)]
-
-
-def _slug(text):
-    return re.sub(r"[^a-z0-9._-]", "-", text.lower())

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+from fpnlab.study.executors.remote import last_line
+
 SHARED_ACCELERATOR = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
@@ -64,9 +66,8 @@ class Local:
     def last_words(self, owner: str) -> str:
         """Returns the last line that a worker printed, and where the rest is."""
         path = self.logs / f"{owner}.log"
-        lines = path.read_text(errors="replace").split("\n") if path.exists() else []
-        said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-        return f"{said} ({path})"
+        said = path.read_text(errors="replace") if path.exists() else ""
+        return f"{last_line(said)} ({path})"
 
 
 def cores() -> int:

@@ -7,13 +7,16 @@ flipped anywhere is found before Orbax is asked. It is written under another nam
 it is whole: a killed save leaves the one before.
 """
 
+import contextlib
 import dataclasses
+import gc
 import hashlib
 import json
 import logging
 import pathlib
 import re
 import shutil
+import warnings
 from typing import Any, TypeVar
 
 import jax
@@ -168,8 +171,13 @@ def read_checkpoint(folder: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def _write(folder: pathlib.Path, config_hash: str, leaves: dict[str, Any]) -> None:
-    with _orbax() as orbax:
-        orbax.save((folder / ARRAYS).absolute(), args=ocp.args.PyTreeSave(leaves))
+    with _quiet():
+        failure = _save(folder / ARRAYS, leaves)
+        if failure:
+            # The writes that Orbax abandoned complain when they are collected.
+            with warnings.catch_warnings(action="ignore"):
+                gc.collect()
+            raise OSError(failure)
     seals = {name: _seal(leaf) for name, leaf in leaves.items()}
     manifest = {"config_hash": config_hash, "leaves": seals}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -186,6 +194,28 @@ def _orbax():
     options = ocp.options.MultiprocessingOptions(primary_host=alone, active_processes={alone})
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def _save(folder, leaves):
+    """Returns what went wrong, without the error, whose traceback holds the abandoned writes."""
+    try:
+        with _orbax() as orbax:
+            orbax.save(folder.absolute(), args=ocp.args.PyTreeSave(leaves))
+    except (OSError, ValueError, RuntimeError) as error:
+        return str(error)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps Orbax from logging each failed write of a checkpoint: the first is reported."""
+    logs, nothing = [logging.getLogger("absl"), logging.getLogger("asyncio")], lambda record: False
+    for log in logs:
+        log.addFilter(nothing)
+    try:
+        yield
+    finally:
+        for log in logs:
+            log.removeFilter(nothing)
 
 
 def _check_files(folder: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import jax
 
-from fpnlab.study.trial import Interrupted
+from fpnlab.study.training import Interrupted
 from fpnlab.train.parallel import of_first
 
 PATIENCE_SECONDS = 86400

@@ -14,7 +14,8 @@ from fpnlab.study.ledger import Entry, Ledger
 from fpnlab.study.plan import description
 from fpnlab.study.signals import EXIT_INTERRUPTED, Stop
 from fpnlab.study.summary import summarize
-from fpnlab.study.trial import Interrupted, differences
+from fpnlab.study.training import Interrupted
+from fpnlab.study.trial import differences
 from fpnlab.study.worker import Site, Watcher, owner_name, work
 
 LOOK_SECONDS = 0.5

@@ -13,7 +13,8 @@ from fpnlab.evaluate.accuracy import class_logits
 from fpnlab.evaluate.detection import detections
 from fpnlab.report.draw import draw_boxes, draw_labels
 from fpnlab.study.files import RunFolderError
-from fpnlab.study.trial import restored_state, training_view, weights
+from fpnlab.study.trial import restored_state, weights
+from fpnlab.study.views import training_view
 from fpnlab.types import LabelledBatch, Mode
 
 COLUMNS = 4

@@ -5,62 +5,33 @@ A run folder holds ``config.json`` (resolved) and ``env.json``, written before t
 ``gallery.npz`` and ``result.json``. A run whose ``result.json`` is there is never run again.
 """
 
+import contextlib
 import dataclasses
-import functools
 import json
 import math
 import pathlib
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from fpnlab.config import Experiment, Trial, config_hash, resolved
-from fpnlab.data.dataset import Dataset, stream_order, take
+from fpnlab.data.dataset import Dataset
 from fpnlab.model.norm import NormState
-from fpnlab.ops.keys import named_key
 from fpnlab.probe.finite import first_not_finite
-from fpnlab.study.diagnosis import diagnose, rate_logs
+from fpnlab.study.diagnosis import diagnose
 from fpnlab.study.environment import environment
-from fpnlab.study.files import (
-    RunFolderError,
-    append_line,
-    locked,
-    read_lines,
-    write_json,
-    write_lines,
-    writing,
-)
+from fpnlab.study.files import RunFolderError, locked, read_lines, write_json, writing
 from fpnlab.study.signals import Stop
-from fpnlab.study.task import evaluated, measure, random_views, without_loss
+from fpnlab.study.task import evaluated, measure, without_loss
+from fpnlab.study.training import Interrupted, Run, initial_state, train
+from fpnlab.study.views import batch_at, training_view
 from fpnlab.train.checkpoint import Checkpoints
-from fpnlab.train.fit import fit
-from fpnlab.train.parallel import (
-    data_mesh,
-    in_any,
-    jit_step,
-    of_first,
-    one_copy,
-    replicate,
-    shard,
-)
-from fpnlab.train.step import TrainState, init_train, step_loss, train_step
-from fpnlab.types import Batch, LabelledBatch
-
-VIEW_CHUNK = 64
-PROGRAMS_KEPT = 64
-"""A study goes through all its arms and values for each seed: fewer would compile them anew."""
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and saved before it did."""
-
-    exit_code = 75
+from fpnlab.train.parallel import of_first
+from fpnlab.train.step import TrainState, step_loss
 
 
 def run_trial(
@@ -73,9 +44,6 @@ def run_trial(
 ) -> dict[str, Any]:
     """Returns the result of a trial, going on from whatever ``folder`` holds of it.
 
-    The result's ``status`` is ``done``, or ``diverged`` where loss or gradient became
-    infinite or NaN: then the last good parameters are kept and measured.
-
     Args:
       trial: what to run.
       dataset: its data.
@@ -83,25 +51,39 @@ def run_trial(
       stop: asked after each step.
       report: called with each record of metrics.
 
+    Raises: what ``run_trials`` does.
+    """
+    return run_trials([Run(trial, folder, report)], dataset, stop=stop)[0]
+
+
+def run_trials(runs: Sequence[Run], dataset: Dataset, *, stop: Stop) -> list[dict[str, Any]]:
+    """Returns the results of trials, going on from whatever their folders hold of them.
+
+    A result's ``status`` is ``done``, or ``diverged`` where loss or gradient became
+    infinite or NaN: then the last good parameters are kept and measured.
+
+    Args:
+      runs: one, or several whose experiments differ in their seed alone: one program trains them.
+      dataset: their data.
+      stop: asked after each step.
+
     Raises:
-      Interrupted: ``stop`` was set; a checkpoint was saved first.
-      RunFolderError: the folder cannot be written, belongs to another config, or another
+      Interrupted: ``stop`` was set; a checkpoint of each was saved first.
+      RunFolderError: a folder cannot be written, belongs to another config, or another
         process is running it.
       CheckpointError: a checkpoint could not be written, or none is sound.
     """
-    experiment = trial.experiment
-    digest = config_hash(experiment)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        _claim(folder, experiment, digest)
-        if of_first((folder / "result.json").exists()):
-            return json.loads((folder / "result.json").read_text())
-        checkpoints = Checkpoints(folder / "checkpoints", digest)
-        state, seconds = _train(experiment, dataset, folder, checkpoints, stop, report)
-        result = _measure(trial, dataset, folder, state) | {"seconds": seconds}
-        write_json(folder / "result.json", result)
-        return json.loads((folder / "result.json").read_text())
+    with contextlib.ExitStack() as locks:
+        for run in runs:
+            with writing(run.folder):
+                run.folder.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(locked(run.folder))
+            _claim(run.folder, run.trial.experiment)
+        left = [r for r in runs if not of_first((r.folder / "result.json").exists())]
+        for run, (state, seconds) in zip(left, train(left, dataset, stop) if left else ()):
+            result = _measure(run.trial, dataset, run.folder, state) | {"seconds": seconds}
+            write_json(run.folder / "result.json", result)
+        return [json.loads((run.folder / "result.json").read_text()) for run in runs]
 
 
 def follow_trial(trial: Trial, dataset: Dataset, *, stop: Stop) -> None:
@@ -114,123 +96,10 @@ def follow_trial(trial: Trial, dataset: Dataset, *, stop: Stop) -> None:
         return
     # What it writes is what process 0 writes, and nobody needs it twice.
     with tempfile.TemporaryDirectory() as scratch:
-        folder = pathlib.Path(scratch)
-        nothing = Checkpoints(folder / "checkpoints", config_hash(trial.experiment))
         try:
-            _train(trial.experiment, dataset, folder, nothing, stop, lambda _: None)
+            train([Run(trial, pathlib.Path(scratch))], dataset, stop)
         except Interrupted:
             raise Interrupted("stopped together with process 0, which saved") from None
-
-
-def training_step(
-    experiment: Experiment, mesh: Mesh | None = None
-) -> Callable[..., tuple[TrainState, dict]]:
-    """Returns the jitted step ``(state, split, indices, positions, key) -> (state, logs)``.
-
-    Gathering, augmentation and update are one program; the old state's memory is reused.
-    Experiments that differ in their seed alone share it. Over the devices of a ``mesh``, state,
-    split and key are on each of them, and indices and positions are spread.
-    """
-    train, model, objective = experiment.train, experiment.model, experiment.objective
-    return _jitted_step(model, objective, train, experiment.augment, mesh)
-
-
-@functools.lru_cache(maxsize=PROGRAMS_KEPT)
-def _jitted_step(model, objective, train, augmentation, mesh):
-    def step(state: TrainState, split: Batch | LabelledBatch, indices, positions, key):
-        batch = _view(model, augmentation, take(split, indices), positions, key)
-        return train_step(model, objective, train, state, batch)
-
-    return jit_step(step, mesh)
-
-
-@jax.jit
-def _copied(params):
-    return jax.tree.map(jnp.copy, params)
-
-
-@functools.lru_cache(maxsize=PROGRAMS_KEPT)
-def _jitted_init(model, train):
-    return jax.jit(lambda key: init_train(key, model, train))
-
-
-def initial_state(experiment: Experiment) -> TrainState:
-    """Returns the state before the first step of ``experiment``."""
-    return _jitted_init(experiment.model, experiment.train)(jax.random.key(experiment.seed))
-
-
-def _train(experiment, dataset, folder, checkpoints, stop, report):
-    """Returns the last state and the seconds spent in all sessions of this run."""
-    train = experiment.train
-    like = jax.eval_shape(lambda: initial_state(experiment))
-    restored = checkpoints.restore(like)
-    at, begin = of_first(restored or (0, initial_state(experiment)))
-    at = int(at)
-    log = folder / "metrics.jsonl"
-    records = [r for r in read_lines(log) if r["step"] <= at]
-    write_lines(log, records)
-    spent = records[-1]["seconds"] if records else 0.0
-    every = max(experiment.log_examples // train.batch_size, 1)
-    if at >= train.steps or (int(begin.refused) and at % every == 0):
-        return begin, spent
-
-    mesh = data_mesh(train.batch_size)
-    split = replicate(mesh, dataset.train)
-    advance = training_step(experiment, mesh)
-    key = _augment_key(experiment)
-    step = lambda state, batch: advance(state, split, *batch, key)
-    begun = saved = mark = time.monotonic()
-    marked = at
-    batches = _positions(experiment, len(dataset.train.images), at)
-    batches = map(functools.partial(shard, mesh), batches)
-    logged = lambda number: number % every == 0 or number == train.steps
-    # The step reuses the memory of the parameters that it is given.
-    before = _copied(begin.params) if logged(at + 1) else None
-    begin = replicate(mesh, begin)
-    for number, (state, logs) in enumerate(fit(step, begin, batches), at + 1):
-        last = number == train.steps
-        diverged = stopping = False
-        if logged(number):
-            last_record = (number - 1) // every * every
-            halfway = 2 * last_record < train.steps <= 2 * number
-            rates = rate_logs(before, one_copy(state.params), halfway=halfway)
-            logs = {name: float(value) for name, value in logs.items()}
-            now = time.monotonic()
-            record = {
-                "step": number,
-                "examples": number * train.batch_size,
-                "seconds": round(spent + now - begun, 3),
-                "examples_per_second": round(
-                    (number - marked) * train.batch_size / (now - mark), 2
-                ),
-                **{name: float(f"{value:.6g}") for name, value in logs.items()},
-                **rates,
-            }
-            append_line(log, record)
-            report(record)
-            mark, marked = now, number
-            diverged = bool(state.refused)
-        # Processes agree where they wait for each other anyway.
-        if logged(number) or jax.process_count() == 1:
-            stopping = in_any(stop.requested)
-        due = time.monotonic() - saved > experiment.checkpoint_seconds
-        if jax.process_index() == 0 and (stopping or last or diverged or due):
-            checkpoints.save(number, one_copy(state))
-            saved = time.monotonic()
-        if stopping:
-            raise Interrupted(f"{folder}: stopped after step {number} of {train.steps}, saved")
-        if diverged:
-            break
-        before = _copied(one_copy(state.params)) if logged(number + 1) else None
-    return one_copy(state), round(spent + time.monotonic() - begun, 3)
-
-
-def _positions(experiment, size, at) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    train = experiment.train
-    for step in range(at, train.steps):
-        start = step * train.batch_size
-        positions = np.arange(start, start + train.batch_size, dtype=np.uint32)
-        yield stream_order(experiment.seed, size, start, train.batch_size), positions
 
 
 def evaluate_run(
@@ -258,40 +127,6 @@ def restored_state(folder: pathlib.Path, experiment: Experiment) -> TrainState:
     return found[1]
 
 
-def training_view(experiment: Experiment, dataset: Dataset, count: int) -> Batch | LabelledBatch:
-    """Returns the first ``count`` images of training, as training sees them, in host memory."""
-    order = stream_order(experiment.seed, len(dataset.train.images), 0, count)
-    positions = np.arange(count, dtype=np.uint32)
-    key = _augment_key(experiment)
-    chunks = range(0, count, VIEW_CHUNK)
-    parts = [
-        jax.device_get(
-            _view(
-                experiment.model,
-                experiment.augment,
-                jax.tree.map(jnp.asarray, take(dataset.train, order[i : i + VIEW_CHUNK])),
-                positions[i : i + VIEW_CHUNK],
-                key,
-            )
-        )
-        for i in chunks
-    ]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-
-
-def _view(model, augmentation, batch, positions, key):
-    """Returns a batch as training sees it at these positions of its stream."""
-    if augmentation is None:
-        return batch
-    # A view depends on the position in the stream only, not on the batch it is in.
-    keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(positions)
-    return random_views(augmentation, keys, batch, model.classes)
-
-
-def _augment_key(experiment):
-    return named_key(jax.random.key(experiment.seed), "augment")
-
-
 def _views(experiment, dataset):
     """The training images behind population statistics and diagnostics."""
     count = max(experiment.evaluate.population_examples, experiment.train.batch_size)
@@ -305,7 +140,6 @@ def weights(state: TrainState) -> Any:
 
 def _measure(trial, dataset, folder, state):
     experiment = trial.experiment
-    train = experiment.train
     views = _views(experiment, dataset)
     measured = measure(experiment, dataset, weights(state), state.state, views)
     with writing(folder):
@@ -327,7 +161,7 @@ def _measure(trial, dataset, folder, state):
         "tuned": trial.tuned,
         "status": "diverged" if int(state.refused) else "done",
         "error": _divergence(experiment, dataset, state) if int(state.refused) else None,
-        "examples": steps * train.batch_size,
+        "examples": steps * experiment.train.batch_size,
         "steps": steps,
         "class_names": list(dataset.class_names),
         "norm_batch": _norm_batch(state, experiment) if counts else None,
@@ -353,9 +187,7 @@ def _divergence(experiment, dataset, state):
     Every later one was refused too, so that the state is the one before it but for its count.
     """
     at = int(state.step) - int(state.refused)
-    order, positions = next(_positions(experiment, len(dataset.train.images), at))
-    batch = jax.tree.map(jnp.asarray, take(dataset.train, order))
-    batch = _view(experiment.model, experiment.augment, batch, positions, _augment_key(experiment))
+    batch = batch_at(experiment, dataset, at)
     before = dataclasses.replace(state, step=jnp.asarray(at))
 
     def loss_of(params, watch):
@@ -372,8 +204,9 @@ def _norm_batch(state, experiment):
     return getattr(norm, "norm_batch", None) or experiment.train.statistics_group
 
 
-def _claim(folder, experiment, digest):
+def _claim(folder, experiment):
     """Writes down whose folder this is, or sees to it that it is this run's."""
+    digest = config_hash(experiment)
     config = folder / "config.json"
     if not config.exists():
         if (folder / "study.json").exists():

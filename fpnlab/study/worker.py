@@ -20,7 +20,8 @@ from fpnlab.study.files import FolderLocked, RunFolderError, writing
 from fpnlab.study.ledger import Ledger
 from fpnlab.study.plan import Point
 from fpnlab.study.signals import Stop
-from fpnlab.study.trial import Interrupted, run_trial
+from fpnlab.study.training import Interrupted
+from fpnlab.study.trial import run_trial
 from fpnlab.study.tuning import TuningError, best_value
 
 LEASE_SECONDS = 60.0

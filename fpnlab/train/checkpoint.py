@@ -94,7 +94,7 @@ class Checkpoints:
                 f"on from the last complete checkpoint (complete: {kept})"
             ) from error
 
-    def restore(self, like: Tree) -> tuple[int, Tree] | None:
+    def restore(self, like: Tree, newest: int | None = None) -> tuple[int, Tree] | None:
         """Returns the newest sound checkpoint and its number; None if there is none at all.
 
         A damaged checkpoint is passed over for the one before it, with a warning that names
@@ -102,12 +102,13 @@ class Checkpoints:
 
         Args:
           like: a tree of the same structure, shapes and dtypes, arrays or ``eval_shape``'s.
+          newest: number above which none is looked at; None: all are.
 
         Raises:
           CheckpointError: the newest is of another config, or all are damaged.
         """
         faults = []
-        for step in reversed(self.steps()):
+        for step in reversed([n for n in self.steps() if newest is None or n <= newest]):
             try:
                 return step, self._restore(step, like)
             except Damaged as damage:

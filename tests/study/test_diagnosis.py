@@ -11,7 +11,9 @@ import pytest
 from fpnlab.model.norm import BatchNorm
 from fpnlab.probe.statistics import statistics_drift
 from fpnlab.study.diagnosis import diagnose, rate_logs
-from fpnlab.study.trial import initial_state, restored_state, training_step, training_view
+from fpnlab.study.training import initial_state, training_step
+from fpnlab.study.trial import restored_state
+from fpnlab.study.views import training_view
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +68,12 @@ def test_a_runs_drift_is_that_from_the_population_of_its_precise_result(unbroken
 
 
 def test_the_halfway_rates_are_those_of_the_step_before_the_record(experiment, dataset, unbroken):
-    from fpnlab.study.trial import _augment_key, _positions
+    from fpnlab.study.views import augment_key, positions
 
     step, state = training_step(experiment), initial_state(experiment)
-    split, key = jax.device_put(dataset.train), _augment_key(experiment)
+    split, key = jax.device_put(dataset.train), augment_key(experiment)
     before = state.params
-    for _, batch in zip(range(6), _positions(experiment, len(dataset.train.images), 0)):
+    for _, batch in zip(range(6), positions(experiment, len(dataset.train.images), 0)):
         before = jax.tree.map(jnp.copy, state.params)
         state, _ = step(state, split, *batch, key)
     found = json.loads((unbroken / "result.json").read_text())["diagnostics"]["effective_rates"]

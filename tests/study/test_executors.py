@@ -21,7 +21,7 @@ from fpnlab.study.ledger import Ledger
 from fpnlab.study.plan import Axis, Study
 from fpnlab.study.run import WorkersGone, last_record, run_study
 from fpnlab.study.signals import EXIT_INTERRUPTED, Stop
-from fpnlab.study.trial import Interrupted
+from fpnlab.study.training import Interrupted
 from fpnlab.study.worker import Watcher, open_site, work
 
 LAYER = {"kind": "layer_norm", "axes": "hwc"}

@@ -15,7 +15,7 @@ from fpnlab.study.plan import Axis, Study
 from fpnlab.study.rules import Claim, Difference
 from fpnlab.study.run import run_study
 from fpnlab.study.signals import Stop
-from fpnlab.study.trial import Interrupted
+from fpnlab.study.training import Interrupted
 
 BATCH, LAYER = {"kind": "batch_norm"}, {"kind": "layer_norm", "axes": "hwc"}
 ORGANS = ("model.backbone.norm", "model.neck.norm", "model.head.norm")

@@ -19,7 +19,8 @@ from fpnlab.model.norm import BatchNorm
 from fpnlab.report import write_run_report
 from fpnlab.study.show import draw
 from fpnlab.study.task import random_views
-from fpnlab.study.trial import Interrupted, evaluate_run
+from fpnlab.study.training import Interrupted
+from fpnlab.study.trial import evaluate_run
 from fpnlab.train.objective import CrossEntropy
 from fpnlab.train.step import Train
 from fpnlab.types import LabelledBatch

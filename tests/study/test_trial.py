@@ -26,14 +26,10 @@ from fpnlab.data.dataset import Dataset, stream_order
 from fpnlab.evaluate.detection import Evaluation
 from fpnlab.model.norm import NoNorm
 from fpnlab.study.files import RunFolderError
-from fpnlab.study.trial import (
-    Interrupted,
-    evaluate_run,
-    initial_state,
-    restored_state,
-    training_view,
-)
+from fpnlab.study.training import Interrupted, initial_state
+from fpnlab.study.trial import evaluate_run, restored_state
 from fpnlab.study.verify import verify
+from fpnlab.study.views import training_view
 from fpnlab.train.checkpoint import CheckpointError, Checkpoints
 from fpnlab.types import Batch
 

@@ -14,7 +14,7 @@ from fpnlab.study.files import FolderLocked, RunFolderError, locked, read_lines,
 from fpnlab.study.plan import Axis, Study
 from fpnlab.study.run import run_study
 from fpnlab.study.signals import Stop
-from fpnlab.study.trial import Interrupted
+from fpnlab.study.training import Interrupted
 from fpnlab.study.verify import verify
 from fpnlab.study.worker import Watcher
 

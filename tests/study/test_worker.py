@@ -12,7 +12,7 @@ from fpnlab.study.files import FolderLocked, RunFolderError
 from fpnlab.study.ledger import Entry, Ledger
 from fpnlab.study.plan import Axis, Study, Tune
 from fpnlab.study.signals import Stop
-from fpnlab.study.trial import Interrupted
+from fpnlab.study.training import Interrupted
 from fpnlab.study.worker import Site, Watcher, open_site, work
 
 LAYER = {"kind": "layer_norm", "axes": "hwc"}

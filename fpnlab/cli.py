@@ -194,6 +194,14 @@ def _train(
     "[default: processes]",
 )
 @click.option(
+    "--pack",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Most seeds that one program trains together, where a short measurement says that it "
+    "pays; 1: each by itself.",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Print the trials and what they will take, after measuring a few steps; write nothing.  "
@@ -207,6 +215,7 @@ def study(
     workers: int,
     ray: str | None,
     slurm: str | None,
+    pack: int,
     dry_run: bool,
 ) -> None:
     """Run every trial of CONFIG's [study], and write a report.
@@ -247,6 +256,7 @@ def study(
             stop=stop,
             watcher=watcher,
             executor=executor,
+            pack=pack,
         )
     console = Console()
     console.print(summary_table(summary))
@@ -261,7 +271,8 @@ def study(
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path))
 @click.option("--owner", help="Name of this worker, one that no other has.  [default: made up]")
 @click.option("--parent", type=int, help="Process without which it stops.  [default: none]")
-def worker(folder: pathlib.Path, owner: str | None, parent: int | None) -> None:
+@click.option("--pack", type=click.IntRange(1), default=1, show_default=True, help="As of a study.")
+def worker(folder: pathlib.Path, owner: str | None, parent: int | None, pack: int) -> None:
     """Run trials of the study that was begun in FOLDER until none is left.
 
     Any number may do so at once, on any machine that sees the folder.
@@ -274,7 +285,7 @@ def worker(folder: pathlib.Path, owner: str | None, parent: int | None) -> None:
     click.echo(f"{name}: process {os.getpid()}")
     orphaned = lambda: parent is not None and os.getppid() != parent
     with Stop() as stop:
-        work(open_site(folder), name, stop=stop, watcher=Watcher(), orphaned=orphaned)
+        work(open_site(folder, pack), name, stop=stop, watcher=Watcher(), orphaned=orphaned)
 
 
 @main.command("evaluate")

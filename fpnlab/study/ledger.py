@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from fpnlab.study.files import RunFolderError
 
-VERSION = 2
+VERSION = 3
 MOST_ATTEMPTS = 3
 """Claims of a trial whose workers all vanished, after which it has failed."""
 SCHEMA = """
@@ -29,23 +29,32 @@ create table if not exists trials (
     lease_until real not null default 0,
     attempts integer not null default 0,
     error text,
-    result text
+    result text,
+    pack text
 );
 create index if not exists by_status on trials (status);
 create index if not exists by_cell on trials (cell, split, status);
+create index if not exists by_pack on trials (pack);
 create table if not exists control (stopping integer not null);
 insert into control select 0 where not exists (select * from control);
 """
-CLAIMABLE = """
+FREE = """
+status in ('waiting', 'running') and (lease_until <= :now or lease_until > :now + :seconds + 1)
+"""
+CLAIMABLE = f"""
 select name, attempts, status from trials as wanted
-where status in ('waiting', 'running')
-  and (lease_until <= :now or lease_until > :now + :seconds + 1)
+where {FREE}
   and (split = 'validation' or not exists (
     select * from trials as before
     where before.cell = wanted.cell and before.split = 'validation'
       and before.status in ('waiting', 'running')))
 order by rowid limit 1
 """
+TAKE = """
+update trials set status = 'running', owner = :owner, lease_until = :now + :seconds,
+  attempts = attempts + 1, error = null
+"""
+PACK = "select pack from trials where name = :name"
 
 
 class Entry(NamedTuple):
@@ -154,26 +163,66 @@ class Ledger:
         those that tune for it. A lease that ends later than any could that was given by this
         clock was given before the clock was set back, and counts as run out. A trial of which
         three workers have vanished has failed. None: there is nothing to claim now.
+
+        What is settled to be trained with it is claimed with it; but the last attempt at each of
+        them is by itself.
         """
-        now = self._clock()
+        given = {"owner": owner, "now": self._clock(), "seconds": seconds}
         with self._transaction() as database:
             while True:
-                row = database.execute(CLAIMABLE, {"now": now, "seconds": seconds}).fetchone()
+                row = database.execute(CLAIMABLE, given).fetchone()
                 if row is None:
                     return None
                 name, attempts, status = row
                 if status == "waiting" or attempts < MOST_ATTEMPTS:
-                    database.execute(
-                        "update trials set status = 'running', owner = ?, lease_until = ?, "
-                        "attempts = attempts + 1, error = null where name = ?",
-                        (owner, now + seconds, name),
-                    )
+                    which, mates = {**given, "name": name}, f"pack = ({PACK})"
+                    if attempts == MOST_ATTEMPTS - 1:
+                        database.execute(f"update trials set pack = name where {mates}", which)
+                    database.execute(f"{TAKE} where name = :name or ({mates} and {FREE})", which)
                     return name
                 error = f"{attempts} workers vanished while they ran it (killed, or out of memory)"
                 database.execute(
                     "update trials set status = 'failed', owner = null, error = ? where name = ?",
                     (error, name),
                 )
+
+    def company(self, name: str, owner: str, seconds: float, most: int) -> tuple[list[str], bool]:
+        """Returns the trials that ``owner`` may train together, and whether that is settled.
+
+        Settled ones were claimed with ``name``. Otherwise they are ``name`` and those of its cell
+        that wait and of which nothing is settled, which are claimed now, ``most`` in all.
+        """
+        given = {"owner": owner, "now": self._clock(), "seconds": seconds, "name": name}
+        with self._transaction() as database:
+            settled = database.execute(PACK, given)
+            if settled.fetchone()[0] is not None:
+                query = (
+                    "select name from trials where owner = :owner and status = 'running' "
+                    f"and pack = ({PACK}) order by rowid"
+                )
+                return [mate for (mate,) in database.execute(query, given)], True
+            query = (
+                "select mate.name from trials as mate join trials as first using (cell, split) "
+                "where first.name = :name and mate.status = 'waiting' and mate.pack is null "
+                "and mate.lease_until <= :now order by mate.rowid limit :others"
+            )
+            found = database.execute(query, {**given, "others": most - 1}).fetchall()
+            for (mate,) in found:
+                database.execute(f"{TAKE} where name = :name", {**given, "name": mate})
+            return [name, *(mate for (mate,) in found)], False
+
+    def settle(self, names: Iterable[str], *, together: bool) -> None:
+        """Settles for good whether trials are trained together, whoever claims them later.
+
+        How sums are rounded depends on what else is in a program. So a pack that is interrupted
+        goes on with the same trials, and a trial by itself goes on by itself.
+        """
+        names = list(names)
+        with self._transaction() as database:
+            database.executemany(
+                "update trials set pack = ? where name = ?",
+                [(names[0] if together else name, name) for name in names],
+            )
 
     def renew(self, name: str, owner: str, seconds: float) -> bool:
         """Returns whether ``owner`` still has the trial, now for so many seconds more."""

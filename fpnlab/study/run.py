@@ -69,6 +69,7 @@ def run_study(
     stop: Stop,
     watcher: Watcher,
     executor: Executor | None = None,
+    pack: int = 1,
 ) -> dict[str, Any]:
     """Returns the summary of a study, after running what is missing of it in ``folder``.
 
@@ -84,6 +85,8 @@ def run_study(
       stop: asked after each step of each trial.
       watcher: told about progress.
       executor: starts the workers; None: this process is the only one.
+      pack: most seeds that one program trains, where a short measurement says that it pays; less
+        where some of the workers would be left without a trial.
 
     Raises:
       ConfigError: the experiment has no study, or trials are refused; before the first starts.
@@ -101,12 +104,15 @@ def run_study(
         over_network = executor is not None and executor.over_network
         ledger = Ledger(folder / "ledger.sqlite", journal="delete" if over_network else "wal")
         ledger.expect(Entry(t.name, config_hash(t.experiment), t.cell, t.split) for t in plan)
-        site = Site(folder, experiment, {p.name: p for p in points(experiment)}, dataset, ledger)
+        workers = executor.workers if executor else 1
+        pack = max(min(pack, len(plan) // workers), 1)
+        all_points = {point.name: point for point in points(experiment)}
+        site = Site(folder, experiment, all_points, dataset, ledger, pack)
         study = _describe(experiment, dataset, plan, command)
         _expect_claims(site, study["claims"])
         _take_up(site)
         write_json(folder / "study.json", study)
-        watcher.start(plan, executor.workers if executor else 1)
+        watcher.start(plan, workers)
         books = Books(site, study, plan, watcher)
         books.look()
         try:
@@ -245,7 +251,7 @@ def _employ(site, executor, stop, books):
     """Has workers run the study, and starts another where one vanished in the middle of a trial."""
     asked = False
     words = ""
-    hire = lambda owner: executor.start(owner, worker_command(site.folder, owner))
+    hire = lambda owner: executor.start(owner, worker_command(site.folder, owner, site.pack))
     try:
         for _ in range(min(executor.workers, site.ledger.open())):
             hire(owner_name())

@@ -18,10 +18,11 @@ from fpnlab.data.dataset import Dataset
 from fpnlab.data.load import load
 from fpnlab.study.files import FolderLocked, RunFolderError, writing
 from fpnlab.study.ledger import Ledger
+from fpnlab.study.packing import packing_pays
 from fpnlab.study.plan import Point
 from fpnlab.study.signals import Stop
-from fpnlab.study.training import Interrupted
-from fpnlab.study.trial import run_trial
+from fpnlab.study.training import Interrupted, Run
+from fpnlab.study.trial import run_trials
 from fpnlab.study.tuning import TuningError, best_value
 
 LEASE_SECONDS = 60.0
@@ -60,6 +61,8 @@ class Site:
     dataset: Dataset
     """That of the trials that count."""
     ledger: Ledger
+    pack: int = 1
+    """Most seeds that may be trained by one program, where that pays."""
 
     def run_folder(self, name: str) -> pathlib.Path:
         """Returns the folder of a trial; those that tune are apart from those that count."""
@@ -81,7 +84,7 @@ class Site:
         }
 
 
-def open_site(folder: pathlib.Path) -> Site:
+def open_site(folder: pathlib.Path, pack: int = 1) -> Site:
     """Returns the site of a study that was begun in ``folder``, with its data loaded.
 
     Raises:
@@ -95,7 +98,7 @@ def open_site(folder: pathlib.Path) -> Site:
             f"{folder}: no study has begun in it ({error}); give the folder of one"
         ) from None
     dataset = load(counted(experiment).data)
-    return Site(folder, experiment, plan, dataset, Ledger(folder / "ledger.sqlite"))
+    return Site(folder, experiment, plan, dataset, Ledger(folder / "ledger.sqlite"), pack)
 
 
 def owner_name() -> str:
@@ -113,8 +116,9 @@ def work(
 ) -> None:
     """Runs trials of a study until all have ended, by this worker or by others.
 
-    A trial that raises is a row with its error. A worker that is left with nothing to claim
-    waits, because another may vanish.
+    Seeds of one arm and axis value are trained by one program where that pays. A trial that raises
+    is a row with its error. A worker that is left with nothing to claim waits, because another may
+    vanish.
 
     Args:
       site: the study.
@@ -145,42 +149,62 @@ def work(
 
 
 def _carry_out(site, name, owner, stop, listen, watcher):
-    """Runs one trial that was claimed, and writes down what came of it."""
-    built = None
-    with Lease(site.ledger, name, owner, stop, listen) as lease:
+    """Runs a trial that was claimed, and those of its cell that share a program with it."""
+    names, settled = [name], True
+    if site.points[name].split == "test":
+        names, settled = site.ledger.company(name, owner, LEASE_SECONDS, site.pack)
+    begun: list[Trial] = []
+    with Lease(site.ledger, names, owner, stop, listen) as lease:
         try:
-            built = _build(site, name)
-            watcher.begin(built)
-            result = run_trial(
-                built,
-                site.dataset if built.split == "test" else _loaded(built.experiment.data),
-                site.run_folder(name),
-                stop=lease.stop,
-                report=lambda record: watcher.record(built, record),
-            )
-        except Interrupted:
-            site.ledger.release(name, owner)
-            watcher.pause(built)
-            if stop.requested:
+            results = _run(site, lease, settled, watcher, begun)
+        except (Interrupted, FolderLocked) as error:
+            # Whoever lost a folder has not noticed yet: give it the time to.
+            lease.give_up(delay=LEASE_SECONDS / 2 if isinstance(error, FolderLocked) else 0.0)
+            for one in begun:
+                watcher.pause(one)
+            if stop.requested and isinstance(error, Interrupted):
                 raise
             return
-        except FolderLocked:
-            # Whoever lost it has not noticed yet: give it the time to.
-            site.ledger.release(name, owner, delay=LEASE_SECONDS / 2)
-            watcher.pause(built)
-            return
         except Exception as error:
+            if len(lease.names) > 1:
+                # Each by itself, the one whose fault it is will say so.
+                site.ledger.settle(lease.names, together=False)
+                lease.give_up()
+                for one in begun:
+                    watcher.pause(one)
+                return
             # One trial's failure must not cost the others: it becomes a row of the report.
-            result = site.failure(name, f"{type(error).__name__}: {error}")
+            results = [site.failure(name, f"{type(error).__name__}: {error}")]
             _write_trace(site.run_folder(name))
-    if result["status"] == "failed":
-        kept = site.ledger.fail(name, owner, result["error"])
-    else:
-        kept = site.ledger.finish(name, owner, _brief(result))
-    if built is not None and kept:
-        watcher.end(built, result)
-    elif built is not None:
-        watcher.pause(built)
+    told = {one.name: one for one in begun}
+    for name, result in zip(lease.names, results):
+        if result["status"] == "failed":
+            kept = site.ledger.fail(name, owner, result["error"])
+        else:
+            kept = site.ledger.finish(name, owner, _brief(result))
+        if name in told and kept:
+            watcher.end(told[name], result)
+        elif name in told:
+            watcher.pause(told[name])
+
+
+def _run(site, lease, settled, watcher, begun):
+    """Returns the results of the trials of a lease; trials that begin are added to ``begun``."""
+    built = [_build(site, name) for name in lease.names]
+    dataset = site.dataset if built[0].split == "test" else _loaded(built[0].experiment.data)
+    if not settled and len(built) > 1:
+        together = packing_pays([one.experiment for one in built], dataset)
+        site.ledger.settle(lease.names, together=together)
+        if not together:
+            lease.give_up(but_first=True)
+            built = built[:1]
+    runs = []
+    for one in built:
+        watcher.begin(one)
+        begun.append(one)
+        report = functools.partial(watcher.record, one)
+        runs.append(Run(one, site.run_folder(one.name), report))
+    return run_trials(runs, dataset, stop=lease.stop)
 
 
 def _build(site, name):
@@ -219,17 +243,22 @@ def _write_trace(folder):
 
 
 class Lease:
-    """A claimed trial that is renewed in the background, until it is lost.
+    """Claimed trials that are renewed in the background, until one is lost.
 
-    ``stop`` is the trial's own: it is requested with that of the worker, and when another worker
-    has the trial.
+    ``stop`` is their own: it is requested with that of the worker, and when another worker
+    has one of the trials.
     """
 
     def __init__(
-        self, ledger: Ledger, name: str, owner: str, stop: Stop, listen: Callable[[], bool]
+        self,
+        ledger: Ledger,
+        names: list[str],
+        owner: str,
+        stop: Stop,
+        listen: Callable[[], bool],
     ) -> None:
-        self.stop = Stop(stop)
-        self._ledger, self._name, self._owner, self._listen = ledger, name, owner, listen
+        self.names, self.stop = names, Stop(stop)
+        self._ledger, self._owner, self._listen = ledger, owner, listen
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
@@ -241,6 +270,13 @@ class Lease:
         self._over.set()
         self._thread.join()
 
+    def give_up(self, *, delay: float = 0.0, but_first: bool = False) -> None:
+        """Gives the trials back, or all but the first one; they wait, for ``delay`` seconds."""
+        kept, given = (self.names[:1], self.names[1:]) if but_first else ([], self.names)
+        self.names = kept
+        for name in given:
+            self._ledger.release(name, self._owner, delay=delay)
+
     def _keep(self):
         renewed = time.monotonic()
         while not self._over.wait(TICK_SECONDS):
@@ -248,7 +284,9 @@ class Lease:
                 self._listen()
                 if time.monotonic() - renewed < LEASE_SECONDS / 3:
                     continue
-                if not self._ledger.renew(self._name, self._owner, LEASE_SECONDS):
+                names = self.names
+                kept = [self._ledger.renew(name, self._owner, LEASE_SECONDS) for name in names]
+                if not all(kept) and names is self.names:
                     self.stop.requested = True
                     return
                 renewed = time.monotonic()

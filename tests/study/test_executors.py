@@ -54,8 +54,8 @@ class Crew:
         self.workers, self.threads, self.codes, self.killed = workers, {}, {}, False
 
     def start(self, owner, command):
-        assert command == worker_command(pathlib.Path(command[-3]), owner)
-        thread = threading.Thread(target=self._work, args=(owner, pathlib.Path(command[-3])))
+        assert command == worker_command(pathlib.Path(command[4]), owner, 1)
+        thread = threading.Thread(target=self._work, args=(owner, pathlib.Path(command[4])))
         self.threads[owner] = thread
         thread.start()
 
@@ -131,8 +131,8 @@ def pretend(monkeypatch):
     def put(run):
         monkeypatch.setattr(
             worker,
-            "run_trial",
-            lambda trial, dataset, folder, *, stop, report: run(trial, folder, stop),
+            "run_trials",
+            lambda runs, dataset, *, stop: [run(each.trial, each.folder, stop) for each in runs],
         )
 
     return put

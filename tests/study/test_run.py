@@ -163,14 +163,14 @@ def test_a_finished_study_trains_nothing(whole, study, dataset):
 def test_a_trial_that_raises_becomes_a_row_and_the_others_finish(
     whole, study, dataset, tmp_path, monkeypatch
 ):
-    run_trial = worker.run_trial
+    run_trials = worker.run_trials
 
-    def broken(trial, *args, **kwargs):
-        if trial.name == "ln-batch_size-2-seed-0":
+    def broken(runs, *args, **kwargs):
+        if runs[0].trial.name == "ln-batch_size-2-seed-0":
             raise RuntimeError("no such luck")
-        return run_trial(trial, *args, **kwargs)
+        return run_trials(runs, *args, **kwargs)
 
-    monkeypatch.setattr(worker, "run_trial", broken)
+    monkeypatch.setattr(worker, "run_trials", broken)
     summary, _, statuses = start(study, dataset, tmp_path)
     assert statuses["ln-batch_size-2-seed-0"] == "failed"
     assert sorted(statuses.values()) == ["done"] * 7 + ["failed"]

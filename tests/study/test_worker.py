@@ -60,10 +60,10 @@ def pretend(monkeypatch):
     """Puts a function (trial, dataset, folder, stop) in the place of training."""
 
     def put(run):
-        def run_trial(trial, dataset, folder, *, stop, report):
-            return run(trial, dataset, folder, stop)
+        def run_trials(runs, dataset, *, stop):
+            return [run(each.trial, dataset, each.folder, stop) for each in runs]
 
-        monkeypatch.setattr(worker, "run_trial", run_trial)
+        monkeypatch.setattr(worker, "run_trials", run_trials)
 
     return put
 

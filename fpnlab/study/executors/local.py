@@ -93,6 +93,7 @@ def machine_share(workers: int) -> dict[str, str]:
     return {"PJRT_NPROC": str(max(cores() // workers, 1)), **SHARED_ACCELERATOR}
 
 
-def worker_command(folder: pathlib.Path, owner: str) -> list[str]:
+def worker_command(folder: pathlib.Path, owner: str, pack: int) -> list[str]:
     """Returns the command that every executor runs."""
-    return [sys.executable, "-m", "fpnlab", "worker", str(folder.resolve()), "--owner", owner]
+    options = ["--owner", owner, "--pack", str(pack)]
+    return [sys.executable, "-m", "fpnlab", "worker", str(folder.resolve()), *options]

@@ -167,8 +167,9 @@ class Ledger:
         What is settled to be trained with it is claimed with it; but the last attempt at each of
         them is by itself.
         """
-        given = {"owner": owner, "now": self._clock(), "seconds": seconds}
         with self._transaction() as database:
+            # Read after waiting for the lock: to an older time, a fresh lease looks too long.
+            given = {"owner": owner, "now": self._clock(), "seconds": seconds}
             while True:
                 row = database.execute(CLAIMABLE, given).fetchone()
                 if row is None:
@@ -192,8 +193,8 @@ class Ledger:
         Settled ones were claimed with ``name``. Otherwise they are ``name`` and those of its cell
         that wait and of which nothing is settled, which are claimed now, ``most`` in all.
         """
-        given = {"owner": owner, "now": self._clock(), "seconds": seconds, "name": name}
         with self._transaction() as database:
+            given = {"owner": owner, "now": self._clock(), "seconds": seconds, "name": name}
             settled = database.execute(PACK, given)
             if settled.fetchone()[0] is not None:
                 query = (

@@ -1,5 +1,6 @@
 """The ledger: the study's trials, in order, who has which, and what became of each."""
 
+import contextlib
 import resource
 import signal
 import sqlite3
@@ -129,6 +130,22 @@ def test_a_clock_that_jumps_ahead_loses_the_lease_and_nothing_else(ledger, clock
     assert ledger.finish(name, "x", DONE)
 
 
+def test_a_worker_that_waited_for_the_lock_takes_no_trial_that_was_claimed_meanwhile(
+    ledger, clock, tmp_path, monkeypatch
+):
+    rival, enter = Ledger(ledger.path, clock=clock), ledger._transaction
+
+    @contextlib.contextmanager
+    def late():
+        clock.now += 5.0
+        assert rival.claim("rival", 60.0) == "b"
+        with enter() as database:
+            yield database
+
+    monkeypatch.setattr(ledger, "_transaction", late)
+    assert ledger.claim("x", 60.0) == "a"
+
+
 def test_what_is_given_back_waits_as_if_it_had_not_been_claimed(ledger):
     name = ledger.claim("x", 60.0)
     assert ledger.release(name, "x")
@@ -174,6 +191,69 @@ def test_a_trial_waits_for_those_that_tune_its_cell_and_for_no_others(tmp_path):
     assert ledger.claim("x", 60.0) is None
     ledger.fail("tune-2", "x", "no")
     assert ledger.claim("x", 60.0) == "first"
+
+
+@pytest.fixture
+def cells(tmp_path, clock):
+    """Four seeds of one cell and two of another."""
+    ledger = Ledger(tmp_path / "ledger.sqlite", clock=clock)
+    ledger.expect(Entry(f"{cell}{i}", "0", cell) for i in range(4) for cell in "pq"[: 2 - i // 2])
+    return ledger
+
+
+def running(ledger, owner):
+    return [name for name, row in ledger.rows().items() if row.owner == owner]
+
+
+def test_seeds_of_one_cell_that_wait_are_offered_together_up_to_so_many(cells):
+    assert cells.claim("x", 60.0) == "p0"
+    assert cells.company("p0", "x", 60.0, 1) == (["p0"], False)
+    assert cells.company("p0", "x", 60.0, 3) == (["p0", "p1", "p2"], False)
+    assert running(cells, "x") == ["p0", "p1", "p2"]
+    assert cells.claim("y", 60.0) == "q0"
+    assert cells.company("q0", "y", 60.0, 8) == (["q0", "q1"], False)
+    assert cells.claim("z", 60.0) == "p3"
+    assert cells.company("p3", "z", 60.0, 8) == (["p3"], False)
+
+
+def test_what_was_settled_to_be_trained_together_is_claimed_together_ever_after(cells):
+    cells.claim("x", 60.0)
+    names, _ = cells.company("p0", "x", 60.0, 3)
+    cells.settle(names, together=True)
+    assert cells.vanished("x") == names
+    assert cells.claim("y", 60.0) == "p0"
+    assert running(cells, "y") == names
+    assert cells.company("p0", "y", 60.0, 1) == (names, True)
+    # One that has ended is not run again.
+    cells.finish("p0", "y", DONE)
+    for name in ("p1", "p2"):
+        cells.release(name, "y")
+    assert [cells.claim("z", 60.0) for _ in range(2)] == ["q0", "p1"]
+    assert cells.company("p1", "z", 60.0, 8) == (["p1", "p2"], True)
+
+
+def test_what_was_settled_to_be_trained_alone_is_never_offered(cells):
+    cells.claim("x", 60.0)
+    names, _ = cells.company("p0", "x", 60.0, 3)
+    cells.settle(names, together=False)
+    for name in names:
+        cells.release(name, "x")
+    assert cells.claim("y", 60.0) == "p0"
+    assert running(cells, "y") == ["p0"]
+    assert cells.company("p0", "y", 60.0, 8) == (["p0"], True)
+
+
+def test_the_last_attempt_at_each_trial_of_a_pack_is_by_itself(cells):
+    cells.claim("x0", 60.0)
+    names, _ = cells.company("p0", "x0", 60.0, 2)
+    cells.settle(names, together=True)
+    for i in range(1, MOST_ATTEMPTS - 1):
+        cells.vanished(f"x{i - 1}")
+        assert cells.claim(f"x{i}", 60.0) == "p0"
+        assert running(cells, f"x{i}") == names
+    cells.vanished(f"x{MOST_ATTEMPTS - 2}")
+    assert [cells.claim(owner, 60.0) for owner in "wyz"] == ["p0", "q0", "p1"]
+    assert [running(cells, owner) for owner in "wyz"] == [["p0"], ["q0"], ["p1"]]
 
 
 def test_workers_are_asked_to_stop_until_they_no_longer_are(ledger):

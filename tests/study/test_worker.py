@@ -248,6 +248,80 @@ def test_a_trial_that_raises_leaves_its_trace_and_the_others_run(make_site, pret
     assert "no such luck" in (site.run_folder(first) / "error.txt").read_text()
 
 
+@pytest.fixture
+def packs(make_site, monkeypatch):
+    """A site where packing always pays, and the packs that were trained."""
+    monkeypatch.setattr(worker, "packing_pays", lambda experiments, dataset: True)
+    return dataclasses.replace(make_site(), pack=8)
+
+
+def test_seeds_are_trained_together_where_it_pays(packs, monkeypatch):
+    trained = []
+
+    def run_trials(runs, dataset, *, stop):
+        trained.append([each.trial.name for each in runs])
+        assert [each.folder.name for each in runs] == trained[-1]
+        return [result_of(each.trial) for each in runs]
+
+    monkeypatch.setattr(worker, "run_trials", run_trials)
+    told = go(packs)
+    names = list(packs.points)
+    assert sorted(trained) == sorted([a, b] for a, b in zip(names[:4], names[4:]))
+    assert told[:4] == [(what, name) for what in ("begin", "end") for name in trained[0]]
+    assert set(statuses(packs)) == {"done"}
+
+
+def test_seeds_are_trained_alone_where_packing_does_not_pay_and_that_is_asked_once_a_cell(
+    packs, pretend, monkeypatch
+):
+    asked, order = [], []
+    pays = lambda experiments, dataset: asked.append([e.seed for e in experiments])
+    monkeypatch.setattr(worker, "packing_pays", pays)
+    pretend(lambda trial, *_: order.append(trial.name) or result_of(trial))
+    go(packs)
+    assert asked == [[0, 1]] * 4
+    assert order == list(packs.points)
+    assert [row.attempts for row in packs.ledger.rows().values()] == [1] * 8
+
+
+def test_a_pack_that_raises_is_run_one_by_one_and_only_the_faulty_trial_fails(packs, monkeypatch):
+    first, trained = next(iter(packs.points)), []
+
+    def run_trials(runs, dataset, *, stop):
+        trained.append(len(runs))
+        if any(each.trial.name == first for each in runs):
+            raise OSError("its folder cannot be written")
+        return [result_of(each.trial) for each in runs]
+
+    monkeypatch.setattr(worker, "run_trials", run_trials)
+    go(packs)
+    assert statuses(packs) == ["failed"] + ["done"] * 7
+    assert packs.ledger.rows()[first].error == "OSError: its folder cannot be written"
+    assert sorted(trained) == [1, 1, 2, 2, 2, 2]
+
+
+def test_a_pack_that_loses_one_trial_gives_the_others_back(packs, monkeypatch):
+    first, trained = next(iter(packs.points)), []
+
+    def run_trials(runs, dataset, *, stop):
+        trained.append([each.trial.name for each in runs])
+        if len(trained) == 1:
+            packs.ledger.reopen([first])
+            assert packs.ledger.claim("other", 60.0) == first
+            while not stop.requested:
+                time.sleep(0.01)
+            packs.ledger.finish(first, "other", result_of(runs[0].trial, by="other"))
+            raise Interrupted("saved")
+        return [result_of(each.trial) for each in runs]
+
+    monkeypatch.setattr(worker, "run_trials", run_trials)
+    go(packs)
+    mate = trained[0][1]
+    assert [mate] in trained[1:]
+    assert packs.ledger.results()[first]["by"] == "other"
+    assert set(statuses(packs)) == {"done"}
+
+
 def test_a_ledger_that_cannot_be_used_ends_the_worker(make_site, pretend):
     site = make_site()
 

@@ -1,48 +1,68 @@
-"""Four seeds of the demo's detector trained by one program (vmap) against four in turn."""
+"""Seeds of a study trained by one program against the same steps one after the other."""
 
-import functools
+import dataclasses
 
 import jax
+import numpy as np
 import timing
-from scene_batches import batches, demo
+from scene_batches import CONFIG, demo
 
-from fpnlab.train.step import init_train, train_step
+from fpnlab import config
+from fpnlab.config import Experiment
+from fpnlab.data.dataset import Dataset
+from fpnlab.data.load import load
+from fpnlab.study.training import initial_state, stepping
+from fpnlab.types import LabelledBatch
+
+
+def detector(batch_size: int) -> tuple[Experiment, Dataset]:
+    """Returns the demo's experiment and scenes."""
+    experiment = demo(batch_size)
+    return experiment, load(dataclasses.replace(experiment.data, train_size=256, test_size=1))
+
+
+def classifier(batch_size: int) -> tuple[Experiment, Dataset]:
+    """Returns the ResNet-8 of claims 4 and 6, with noise in the place of CIFAR-10."""
+    path = CONFIG.with_name("claim_04_06_batch_size_linear.toml")
+    experiment = config.load(path, [("train.batch_size", str(batch_size))])
+    random = np.random.default_rng(0)
+    noise = LabelledBatch(
+        images=random.integers(0, 256, (1024, 32, 32, 3), np.uint8),
+        labels=random.integers(0, 10, 1024, np.int32),
+        index=np.arange(1024, dtype=np.int32),
+    )
+    return experiment, Dataset("noise", experiment.class_names, noise, noise)
+
+
+def stepper(experiments, dataset):
+    """Returns a function that takes a step of all experiments in one program, and waits for it."""
+    states = [initial_state(experiment) for experiment in experiments]
+    step, state, batches = stepping(experiments, dataset, states, 0)
+    carried, batch = [state], next(batches)
+
+    def advance():
+        carried[0], logs = step(carried[0], batch)
+        return jax.block_until_ready((carried, logs))
+
+    return advance
 
 
 def main():
     parser = timing.arguments(__doc__)
-    parser.add_argument("--batch", type=int, nargs="+", default=[2, 8])
+    parser.add_argument("--batch", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--seeds", type=int, default=4)
     options = parser.parse_args()
     timing.prepare(options)
     rows = []
-    for size in options.batch:
-        experiment = demo(size)
-        init = functools.partial(init_train, detector=experiment.model, train=experiment.train)
-        step = functools.partial(
-            train_step, experiment.model, experiment.objective, experiment.train
-        )
-        stacked = batches(experiment, options.seeds)
-        keys = jax.random.split(jax.random.key(0), options.seeds)
-        together = jax.jit(jax.vmap(step), donate_argnums=0)
-        alone = jax.jit(step, donate_argnums=0)
-        packed = [jax.vmap(init)(keys)]
-        separate = [init(key) for key in keys]
-        parts = [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(options.seeds)]
-
-        def run_packed(together=together, packed=packed, stacked=stacked):
-            packed[0], logs = together(packed[0], stacked)
-            return jax.block_until_ready(logs)
-
-        def run_in_turn(alone=alone, separate=separate, parts=parts):
-            for i, part in enumerate(parts):
-                separate[i], logs = alone(separate[i], part)
-            return jax.block_until_ready(logs)
-
-        ways = {"packed": run_packed, "in turn": run_in_turn}
-        rows += timing.compare(
-            f"{options.seeds} seeds, batch {size}", ways, seconds=options.seconds
-        )
+    for make in (detector, classifier):
+        for size in options.batch:
+            experiment, dataset = make(size)
+            seeds = [dataclasses.replace(experiment, seed=i) for i in range(options.seeds)]
+            packed = stepper(seeds, dataset)
+            alone = [stepper([one], dataset) for one in seeds]
+            ways = {"packed": packed, "in turn": lambda alone=alone: [one() for one in alone]}
+            case = f"{make.__name__}, {options.seeds} seeds, batch {size}"
+            rows += timing.compare(case, ways, seconds=options.seconds)
     timing.report("speed_packed_seeds", rows, options)
 
 

@@ -136,10 +136,10 @@ def accuracy_metrics(logits: np.ndarray, labels: np.ndarray | jax.Array) -> dict
 def correct_predictions(
     logits: np.ndarray, labels: np.ndarray | jax.Array
 ) -> dict[str, np.ndarray]:
-    """Returns for each image whether it counts for ``accuracy`` and, of over five classes, ``top5``.
+    """Returns for each image whether it is right for ``accuracy``, with over five classes ``top5``.
 
-    It does if its class has the largest logit, or one of the five largest (between equal ones the
-    lower class comes first). An image with a logit that is not finite counts as wrong.
+    It is if its class has the largest logit, or one of the five largest (between equal ones the
+    lower class comes first). An image with a logit that is not finite is wrong.
 
     Args:
       logits: ``[n, k]``.

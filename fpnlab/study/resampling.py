@@ -105,7 +105,7 @@ def hierarchical_bootstrap(
             "such items out for all seeds"
         )
     values = differences[finite.any(1)]
-    seeds, count = values.shape
+    seeds = len(values)
     if seeds < 2:
         return Interval(float(values.mean()) if seeds else math.nan, math.nan, math.nan, seeds)
     draw = _shared_means if items == "shared" else _own_means

@@ -12,6 +12,7 @@ import collections
 import math
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -139,21 +140,17 @@ def _told(summary: Mapping[str, Any], part: str, row: Row) -> bool:
 
 
 def _contrast(part: str, row: Row) -> Contrast:
-    def cell(arm=row["arm"], at=row.get("axis_value"), evaluation=row["evaluation"]):
-        return Cell(row["metric"], evaluation, at, arm)
-
+    own = Cell(row["metric"], row["evaluation"], row.get("axis_value"), row["arm"])
     match part:
         case "differences":
-            return {cell(): 1.0, cell(row["reference"]): -1.0}
+            return {own: 1.0, replace(own, arm=row["reference"]): -1.0}
         case "gains":
-            return {cell(): 1.0, cell(evaluation="running"): -1.0}
-    change = {cell(at=row["end"]): 1.0, cell(at=row["start"]): -1.0}
+            return {own: 1.0, replace(own, evaluation="running"): -1.0}
+    change = {replace(own, axis_value=row["end"]): 1.0, replace(own, axis_value=row["start"]): -1.0}
     if part == "changes":
         return change
-    return change | {
-        cell(row["reference"], row["end"]): -1.0,
-        cell(row["reference"], row["start"]): 1.0,
-    }
+    other = {replace(cell, arm=row["reference"]): -weight for cell, weight in change.items()}
+    return change | other
 
 
 def _claimed(
@@ -170,7 +167,7 @@ def _claimed(
 
 def _contrasts(rule: Rule) -> list[Contrast]:
     """The contrast of each number of a rule, in the order of its estimates."""
-    each = [{arm: 1.0, baseline: -1.0} for baseline, arm in pairs(rule)]
+    each: list[Contrast] = [{arm: 1.0, baseline: -1.0} for baseline, arm in pairs(rule)]
     match rule.kind:
         case "equivalence":
             return each
@@ -189,9 +186,10 @@ def _bootstrap(
     contrast: Contrast, items: Items, seeds: Sequence[int], level: float
 ) -> tuple[Interval, int] | None:
     """The interval in points, and the number of items; none unless every seed has the same."""
-    found = [[items.get(cell, {}).get(seed) for cell in contrast] for seed in seeds]
-    sizes = {None if right is None else right.shape for own in found for right in own}
-    if len(sizes) != 1 or None in sizes:
+    having = [items.get(cell, {}) for cell in contrast]
+    found = [[own[seed] for own in having if seed in own] for seed in seeds]
+    complete = all(len(own) == len(contrast) for own in found)
+    if not complete or len({right.shape for own in found for right in own}) != 1:
         return None
     weights = 100.0 * np.array(list(contrast.values()))
     differences = np.stack([weights @ np.stack(own) for own in found])

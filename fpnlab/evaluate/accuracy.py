@@ -25,6 +25,8 @@ class Accuracy(NamedTuple):
     """``[n, k]``, those by running statistics."""
     population: ClassifierState
     """The state with population statistics; without a batch norm, the state as it was."""
+    correct: dict[str, dict[str, np.ndarray]]
+    """``correct_predictions`` by source of statistics."""
 
 
 def evaluate_classifier(
@@ -80,10 +82,11 @@ def evaluate_classifier(
         batch_size=batch_size,
         norm_batch=norm_batch,
     )
-    metrics = {name: accuracy_metrics(found, test.labels) for name, (found, _) in sources.items()}
-    logits, _ = sources["running"]
+    found = {name: logits for name, (logits, _) in sources.items()}
+    correct = {name: correct_predictions(logits, test.labels) for name, logits in found.items()}
+    metrics = {name: _metrics(correct[name], found[name], test.labels) for name in found}
     _, exact = sources["precise"]
-    return Accuracy(metrics, logits, exact)
+    return Accuracy(metrics, found["running"], exact, correct)
 
 
 def class_logits(
@@ -120,24 +123,42 @@ def class_logits(
 def accuracy_metrics(logits: np.ndarray, labels: np.ndarray | jax.Array) -> dict[str, float]:
     """Returns ``accuracy``, with more than five classes ``top5``, and ``loss``.
 
-    ``accuracy`` and ``top5`` are the shares of the images whose class has the largest logit, or
-    one of the five largest (between equal ones the lower class comes first); an image with a logit
-    that is not finite counts as wrong. ``loss`` is the mean cross-entropy in nats.
+    ``accuracy`` and ``top5`` are the shares of images with a correct prediction, see
+    ``correct_predictions``; ``loss`` is the mean cross-entropy in nats.
 
     Args:
       logits: ``[n, k]``.
       labels: ``[n]``, 0 to k - 1.
     """
-    wide, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    return _metrics(correct_predictions(logits, labels), logits, labels)
+
+
+def correct_predictions(
+    logits: np.ndarray, labels: np.ndarray | jax.Array
+) -> dict[str, np.ndarray]:
+    """Returns for each image whether it is right for ``accuracy``, with over five classes ``top5``.
+
+    It is if its class has the largest logit, or one of the five largest (between equal ones the
+    lower class comes first). An image with a logit that is not finite is wrong.
+
+    Args:
+      logits: ``[n, k]``.
+      labels: ``[n]``, 0 to k - 1.
+    """
+    wide = np.asarray(logits, np.float64)
     top = np.argsort(-wide, axis=1, kind="stable")[:, :5]
-    hits = (top == labels[:, None]) & np.isfinite(wide).all(1, keepdims=True)
+    hits = (top == np.asarray(labels)[:, None]) & np.isfinite(wide).all(1, keepdims=True)
+    return {"accuracy": hits[:, 0]} | ({"top5": hits.any(1)} if wide.shape[1] > 5 else {})
+
+
+def _metrics(correct, logits, labels):
+    wide = np.asarray(logits, np.float64)
     with np.errstate(invalid="ignore"):  # Infinite logits have no loss: NaN says so.
         shifted = wide - wide.max(1, keepdims=True)
-    loss = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
-    metrics = {"accuracy": hits[:, 0].mean()}
-    if wide.shape[1] > 5:
-        metrics["top5"] = hits.any(1).mean()
-    return {name: float(value) for name, value in {**metrics, "loss": loss.mean()}.items()}
+    of_class = shifted[np.arange(len(wide)), np.asarray(labels)]
+    loss = np.log(np.exp(shifted).sum(1)) - of_class
+    shares = {name: float(right.mean()) for name, right in correct.items()}
+    return shares | {"loss": float(loss.mean())}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -145,15 +145,18 @@ def _draw_summary(summary: dict[str, Any], folder: pathlib.Path) -> dict[str, An
             )
         )
     means = {name: tables.means_by_axis(summary, name) for name in measured}
+    differences = [
+        row
+        for row in summary["differences"]
+        if (row["metric"], row["evaluation"]) == (metric, "running")
+    ]
+    opinions = summary.get("second_opinions", [])
     return {
         "key": key,
         "more": more,
         "main": means.get(metric, []),
-        "differences": [
-            row
-            for row in summary["differences"]
-            if (row["metric"], row["evaluation"]) == (metric, "running")
-        ],
+        "differences": differences,
+        "bootstrap": bool(opinions) or any("second_opinion" in row for row in differences),
         "sizes": [
             {**line, "evaluation": name.removeprefix("AP_")}
             for name in SIZES
@@ -174,7 +177,11 @@ def _draw_verdicts(summary: dict[str, Any], folder: pathlib.Path) -> list[dict[s
                 folder / f"claim_{i}.png",
                 lambda path, verdict=verdict: plot_verdict(verdict, path),
                 caption,
-            )
+            ),
+            "second_opinions": [
+                tables.second_opinions(summary, i - 1, rule)
+                for rule in range(len(verdict["outcomes"]))
+            ],
         }
         for i, verdict in enumerate(summary.get("verdicts", []), start=1)
     ]

@@ -109,6 +109,12 @@ def metric_names(summary: Row) -> list[str]:
     return sorted(measured, key=lambda metric: metric != summary["metric"])
 
 
+def second_opinions(summary: Row, claim: int, rule: int) -> list[Row]:
+    """Returns the second opinions on a rule, by its number and its claim's; most have none."""
+    found = summary.get("second_opinions", [])
+    return [row for row in found if (row["claim"], row["rule"]) == (claim, rule)]
+
+
 def mean_and_half_width(row: Row | None) -> str:
     """Returns "41.2 ± 0.8", "41.2" where there is no interval, "-" where there is no value."""
     if row is None or row["mean"] is None:

@@ -5,7 +5,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fpnlab.report.tables import mean_and_half_width, means_by_axis
+from fpnlab.report.tables import mean_and_half_width, means_by_axis, second_opinions
 
 STYLES = {"SUPPORTED": "bold green", "REFUTED": "bold red", "PARTIAL": "bold yellow"}
 """Of verdicts."""
@@ -39,9 +39,11 @@ def summary_table(summary: dict[str, Any]) -> Table:
 def verdict_text(summary: dict[str, Any]) -> Text:
     """Returns the verdict on each claim of a study, with what became of its rules, as lines."""
     text = Text()
-    for verdict in summary["verdicts"]:
+    for claim, verdict in enumerate(summary["verdicts"]):
         text.append(verdict["verdict"], style=STYLES.get(verdict["verdict"], "bold"))
         text.append(f"  {verdict['statement']}\n")
-        for outcome in verdict["outcomes"]:
+        for rule, outcome in enumerate(verdict["outcomes"]):
             text.append(f"  - {outcome['sentence']}\n")
+            for opinion in second_opinions(summary, claim, rule):
+                text.append(f"    {opinion['sentence']}\n", style="dim")
     return text

@@ -15,7 +15,8 @@ def write_findings(summary: dict[str, Any]) -> list[str]:
 
     In order: how the difference of the arms changes from the largest to the smallest axis value;
     the arms at each value; each arm's own change; what other statistics than the running ones
-    give; the best cell; values that tuning chose at the end of what it tried; the trials left out.
+    give; what second opinions are, and how many differ; the best cell; values that tuning chose at
+    the end of what it tried; the trials left out.
     """
     if summary["counts"]["done"] == 0:
         return ["No trial is done yet."]
@@ -24,6 +25,7 @@ def write_findings(summary: dict[str, Any]) -> list[str]:
         *(_difference(summary, row) for row in _main(summary, "differences", "running")),
         *(_change(summary, row) for row in _main(summary, "changes", "running")),
         *_recovery(summary),
+        *_second_opinions(summary),
         *_best(summary),
         *_at_the_end(summary),
         *_left_out(summary),
@@ -57,7 +59,26 @@ def _main(summary: dict[str, Any], part: str, evaluation: str) -> list[Row]:
 
 
 def _interval(row: Row) -> str:
-    return f"{number(row['low'])} to {number(row['high'])}, {count(row['n'], 'seed')}"
+    interval = f"{number(row['low'])} to {number(row['high'])}, {count(row['n'], 'seed')}"
+    if opinion := row.get("second_opinion"):
+        return f"{interval}; bootstrap {number(opinion['low'])} to {number(opinion['high'])}"
+    return interval
+
+
+def _turned(row: Row) -> Row:
+    """The row of the opposite difference, whose interval is that of a loss."""
+    turned = row | {"low": -row["high"], "high": -row["low"]}
+    if opinion := row.get("second_opinion"):
+        turned["second_opinion"] = {"low": -opinion["high"], "high": -opinion["low"]}
+    return turned
+
+
+def _differing(row: Row) -> str:
+    """What to add to a sentence if the second opinion is another about zero."""
+    verdict = row.get("second_opinion", row)["verdict"]
+    if verdict == row["verdict"]:
+        return ""
+    return f" The bootstrap {'includes' if verdict == 'undecided' else 'leaves out'} zero."
 
 
 def _compare(row: Row, subject: str, above: str, below: str, topic: str) -> str:
@@ -65,12 +86,11 @@ def _compare(row: Row, subject: str, above: str, below: str, topic: str) -> str:
     match row["verdict"]:
         case "above" | "below":
             claim = (above if row["verdict"] == "above" else below).format(number(abs(row["mean"])))
-            low, high = sorted((abs(row["low"]), abs(row["high"])))
-            sizes = _interval({**row, "low": low, "high": high})
-            return f"{subject} {claim} (95 % interval {sizes})."
+            sizes = _interval(row if row["verdict"] == "above" else _turned(row))
+            return f"{subject} {claim} (95 % interval {sizes}).{_differing(row)}"
         case "undecided":
             spread = f"{number(row['mean'])}, and the interval ({_interval(row)}) includes zero"
-            return f"{topic} is undecided: {spread}."
+            return f"{topic} is undecided: {spread}.{_differing(row)}"
         case _ if row["n"] == 1:
             mean = number(row["mean"])
             return f"{topic} rests on 1 seed, which gives no interval: {mean}."
@@ -128,6 +148,27 @@ def _recovery(summary: dict[str, Any]) -> Iterator[str]:
                 loss = f"{number(-change['mean'])} {unit} lost since {label} {start}"
                 sentence = f"{sentence} That is {share} % of the {loss}."
             yield sentence
+
+
+def _second_opinions(summary: dict[str, Any]) -> Iterator[str]:
+    """What the bootstrap intervals are, once; and which trials none is about, and why."""
+    parts = ("change_differences", "differences", "changes", "gains")
+    rows = [row for part in parts for row in summary[part] if "second_opinion" in row]
+    opinions = [row["second_opinion"] for row in rows] + summary.get("second_opinions", [])
+    if opinions:
+        yield (
+            f"Bootstrap intervals are over seeds and {count(opinions[0]['items'], 'test item')}, a "
+            "second opinion that decides nothing. They do not stand alone, because with few seeds "
+            "they claim too much: with three, 95 % intervals cover 75 to 88 %."
+        )
+    left_out = summary.get("items_left_out", {})
+    if left_out:
+        named = [f"{trial} ({reason})" for trial, reason in list(left_out.items())[:3]]
+        more = [f"{len(left_out) - 3} more"] if len(left_out) > 3 else []
+        yield (
+            f"No second opinion where these trials count: {', '.join(named + more)}. A trial is "
+            "measured again if its result.json is removed and the same command run again."
+        )
 
 
 def _place(summary: dict[str, Any], arm: str, axis_value: Any) -> str:

@@ -105,20 +105,44 @@ def hierarchical_bootstrap(
             "such items out for all seeds"
         )
     values = differences[finite.any(1)]
-    seeds, count = values.shape
+    seeds = len(values)
     if seeds < 2:
         return Interval(float(values.mean()) if seeds else math.nan, math.nan, math.nan, seeds)
-    rng = np.random.default_rng(key)
-    # Shared items need one draw of them a resample, own ones as many as seeds.
-    draws = 1 if items == "shared" else seeds
-    step = max(1, RESAMPLED_VALUES // (seeds * count))
-    means = []
-    for size in np.diff([*range(0, resamples, step), resamples]):
-        drawn_seeds = rng.integers(seeds, size=(size, seeds, 1))
-        drawn_items = rng.integers(count, size=(size, draws, count))
-        means.append(values[drawn_seeds, drawn_items].mean((1, 2)))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    draw = _shared_means if items == "shared" else _own_means
+    means = draw(np.random.default_rng(key), values, resamples)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(values.mean()), float(low), float(high), seeds)
+
+
+def _shared_means(rng, values, resamples):
+    """Means of resamples in which all seeds have the items that were drawn."""
+    # Items with the same differences are one kind: how often each kind is drawn is multinomial.
+    # Of right and wrong answers there are few kinds, however many test items.
+    kinds, counts = np.unique(values, axis=1, return_counts=True)
+    seeds, count = values.shape
+    means = []
+    for size in _pieces(resamples, kinds.size):
+        of_seeds = rng.multinomial(seeds, [1 / seeds] * seeds, size)
+        of_kinds = rng.multinomial(count, counts / count, size)
+        means.append((of_seeds @ kinds * of_kinds).sum(1) / values.size)
+    return np.concatenate(means)
+
+
+def _own_means(rng, values, resamples):
+    """Means of resamples in which items are drawn anew within each seed that was drawn."""
+    seeds, count = values.shape
+    means = []
+    for size in _pieces(resamples, values.size):
+        drawn_seeds = rng.integers(seeds, size=(size, seeds, 1))
+        drawn_items = rng.integers(count, size=(size, seeds, count))
+        means.append(values[drawn_seeds, drawn_items].mean((1, 2)))
+    return np.concatenate(means)
+
+
+def _pieces(resamples, values):
+    """Numbers of resamples, of so many values each, that are in memory at once."""
+    step = max(1, RESAMPLED_VALUES // values)
+    return np.diff([*range(0, resamples, step), resamples])
 
 
 def _sign_flip_p(

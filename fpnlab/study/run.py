@@ -12,6 +12,7 @@ from fpnlab.study.executors.local import worker_command
 from fpnlab.study.files import RunFolderError, in_use, locked, write_json, writing
 from fpnlab.study.ledger import Entry, Ledger
 from fpnlab.study.plan import description
+from fpnlab.study.second_opinion import with_second_opinions
 from fpnlab.study.signals import EXIT_INTERRUPTED, Stop
 from fpnlab.study.summary import summarize
 from fpnlab.study.training import Interrupted
@@ -115,14 +116,16 @@ def run_study(
         watcher.start(plan, workers)
         books = Books(site, study, plan, watcher)
         books.look()
+        ended = False
         try:
             if executor is None:
                 work(site, owner_name(), stop=stop, watcher=books)
             else:
                 _employ(site, executor, stop, books)
             books.look()
+            ended = True
         finally:
-            summary = books.summarize()
+            summary = books.summarize(ended=ended)
         return summary
 
 
@@ -220,8 +223,11 @@ class Books(Watcher):
             if name not in self.told:
                 self.watcher.pause(self.trials[name])
 
-    def summarize(self) -> dict[str, Any]:
-        """Returns the summary of what there is, after writing it."""
+    def summarize(self, *, ended: bool = False) -> dict[str, Any]:
+        """Returns the summary of what there is, after writing it.
+
+        Of an ended study it has second opinions, for which a file of every trial is read.
+        """
         begun = time.monotonic()
         rows, site = self.site.ledger.rows(), self.site
         found = site.ledger.results()
@@ -231,6 +237,9 @@ class Books(Watcher):
             if name in found:
                 parts[site.points[name].split].append(found[name])
         summary = summarize(self.study, parts["test"], parts["validation"])
+        if ended:
+            told = self.study, parts["test"]
+            summary = with_second_opinions(summary, *told, site.run_folder)
         write_json(self.site.folder / "summary.json", summary)
         self._next_summary = time.monotonic() + (time.monotonic() - begun) / SUMMARY_SHARE
         return summary

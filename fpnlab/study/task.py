@@ -26,6 +26,8 @@ class Measured(NamedTuple):
     """A classifier's mean cross-entropy in nats, by source."""
     gallery: dict[str, np.ndarray]
     """The first test images, and what was found in them by running statistics."""
+    items: dict[str, np.ndarray]
+    """Whether a classifier is right about each test image, as ``METRIC_SOURCE``; none else."""
     population: Any
     """The state with population statistics."""
 
@@ -84,7 +86,7 @@ def measure(
     """Returns what a trained network is worth, and what to show of it; see ``evaluated``."""
     found = evaluated(experiment, dataset, params, state, views)
     first = jax.tree.map(lambda leaf: np.asarray(leaf[:GALLERY_IMAGES]), dataset.test)
-    gallery = {"images": first.images}
+    gallery, items = {"images": first.images}, {}
     if isinstance(found, Evaluation):
         gallery |= {f"truth_{name}": getattr(first, name) for name in ("boxes", "classes", "valid")}
         boxes = vars(found.detections).items()
@@ -92,7 +94,12 @@ def measure(
     else:
         shares = np.asarray(jax.nn.softmax(found.logits[:GALLERY_IMAGES]))
         gallery |= {"labels": first.labels, "shares": shares}
-    return Measured(*without_loss(found), gallery, found.population)
+        items = {
+            f"{metric}_{source}": right
+            for source, correct in found.correct.items()
+            for metric, right in correct.items()
+        }
+    return Measured(*without_loss(found), gallery, items, found.population)
 
 
 def without_loss(

@@ -2,7 +2,8 @@
 
 A run folder holds ``config.json`` (resolved) and ``env.json``, written before the first step;
 ``metrics.jsonl``, one record a line; ``checkpoints/``; and, when the run has ended,
-``gallery.npz`` and ``result.json``. A run whose ``result.json`` is there is never run again.
+``gallery.npz``, of a classifier ``items.npz``, and ``result.json``. A run whose ``result.json`` is
+there is never run again.
 """
 
 import contextlib
@@ -142,9 +143,14 @@ def _measure(trial, dataset, folder, state):
     experiment = trial.experiment
     views = _views(experiment, dataset)
     measured = measure(experiment, dataset, weights(state), state.state, views)
+    files: dict[str, dict[str, Any]] = {
+        "gallery.npz": measured.gallery,
+        "items.npz": measured.items,
+    }
     with writing(folder):
-        arrays: dict[str, Any] = measured.gallery
-        np.savez_compressed(folder / "gallery.npz", **arrays)
+        for name, arrays in files.items():
+            if arrays:
+                np.savez_compressed(folder / name, **arrays)
     counts = [
         int(node.count.min())
         for node in jax.tree.leaves(state.state, is_leaf=lambda n: isinstance(n, NormState))

@@ -84,7 +84,9 @@ def _check_run(folder, found):
     path = folder / "result.json"
     if not path.exists():
         return
-    _check_gallery(folder / "gallery.npz", found)
+    _check_archive(folder / "gallery.npz", found)
+    if (folder / "items.npz").exists():  # Detectors have none.
+        _check_archive(folder / "items.npz", found)
     result = _table(path, MEASURE, found)
     if result is not None:
         for what in _inconsistencies(result, experiment, steps, sound):
@@ -142,10 +144,10 @@ def _check_checkpoints(folder, experiment, found) -> list[int]:
     return sound
 
 
-def _check_gallery(path, found):
+def _check_archive(path, found):
     try:
-        with zipfile.ZipFile(path) as gallery:
-            broken = gallery.testzip()
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
     except Exception as error:  # A damaged archive raises errors of many kinds.
         broken = str(error)
     if broken:

@@ -75,7 +75,7 @@ def logits(norm, state=None, spec=None, mode=Mode.EVAL, batch_size=14, **options
 
 
 def test_without_batch_norm_the_three_evaluations_are_one():
-    metrics, found, population = measure(GroupNorm(groups=2))
+    metrics, found, population, _ = measure(GroupNorm(groups=2))
     chex.assert_trees_all_equal(population, trained(GroupNorm(groups=2))[2])
     assert list(metrics) == ["running", "precise", "batch"]
     assert metrics["precise"] == metrics["running"] == metrics["batch"]
@@ -86,7 +86,7 @@ def test_without_batch_norm_the_three_evaluations_are_one():
 
 def test_each_evaluation_of_batch_norm_uses_its_own_statistics():
     norm = BatchNorm()
-    metrics, found, population = measure(norm)
+    metrics, found, population, _ = measure(norm)
     classifier, params, state = trained(norm)
     spec = forgetful(grouped(classifier, 2))
     collect = jax.jit(lambda x: apply_classifier(spec, params, state, x, Mode(stochastic=False))[1])

@@ -76,6 +76,27 @@ def test_claims_head_the_answer_with_verdict_rules_and_figure(claiming_dir):
     assert len(list((claiming_dir / "figures").glob("*.png"))) == plain
 
 
+def test_second_opinions_stand_below_their_rules_and_beside_the_t_intervals(claiming_dir):
+    path = claiming_dir / "summary.json"
+    summary = json.loads(path.read_text())
+    assert "bootstrap" not in read(write_report(claiming_dir)).text.lower()
+    summary["second_opinions"] = [{"claim": 0, "rule": 1, "sentence": "Second opinion <here>."}]
+    rows = [
+        r for r in summary["differences"] if (r["metric"], r["evaluation"]) == ("AP", "running")
+    ]
+    rows[1]["second_opinion"] = {"low": 1.25, "high": 7.0, "items": 73, "verdict": "above"}
+    path.write_text(json.dumps(summary))
+    page = read(write_report(claiming_dir))
+    first, second = summary["verdicts"][0]["outcomes"]
+    at = page.text.index("Second opinion <here>.")
+    assert page.text.index(first["sentence"]) < page.text.index(second["sentence"]) < at
+    assert at < page.text.index(summary["verdicts"][1]["statement"])
+    cells = "".join(page.text.split())
+    assert "95%intervalbootstrapseedsverdict" in cells
+    assert cells.count("1.2to7.0") == 1
+    assert "of three seeds it covers only 75 to 88 %" in " ".join(page.text.split())
+
+
 def test_a_summary_from_before_there_were_claims_has_a_page(study_dir):
     summary = json.loads((study_dir / "summary.json").read_text())
     del summary["verdicts"]

@@ -48,3 +48,11 @@ def test_verdicts_are_lines_with_the_outcomes_of_their_rules(claiming_dir):
     ]
     assert first["verdict"] == "SUPPORTED"
     assert verdict_text(summary).spans[0].style == "bold green"
+
+
+def test_a_second_opinion_stands_below_the_rule_that_it_is_about(claiming_dir):
+    summary = json.loads((claiming_dir / "summary.json").read_text())
+    said = [{"claim": 0, "rule": 1, "sentence": "Second opinion."}]
+    lines = verdict_text(summary | {"second_opinions": said}).plain.splitlines()
+    plain = verdict_text(summary).plain.splitlines()
+    assert lines == [*plain[:3], "    Second opinion.", *plain[3:]]

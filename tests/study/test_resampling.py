@@ -92,6 +92,19 @@ def test_items_of_equal_seeds_vary_as_they_are_drawn(items, variance):
     assert interval.low == pytest.approx(-interval.high, abs=1e-9)
 
 
+def test_items_drawn_by_their_kind_are_items_drawn_one_by_one():
+    """Of differences of right and wrong answers there are few kinds, in any order of the items."""
+    rng = np.random.default_rng(0)
+    differences = rng.choice([-1.0, 0.0, 0.0, 1.0], size=(3, 50)) + rng.choice([0.0, 1.0], size=50)
+    interval = hierarchical_bootstrap(differences, resamples=40_000)
+    assert interval == hierarchical_bootstrap(differences[:, ::-1], resamples=40_000)
+    means = [
+        differences[rng.integers(3, size=3)][:, rng.integers(50, size=50)].mean()
+        for _ in range(40_000)
+    ]
+    np.testing.assert_allclose(interval[1:3], np.quantile(means, [0.025, 0.975]), atol=0.015)
+
+
 def test_bootstrap_repeats_itself_and_another_key_draws_anew():
     differences = np.random.default_rng(0).normal(size=(3, 5))
     first = hierarchical_bootstrap(differences, resamples=200)

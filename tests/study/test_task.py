@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -16,11 +17,18 @@ from fpnlab.evaluate.detection import Evaluate
 from fpnlab.model.backbone import cifar_resnet
 from fpnlab.model.classifier import Classifier
 from fpnlab.model.norm import BatchNorm
-from fpnlab.report import write_run_report
+from fpnlab.report import write_report, write_run_report
+from fpnlab.study.plan import Axis, Study
+from fpnlab.study.resampling import hierarchical_bootstrap
+from fpnlab.study.rules import Claim, Equivalence
+from fpnlab.study.run import run_study
 from fpnlab.study.show import draw
+from fpnlab.study.signals import Stop
 from fpnlab.study.task import random_views
 from fpnlab.study.training import Interrupted
 from fpnlab.study.trial import evaluate_run
+from fpnlab.study.verify import verify
+from fpnlab.study.worker import Watcher
 from fpnlab.train.objective import CrossEntropy
 from fpnlab.train.step import Train
 from fpnlab.types import LabelledBatch
@@ -79,6 +87,28 @@ def test_a_classifier_learns_and_is_measured_by_three_statistics(folder):
     assert {row["name"] for row in result["diagnostics"]["signals"]} >= {"stem", "stage 0 block 0"}
 
 
+def items(folder):
+    with np.load(folder / "items.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def test_a_run_keeps_which_test_images_it_is_right_about(folder):
+    kept = items(folder)
+    for source, metrics in read(folder)["metrics"].items():
+        for metric, share in metrics.items():
+            right = kept.pop(f"{metric}_{source}")
+            assert (right.dtype, right.shape, right.mean()) == (bool, (40,), share)
+    assert kept == {}
+
+
+def test_items_are_in_the_order_of_the_test_images(dataset, folder):
+    """Those of the gallery are the first."""
+    with np.load(folder / "gallery.npz") as gallery:
+        found = gallery["shares"].argmax(1) == gallery["labels"]
+    assert 0 < found.sum() < len(found)
+    assert list(items(folder)["accuracy_running"][: len(found)]) == list(found)
+
+
 def test_an_interrupted_classifier_goes_on_to_the_same_result(
     experiment, dataset, run, folder, tmp_path
 ):
@@ -88,6 +118,7 @@ def test_an_interrupted_classifier_goes_on_to_the_same_result(
     whole, broken = read(folder), read(tmp_path)
     for field in ("metrics", "test_loss", "final_loss"):
         assert whole[field] == broken[field]
+    np.testing.assert_equal(items(tmp_path), items(folder))
 
 
 def test_a_checkpoint_is_measured_again_to_the_same_numbers(experiment, dataset, folder):
@@ -111,6 +142,92 @@ def test_show_draws_labels_and_what_a_run_says_of_them(experiment, dataset, fold
     mixed = draw(experiment, dataset, None, split="train", count=4, score=0.3)
     assert truth.size == told.size == mixed.size
     assert truth.tobytes() != told.tobytes()
+
+
+@pytest.fixture(scope="module")
+def studied(experiment):
+    """Two norms, two batch sizes, two seeds: eight short trials, and a claim."""
+    norm = "model.backbone.norm"
+    arms = {
+        "BN": {norm: {"kind": "batch_norm"}},
+        "LN": {norm: {"kind": "layer_norm", "axes": "hwc"}},
+    }
+    near = Equivalence(arm="LN", baseline="BN", axis_values=(4, 8), margin=40.0)
+    return dataclasses.replace(
+        experiment,
+        train=dataclasses.replace(experiment.train, examples=160),
+        study=Study(
+            axes=(Axis(field="train.batch_size", values=(4, 8)),),
+            seeds=(0, 1),
+            arms=arms,
+            metric="accuracy",
+            claims=(Claim(statement="They are near.", rules=(near,)),),
+        ),
+    )
+
+
+def study(studied, dataset, folder):
+    return run_study(studied, dataset, folder, command="", stop=Stop(), watcher=Watcher())
+
+
+@pytest.fixture(scope="module")
+def finished(studied, dataset, tmp_path_factory):
+    """The folder of the finished study; only to be read."""
+    folder = tmp_path_factory.mktemp("studied")
+    study(studied, dataset, folder)
+    return folder
+
+
+def test_an_ended_study_has_second_opinions_from_its_trials_items(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    right = lambda arm, size, seed: items(
+        finished / "trials" / f"{arm}-batch_size-{size}-seed-{seed}"
+    )["accuracy_running"].astype(float)
+    for size in (4, 8):
+        differences = [100 * (right("ln", size, seed) - right("bn", size, seed)) for seed in (0, 1)]
+        expected = hierarchical_bootstrap(np.stack(differences))
+        [row] = [
+            row
+            for row in summary["differences"]
+            if (row["metric"], row["evaluation"], row["axis_value"])
+            == ("accuracy", "running", size)
+        ]
+        assert row["mean"] == pytest.approx(expected.mean)
+        assert (row["second_opinion"]["low"], row["second_opinion"]["items"]) == (expected.low, 40)
+    assert [o["place"][-1] for o in summary["second_opinions"]] == ["4", "8"]
+    assert verify(finished).faults == []
+    page = write_report(finished).read_text()
+    assert all(opinion["sentence"] in page for opinion in summary["second_opinions"])
+    assert page.count(">bootstrap</th>") == 1
+
+
+def test_an_old_study_without_items_is_reported_without_second_opinions(
+    studied, dataset, finished, tmp_path
+):
+    folder = shutil.copytree(finished, tmp_path / "old")
+    for path in folder.glob("trials/*/items.npz"):
+        path.unlink()
+    summary = study(studied, dataset, folder)
+    assert summary["counts"]["done"] == 8
+    assert "second_opinion" not in json.dumps(summary)
+    assert "bootstrap" not in write_report(folder).read_text().lower()
+    assert verify(folder).faults == []
+
+
+def test_damaged_items_are_named_and_measured_anew_as_told(studied, dataset, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "damaged")
+    run = folder / "trials" / "bn-batch_size-8-seed-0"
+    content = (run / "items.npz").read_bytes()
+    (run / "items.npz").write_bytes(content[:-40])
+    summary = study(studied, dataset, folder)
+    assert list(summary["items_left_out"]) == [run.name]
+    assert f"{run.name} (items.npz cannot be used (" in write_report(folder).read_text()
+    assert [opinion["place"][-1] for opinion in summary["second_opinions"]] == ["4"]
+    [fault] = verify(folder).faults
+    assert str(fault).startswith(f"{run / 'items.npz'}: is not what was saved")
+    (run / "result.json").unlink()
+    assert len(study(studied, dataset, folder)["second_opinions"]) == 2
+    assert verify(folder).faults == []
 
 
 def test_views_of_another_task_are_refused(dataset, key):

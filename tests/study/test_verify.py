@@ -127,6 +127,7 @@ def test_every_fault_is_found_at_once_with_file_and_remedy(study):
         ("result.json", "{}", "its status is None, neither done nor diverged"),
         ("result.json", "{", "result.json: cannot be read"),
         ("gallery.npz", "", "gallery.npz: is not what was saved"),
+        ("items.npz", "", "items.npz: is not what was saved"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_named(name, content, says, study):

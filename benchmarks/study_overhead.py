@@ -1,0 +1,101 @@
+"""What ledger, files, checkpoints, records and summaries take of a study's time."""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import tempfile
+import threading
+import time
+
+import timing
+from scene_batches import CONFIG
+
+from fpnlab import config
+from fpnlab.data.load import load
+from fpnlab.progress import Watcher
+from fpnlab.report import write_report
+from fpnlab.study import run, training, trial
+from fpnlab.study.ledger import Ledger
+from fpnlab.study.run import Books, run_study
+from fpnlab.study.signals import Stop
+from fpnlab.train.checkpoint import Checkpoints
+
+LEDGER = ["claim", "company", "settle", "finish", "expect", "rows", "results", "open", "stopping"]
+PARTS = {
+    "ledger": [(Ledger, name) for name in LEDGER],
+    "checkpoints": [(Checkpoints, "save"), (Checkpoints, "restore")],
+    "records": [(training._Books, "write"), (training, "separate"), (training, "_copied")],
+    "files": [(trial, "_claim"), (trial, "write_json"), (run, "write_json")],
+    "summary": [(Books, "summarize")],
+    "display": [(Watcher, name) for name in ("start", "begin", "record", "end")],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What a part of the machinery took."""
+
+    part: str
+    seconds: float
+    percent: float  # of the study's wall time
+    calls: int
+
+
+class Stopwatch:
+    """The time in parts of a program, each outermost call counted once, in the main thread."""
+
+    def __init__(self):
+        self.seconds = collections.Counter()
+        self.calls = collections.Counter()
+        self.busy = False
+
+    def watched(self, part, function):
+        @functools.wraps(function)
+        def timed(*args, **kwargs):
+            if self.busy or threading.current_thread() is not threading.main_thread():
+                return function(*args, **kwargs)
+            self.busy, begun = True, time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.busy = False
+                self.seconds[part] += time.perf_counter() - begun
+                self.calls[part] += 1
+
+        return timed
+
+
+def main():
+    parser = timing.arguments(__doc__)
+    parser.add_argument("--config", type=pathlib.Path, default=CONFIG)
+    parser.add_argument("--out", type=pathlib.Path, help="folder of the study  [default: none]")
+    options: argparse.Namespace = parser.parse_args()
+    timing.prepare(options)
+    experiment, watch = config.load(options.config), Stopwatch()
+    for part, places in PARTS.items():
+        for owner, name in places:
+            setattr(owner, name, watch.watched(part, getattr(owner, name)))
+    dataset = load(config.counted(experiment).data)
+    with contextlib.ExitStack() as stack:
+        folder = options.out or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stop, watcher = stack.enter_context(Stop()), stack.enter_context(Watcher())
+        command = f"fpnlab study {options.config}"
+        begun = time.perf_counter()
+        run_study(experiment, dataset, folder, command=command, stop=stop, watcher=watcher, pack=8)
+        wall = time.perf_counter() - begun
+        watch.watched("report", write_report)(folder)
+    rows = [
+        Share(part, round(seconds, 2), round(100 * seconds / wall, 2), watch.calls[part])
+        for part, seconds in watch.seconds.items()
+    ]
+    total = sum(row.seconds for row in rows if row.part != "report")
+    rows.append(Share("all but the report", round(total, 2), round(100 * total / wall, 2), 0))
+    rows.append(Share("study", round(wall, 2), 100.0, 1))
+    timing.report("speed_study_overhead", rows, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -31,7 +31,8 @@ def classifier(batch_size: int) -> tuple[Experiment, Dataset]:
         labels=random.integers(0, 10, 1024, np.int32),
         index=np.arange(1024, dtype=np.int32),
     )
-    return experiment, Dataset("noise", experiment.class_names, noise, noise)
+    names = experiment.class_names
+    return experiment, Dataset(name="noise", class_names=names, train=noise, test=noise)
 
 
 def stepper(experiments, dataset):

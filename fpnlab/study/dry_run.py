@@ -2,21 +2,51 @@
 
 import contextlib
 import dataclasses
-import pathlib
+import functools
+import math
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from fpnlab.config import Experiment, Trial, trials
 from fpnlab.data.dataset import Dataset
-from fpnlab.study.signals import Stop
-from fpnlab.study.trial import run_trial
+from fpnlab.evaluate.population import grouped, whole_groups
+from fpnlab.study.diagnosis import diagnose, rate_logs
+from fpnlab.study.task import measure
+from fpnlab.study.training import initial_state, log_interval, stepping
+from fpnlab.study.trial import weights
+from fpnlab.study.views import training_view
 
-STEPS = 8
-"""Steps of a measured trial; the speed is that of its second half."""
+SECONDS = 1.0
+"""How long the steps of one kind are timed, about."""
+STEPS = 3
+"""How many are timed, at least."""
+ENDLESS = 1_000_000
+"""Steps of a training that does not end while it is measured."""
+BATCHES = 3
+"""Batches of test and of training images on which an evaluation is timed, at most."""
+
+
+class Steps(NamedTuple):
+    """What the training of one kind of trial takes, in seconds."""
+
+    seconds: float
+    """A step, with its share of a record."""
+    compilation: float
+    cpu: float
+    """CPU seconds a second, while nothing is compiled."""
+
+
+class Evaluation(NamedTuple):
+    """What comes after the training of one kind of trial, in seconds."""
+
+    seconds: float
+    compilation: float
 
 
 class Cost(NamedTuple):
@@ -27,9 +57,9 @@ class Cost(NamedTuple):
     step: float
     """Seconds an optimizer step."""
     rest: float
-    """Seconds of what comes after training: evaluation, files."""
+    """Seconds of what comes after training: evaluation, diagnostics."""
     compilation: float
-    """Seconds of compilation, once a program."""
+    """Seconds of compilation, where nothing is compiled yet."""
     cpu: float
     """CPU seconds a second, while nothing is compiled."""
 
@@ -76,66 +106,105 @@ class Estimate:
 
 
 def estimate(experiment: Experiment, dataset: Dataset) -> Estimate:
-    """Returns what a study takes, after running the first trial of each kind for a few steps.
+    """Returns what a study takes, after a few steps of the first trial of each kind.
 
-    Trials that differ in seed, learning rate, weight decay and length alone are of one kind.
+    Trials that differ in seed, learning rate, weight decay and length alone are of one kind. What
+    follows training is measured once a model: the statistics groups of training change its
+    programs, and hardly its work.
 
     Raises:
       ConfigError: the experiment has no study, or trials are refused.
     """
     plan = trials(experiment)
-    measured: dict[Experiment, Cost] = {}
-    programs: dict[tuple[object, ...], Cost] = {}
-    costs = {}
-    with _without_cache():
+    kinds: dict[Experiment, Cost] = {}
+    evaluations: dict[object, Evaluation] = {}
+    costs, programs, compilation = {}, set(), {}
+    with _empty_cache():
         for trial in plan:
-            kind = _kind(trial.experiment)
-            if kind not in measured:
-                measured[kind] = measure(trial, dataset)
-            costs[trial.name] = measured[kind]
             e = trial.experiment
-            programs[e.model, e.objective, e.train, e.augment] = measured[kind]
+            kind, model = _kind(e), (e.model, e.evaluate, e.augment, e.train.precision)
+            if model not in evaluations:
+                evaluations[model] = measure_evaluation(e, dataset)
+            after = evaluations[model]
+            if kind not in kinds:
+                steps = measure_steps(e, dataset)
+                both = steps.compilation + after.compilation
+                kinds[kind] = Cost(trial.name, steps.seconds, after.seconds, both, steps.cpu)
+            costs[trial.name] = kinds[kind]
+            program = e.model, e.objective, e.train, e.augment
+            programs.add(program)
+            compilation[program] = kinds[kind].compilation - after.compilation
+            compilation[grouped(e.model, e.train.statistics_group), *model] = after.compilation
     return Estimate(
         plan=plan,
         costs=costs,
         axis=experiment.study.axes[0].name if experiment.study else "",
         programs=len(programs),
-        compilation=sum(cost.compilation for cost in programs.values()),
+        compilation=sum(compilation.values()),
     )
 
 
-def measure(trial: Trial, dataset: Dataset) -> Cost:
-    """Returns what a trial takes, from running it twice for a few steps in a folder of its own."""
-    e = trial.experiment
-    short = dataclasses.replace(
-        e,
-        train=dataclasses.replace(e.train, examples=None, updates=STEPS),
-        log_examples=STEPS // 2 * e.train.batch_size,
-        checkpoint_seconds=1e9,
+def measure_steps(experiment: Experiment, dataset: Dataset) -> Steps:
+    """Returns what training takes, from about a second of it."""
+    endless = dataclasses.replace(experiment.train, examples=None, updates=ENDLESS)
+    experiment = dataclasses.replace(experiment, train=endless)
+    begun = time.monotonic()
+    step, state, batches = stepping([experiment], dataset, [initial_state(experiment)], 0)
+    carried = [state]
+
+    def advance(count: int = 1) -> None:
+        for _ in range(count):
+            carried[0], _ = step(carried[0], next(batches))
+        jax.block_until_ready(carried)
+
+    def record() -> None:
+        rate_logs(carried[0].params, carried[0].params, halfway=False)
+
+    advance()
+    record()
+    first = time.monotonic() - begun
+    count = max(math.ceil(SECONDS / _seconds(advance)), STEPS)
+    busy = time.process_time()
+    took = _seconds(functools.partial(advance, count))
+    cpu = (time.process_time() - busy) / took
+    recorded = _seconds(record)
+    return Steps(
+        seconds=took / count + recorded / log_interval(experiment),
+        compilation=max(first - took / count - recorded, 0.0),
+        cpu=cpu,
     )
-    brief = dataclasses.replace(trial, experiment=short)
-    speeds: list[float] = []
-    took = []
-    for _ in range(2):
-        begun, busy = time.monotonic(), time.process_time()
-        with tempfile.TemporaryDirectory() as folder:
-            run_trial(
-                brief,
-                dataset,
-                pathlib.Path(folder),
-                stop=Stop(),
-                report=lambda record: speeds.append(record["examples_per_second"]),
-            )
-        took.append((time.monotonic() - begun, time.process_time() - busy))
-    (first, _), (again, busy) = took
-    step = e.train.batch_size / max(speeds[-1], 1e-9)
-    return Cost(
-        trial=trial.name,
-        step=step,
-        rest=max(again - STEPS * step, 0.0),
-        compilation=max(first - again, 0.0),
-        cpu=busy / again,
-    )
+
+
+def measure_evaluation(experiment: Experiment, dataset: Dataset) -> Evaluation:
+    """Returns what follows training, from a few batches of test and of training images."""
+    evaluate, train = experiment.evaluate, experiment.train
+    state = initial_state(experiment)
+    size = whole_groups(evaluate.batch_size, train.statistics_group)
+    wanted = max(evaluate.population_examples, train.batch_size)
+    whole = {"test": -(-len(dataset.test.images) // size), "population": max(wanted // size, 1)}
+    some = {name: min(batches, BATCHES) for name, batches in whole.items()}
+
+    def follow(test: int, population: int) -> None:
+        views = training_view(experiment, dataset, min(population * size, wanted))
+        images = jax.tree.map(lambda leaf: leaf[: test * size], dataset.test)
+        part, network = dataclasses.replace(dataset, test=images), (weights(state), state.state)
+        found = measure(experiment, part, *network, views)
+        diagnose(experiment, *network, population=found.population, views=views, records=[])
+
+    timed = lambda **batches: _seconds(functools.partial(follow, **some | batches))
+    first, again = timed(), timed()
+    seconds = again
+    for name, batches in some.items():
+        if left := whole[name] - batches:
+            less = again - timed(**{name: 1})
+            seconds += max(less, 0.0) * left / (batches - 1)
+    return Evaluation(seconds, max(first - again, 0.0))
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begun = time.monotonic()
+    call()
+    return time.monotonic() - begun
 
 
 def describe(found: Estimate, workers: int) -> str:
@@ -185,18 +254,21 @@ def clock(seconds: float) -> str:
 
 def _kind(experiment):
     train = dataclasses.replace(
-        experiment.train, examples=None, updates=STEPS, learning_rate=1.0, weight_decay=0.0
+        experiment.train, examples=None, updates=ENDLESS, learning_rate=1.0, weight_decay=0.0
     )
     return dataclasses.replace(experiment, seed=0, question="", train=train)
 
 
 @contextlib.contextmanager
-def _without_cache():
-    """What is compiled here is no program of the study, and what was cached takes no time."""
-    name = "jax_enable_compilation_cache"
+def _empty_cache():
+    """What the study compiles once is compiled once here, whatever was compiled before."""
+    name = "jax_compilation_cache_dir"
     before = getattr(jax.config, name)
-    jax.config.update(name, False)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update(name, folder)
+        compilation_cache.reset_cache()
+        try:
+            yield
+        finally:
+            jax.config.update(name, before)
+            compilation_cache.reset_cache()

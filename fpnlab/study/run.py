@@ -45,8 +45,8 @@ class Executor(Protocol):
     over_network: bool
     """Whether workers may be on other machines, which cannot share memory with the ledger."""
 
-    def start(self, owner: str, command: list[str]) -> None:
-        """Starts a worker."""
+    def start(self, commands: dict[str, list[str]]) -> None:
+        """Starts workers, each known by its owner name."""
 
     def ended(self) -> dict[str, int]:
         """Returns the workers that have ended since it was last asked, with their exit codes."""
@@ -260,10 +260,9 @@ def _employ(site, executor, stop, books):
     """Has workers run the study, and starts another where one vanished in the middle of a trial."""
     asked = False
     words = ""
-    hire = lambda owner: executor.start(owner, worker_command(site.folder, owner, site.pack))
     try:
-        for _ in range(min(executor.workers, site.ledger.open())):
-            hire(owner_name())
+        if count := min(executor.workers, site.ledger.open()):
+            executor.start(_commands(site, count))
         while executor.running():
             time.sleep(LOOK_SECONDS)
             if stop.requested and not asked:
@@ -276,8 +275,11 @@ def _employ(site, executor, stop, books):
                 # A cluster stops workers as it likes. A trial that kills them fails after a few.
                 evicted = code == EXIT_INTERRUPTED and executor.over_network
                 if site.ledger.vanished(owner) or evicted:
-                    hire(owner_name())
+                    executor.start(_commands(site, 1))
             books.follow()
+            # A job that still waits for its machine would find nothing to do there.
+            if executor.over_network and not site.ledger.open():
+                break
     finally:
         executor.kill()
     left = site.ledger.open()
@@ -288,6 +290,12 @@ def _employ(site, executor, stop, books):
             f"{site.folder}: no worker is left, but {left} trials are ({words or 'all ended'}); "
             "run the same command again to go on"
         )
+
+
+def _commands(site, count):
+    """Returns the commands of so many new workers by owner name."""
+    owners = [owner_name() for _ in range(count)]
+    return {owner: worker_command(site.folder, owner, site.pack) for owner in owners}
 
 
 def _describe(experiment, dataset, plan, command):

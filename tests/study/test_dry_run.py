@@ -1,12 +1,27 @@
 """What a study is said to take: the sums, the kinds of trials, and that a measurement is one."""
 
 import dataclasses
+import types
 
+import jax
+import numpy as np
 import pytest
 
 from fpnlab.config import trials
+from fpnlab.evaluate.detection import Evaluate
+from fpnlab.model.norm import LayerNorm
 from fpnlab.study import dry_run
-from fpnlab.study.dry_run import Cost, Estimate, clock, describe, estimate, measure
+from fpnlab.study.dry_run import (
+    Cost,
+    Estimate,
+    Evaluation,
+    Steps,
+    clock,
+    describe,
+    estimate,
+    measure_evaluation,
+    measure_steps,
+)
 from fpnlab.study.plan import Axis, Study
 
 COST = Cost(trial="", step=0.5, rest=3.0, compilation=20.0, cpu=1.5)
@@ -24,24 +39,41 @@ def study(experiment):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """The names of the trials that are measured, which cost the same a step."""
-    names = []
-    monkeypatch.setattr(
-        dry_run,
-        "measure",
-        lambda trial, dataset: names.append(trial.name) or COST._replace(trial=trial.name),
-    )
-    return names
+    """What is measured, by batch size; it costs the same everywhere."""
+    done = {"steps": [], "evaluation": []}
+
+    def put(name, cost):
+        monkeypatch.setattr(
+            dry_run,
+            f"measure_{name}",
+            lambda experiment, dataset: done[name].append(experiment.train.batch_size) or cost,
+        )
+
+    put("steps", Steps(seconds=0.5, compilation=15.0, cpu=1.5))
+    put("evaluation", Evaluation(seconds=3.0, compilation=5.0))
+    return done
 
 
 def test_trials_of_one_kind_are_measured_once_and_programs_counted_apart(study, dataset, measured):
     found = estimate(study, dataset)
-    assert measured == [
-        "bn-learning_rate-0.1-batch_size-4-seed-0",
-        "bn-learning_rate-0.1-batch_size-8-seed-0",
-    ]
-    # Rates are parts of programs, seeds are not.
-    assert (found.programs, found.compilation) == (4, 4 * 20.0)
+    assert measured == {"steps": [4, 8], "evaluation": [4]}
+    # Rates are parts of the training's program, seeds are not; evaluation knows groups only.
+    assert (found.programs, found.compilation) == (4, 4 * 15.0 + 2 * 5.0)
+
+
+def test_without_a_batch_norm_evaluation_is_one_program(study, dataset, measured):
+    norm = LayerNorm(axes="hwc")
+    arms = {"LN": {"model.backbone.norm": {"kind": "layer_norm", "axes": "hwc"}}}
+    model = dataclasses.replace(
+        study.model,
+        **{
+            part: dataclasses.replace(getattr(study.model, part), norm=norm)
+            for part in ("neck", "head")
+        },
+    )
+    grid = dataclasses.replace(study.study, arms=arms)
+    found = estimate(dataclasses.replace(study, model=model, study=grid), dataset)
+    assert found.compilation == 4 * 15.0 + 5.0
 
 
 def test_times_are_steps_and_what_follows_them(study, dataset, measured):
@@ -50,9 +82,9 @@ def test_times_are_steps_and_what_follows_them(study, dataset, measured):
     assert by_size == {4: 12 * 0.5 + 3.0, 8: 6 * 0.5 + 3.0}
     total = 4 * 9.0 + 4 * 6.0
     assert found.total == total
-    assert found.cpu_hours == pytest.approx(1.5 * (total + 80.0) / 3600)
-    assert found.wall(1) == total + 80.0
-    assert found.wall(2) == (total + 80.0) / 2
+    assert found.cpu_hours == pytest.approx(1.5 * (total + 70.0) / 3600)
+    assert found.wall(1) == total + 70.0
+    assert found.wall(2) == (total + 70.0) / 2
 
 
 def test_more_workers_than_trials_take_as_long_as_the_longest_trial(study):
@@ -71,17 +103,71 @@ def test_the_tables_name_every_trial_with_its_steps_and_time(study, dataset, mea
     kind = ["bn-learning_rate-0.1-batch_size-8-seed-0", "4", "500.0", "16", "3.0", "s", "20.0", "s"]
     assert kind in rows
     assert "8 trials of 72 steps: 1:00 one after another." in text
-    assert "4 programs: 1:20 of compilation besides." in text
-    assert "With 2 workers: about 1:10, and 0.06 CPU hours." in text
+    assert "4 programs: 1:10 of compilation besides." in text
+    assert "With 2 workers: about 1:05, and 0.05 CPU hours." in text
 
 
 def test_a_measurement_takes_time_and_leaves_nothing(study, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    cost = measure(trials(study)[0], dataset)
-    assert 0 < cost.step < 5
-    assert cost.rest > 0
-    assert cost.cpu > 0
+    monkeypatch.setattr(dry_run, "SECONDS", 0.05)
+    one = dataclasses.replace(study.study, seeds=(0,), axes=study.study.axes[:1])
+    before = jax.config.jax_compilation_cache_dir
+    found = estimate(dataclasses.replace(study, study=one), dataset)
+    for cost in found.costs.values():
+        assert 0 < cost.step < 5
+        assert 0 < cost.rest < 60
+        assert cost.compilation > 0
+        assert cost.cpu > 0
     assert list(tmp_path.iterdir()) == []
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_an_evaluation_is_timed_on_a_few_batches_and_counted_for_all(
+    experiment, dataset, monkeypatch
+):
+    """Pretended to take a second a batch of test images, and ten a batch of training images."""
+    now, images = [0.0], []
+    monkeypatch.setattr(dry_run.time, "monotonic", lambda: now[0])
+
+    def measure(experiment, some, params, state, views):
+        images.append((len(some.test.images), len(views.images)))
+        now[0] += len(some.test.images) / 4 + 10 * len(views.images) / 4
+        now[0] += 100.0 if len(images) == 1 else 0.0
+        return types.SimpleNamespace(population=None)
+
+    monkeypatch.setattr(dry_run, "measure", measure)
+    monkeypatch.setattr(dry_run, "diagnose", lambda *_, **__: None)
+    whole = jax.tree.map(lambda leaf: np.concatenate([leaf] * 5), dataset.test)
+    evaluate = Evaluate(batch_size=4, population_examples=16)
+    found = measure_evaluation(
+        dataclasses.replace(experiment, evaluate=evaluate),
+        dataclasses.replace(dataset, test=whole),
+    )
+    assert images == [(12, 12), (12, 12), (4, 12), (12, 4)]
+    assert found == Evaluation(seconds=10.0 + 4 * 10.0, compilation=100.0)
+
+
+def test_a_step_has_its_share_of_a_record(experiment, dataset, monkeypatch):
+    """Records that take an hour, every second step; what is measured does not end before."""
+    now = [0.0]
+    monkeypatch.setattr(dry_run.time, "monotonic", lambda: now[0])
+
+    def record(before, after, *, halfway):
+        now[0] += 3600.0
+
+    def stepping(experiments, dataset, states, at):
+        def step(state, batch):
+            now[0] += 0.25
+            return state, {}
+
+        assert experiments[0].train.steps > 1000
+        return step, states[0], iter(range(1000))
+
+    monkeypatch.setattr(dry_run, "rate_logs", record)
+    monkeypatch.setattr(dry_run, "stepping", stepping)
+    found = measure_steps(experiment, dataset)
+    assert found.seconds == pytest.approx(0.25 + 3600.0 / 2)
+    assert found.compilation == 0.0
 
 
 @pytest.mark.parametrize(

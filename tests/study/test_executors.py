@@ -52,12 +52,15 @@ class Crew:
 
     def __init__(self, workers):
         self.workers, self.threads, self.codes, self.killed = workers, {}, {}, False
+        self.started = []
 
-    def start(self, owner, command):
-        assert command == worker_command(pathlib.Path(command[4]), owner, 1)
-        thread = threading.Thread(target=self._work, args=(owner, pathlib.Path(command[4])))
-        self.threads[owner] = thread
-        thread.start()
+    def start(self, commands):
+        self.started.append(len(commands))
+        for owner, command in commands.items():
+            folder = pathlib.Path(command[4])
+            assert command == worker_command(folder, owner, 1)
+            self.threads[owner] = threading.Thread(target=self._work, args=(owner, folder))
+            self.threads[owner].start()
 
     def _work(self, owner, folder):
         try:
@@ -178,6 +181,7 @@ def test_a_worker_that_vanishes_in_a_trial_is_replaced_and_the_trial_run(
     assert summary["counts"]["done"] == 8
     rows = Ledger(tmp_path / "ledger.sqlite").rows()
     assert rows["ln-batch_size-2-seed-0"].attempts == 2
+    assert crew.started == [2, 1]
     assert crew.killed
 
 
@@ -193,6 +197,25 @@ def test_a_trial_that_kills_every_worker_fails_and_the_others_are_run(
     summary, _ = go(study, dataset, tmp_path, Crew(1))
     assert summary["counts"] == {"planned": 8, "missing": 0, "done": 7, "failed": 1}
     assert "3 workers vanished while they ran it" in summary["left_out"][0]["error"]
+
+
+def test_a_job_that_still_waits_for_a_machine_does_not_hold_up_a_study_that_is_done(
+    study, dataset, tmp_path, pretend
+):
+    class Queue(Crew):
+        over_network = True
+
+        def start(self, commands):
+            super().start(dict([commands.popitem()]))
+
+        def running(self):
+            return super().running() + 1
+
+    pretend(pretended)
+    crew = Queue(2)
+    summary, _ = go(study, dataset, tmp_path, crew)
+    assert summary["counts"]["done"] == 8
+    assert crew.killed
 
 
 def test_workers_that_cannot_even_begin_end_the_study_with_their_last_words(
@@ -245,11 +268,11 @@ def test_each_worker_has_a_gpu_of_its_own_and_a_replaced_one_that_of_the_old(mon
     say = "import os, sys, time; print(os.environ['CUDA_VISIBLE_DEVICES']); sys.stdout.flush()"
     executor = Local(2, tmp_path)
     gpu = lambda owner: executor.last_words(owner).partition(" ")[0]
-    executor.start("one", [sys.executable, "-c", say, "#"])
-    executor.start("two", [sys.executable, "-c", f"{say}; time.sleep(60)", "#"])
+    executor.start({"one": [sys.executable, "-c", say, "#"]})
+    executor.start({"two": [sys.executable, "-c", f"{say}; time.sleep(60)", "#"]})
     while "one" not in executor.ended():
         time.sleep(0.02)
-    executor.start("three", [sys.executable, "-c", say, "#"])
+    executor.start({"three": [sys.executable, "-c", say, "#"]})
     while "three" not in executor.ended():
         time.sleep(0.02)
     assert [gpu("one"), gpu("two"), gpu("three")] == ["3", "5", "3"]
@@ -263,9 +286,9 @@ def test_workers_of_a_machine_share_its_cores_unless_the_user_says_otherwise(mon
     monkeypatch.delenv("PJRT_NPROC", raising=False)
     say = [sys.executable, "-c", "import os; print(os.environ['PJRT_NPROC'])", "#"]
     local = Local(4, tmp_path / "logs")
-    local.start("one", say)
+    local.start({"one": say})
     monkeypatch.setenv("PJRT_NPROC", "7")
-    local.start("two", say)
+    local.start({"two": say})
     codes = {}
     while local.running():
         codes |= local.ended()
@@ -276,7 +299,7 @@ def test_workers_of_a_machine_share_its_cores_unless_the_user_says_otherwise(mon
 
 def test_a_worker_that_is_killed_has_ended_with_its_signal(tmp_path):
     local = Local(1, tmp_path / "logs")
-    local.start("one", [sys.executable, "-c", "import time; time.sleep(60)", "#"])
+    local.start({"one": [sys.executable, "-c", "import time; time.sleep(60)", "#"]})
     assert (local.running(), local.ended()) == (1, {})
     local.kill()
     assert local.ended() == {"one": -signal.SIGKILL}

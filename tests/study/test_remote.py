@@ -53,15 +53,15 @@ import sys, time
 from fpnlab.study.executors.ray import Ray
 
 executor = Ray(2, "local")
-executor.start("one", [sys.executable, "-c", "import sys; print(7); sys.exit(3)", "#"])
-executor.start("two", [sys.executable, "-c", "pass", "#"])
+executor.start({"one": [sys.executable, "-c", "import sys; print(7); sys.exit(3)", "#"]})
+executor.start({"two": [sys.executable, "-c", "pass", "#"]})
 codes, begun = {}, time.monotonic()
 while executor.running() and time.monotonic() - begun < 240:
     codes |= executor.ended()
     time.sleep(0.1)
 assert codes == {"one": 3, "two": 0}, codes
 assert executor.last_words("one") == "7"
-executor.start("three", [sys.executable, "-c", "import time; time.sleep(600)", "#"])
+executor.start({"three": [sys.executable, "-c", "import time; time.sleep(600)", "#"]})
 assert (executor.running(), executor.ended()) == (1, {})
 executor.kill()
 """
@@ -82,11 +82,11 @@ def test_jobs_tell_how_they_ended(tmp_path):
     """By submitit's executor for this machine, whose jobs are those of Slurm."""
     pytest.importorskip("submitit", reason="submitit is not installed (extra slurm)")
     executor = Slurm(2, tmp_path, {"timeout_min": "5"}, cluster="local")
-    executor.start("one", SAY)
-    executor.start("two", [sys.executable, "-c", "pass", "#"])
+    executor.start({"one": SAY})
+    executor.start({"two": [sys.executable, "-c", "pass", "#"]})
     assert ended(executor) == {"one": 3, "two": 0}
     assert executor.last_words("one").isdecimal()
-    executor.start("three", [sys.executable, "-c", "import time; time.sleep(600)", "#"])
+    executor.start({"three": [sys.executable, "-c", "import time; time.sleep(600)", "#"]})
     assert (executor.running(), executor.ended()) == (1, {})
     executor.kill()
     assert ended(executor) == {"three": -1}

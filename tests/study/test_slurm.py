@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import socket
@@ -12,17 +13,18 @@ import pytest
 
 from fpnlab.study.executors.remote import Unavailable
 from fpnlab.study.executors.slurm import Slurm
+from fpnlab.study.ledger import Ledger
 from fpnlab.study.plan import Axis, Study
 from fpnlab.study.run import run_study
 from fpnlab.study.signals import Stop
 from fpnlab.study.worker import Watcher
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -36,7 +38,10 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 ReturnToService=2
 SchedulerParameters=sched_interval=1
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} State=UNKNOWN
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -53,7 +58,7 @@ def cluster(tmp_path_factory):
         pytest.skip("Slurm's daemons must be started by root")
     folder = tmp_path_factory.mktemp("slurm")
     host, ports = socket.gethostname().partition(".")[0], free_ports(2)
-    text = CONFIG.format(folder=folder, host=host, ports=ports, cores=os.cpu_count())
+    text = CONFIG.format(folder=folder, host=host, ports=ports)
     (folder / "slurm.conf").write_text(text)
     for name in ("state", "spool"):
         (folder / name).mkdir()
@@ -108,39 +113,54 @@ def test_without_slurm_the_remedy_is_named(monkeypatch, tmp_path):
 
 
 class Disturber(Watcher):
-    """Cancels the first job that it sees at work, once."""
+    """Has Slurm queue one job again and cancel the other, once both are at work."""
 
     def __init__(self):
-        self.cancelled, self.ended = None, []
+        self.requeued, self.cancelled, self.ended = None, None, []
 
     def record(self, trial, record):
-        if self.cancelled is None:
-            self.cancelled = said("squeue", "--noheader", "--states=R", "--format=%i").split()[0]
-            said("scancel", "--signal=KILL", "--full", self.cancelled)
+        running = said("squeue", "--array", "--noheader", "--states=R", "--format=%i").split()
+        if self.requeued is None and len(running) == 2:
+            self.requeued, self.cancelled = sorted(running)
+            said("scontrol", "requeue", self.requeued)
+            said("scancel", self.cancelled)
 
     def end(self, trial, result):
         self.ended.append((trial.name, result["status"]))
 
 
-def test_a_study_by_slurm_ends_although_one_of_its_jobs_is_killed(
+def test_an_array_of_workers_ends_a_study_although_one_is_requeued_and_one_cancelled(
     cluster, experiment, dataset, tmp_path
 ):
     grid = Study(
-        axes=(Axis(field="train.batch_size", values=(2, 4)),), seeds=(0, 1), arms={"BN": {}}
+        axes=(Axis(field="train.batch_size", values=(2, 4)),), seeds=(0, 1, 2), arms={"BN": {}}
     )
-    train = dataclasses.replace(experiment.train, examples=480)
-    study = dataclasses.replace(experiment, train=train, study=grid)
-    watcher = Disturber()
-    executor = Slurm(2, tmp_path / "jobs", {"timeout_min": "30"})
+    train = dataclasses.replace(experiment.train, examples=960)
+    study = dataclasses.replace(experiment, train=train, study=grid, log_examples=4)
+    watcher, jobs, folder = Disturber(), tmp_path / "jobs", tmp_path / "study"
     summary = run_study(
         study,
         dataset,
-        tmp_path / "study",
+        folder,
         command="fpnlab study",
         stop=Stop(),
         watcher=watcher,
-        executor=executor,
+        executor=Slurm(2, jobs, {"timeout_min": "30"}),
     )
-    assert watcher.cancelled is not None
-    assert summary["counts"] == {"planned": 4, "missing": 0, "done": 4}
-    assert sorted(status for _, status in watcher.ended) == ["done"] * 4
+    # Two tasks of one array, and one job for that which was cancelled.
+    array = watcher.requeued.removesuffix("_0")
+    assert watcher.cancelled == f"{array}_1"
+    submitted = {path.name.partition("_submitted")[0] for path in jobs.glob("*_submitted.pkl")}
+    (other,) = submitted - {watcher.requeued, watcher.cancelled}
+    assert other.isdecimal()
+    # The requeued task is the same worker twice.
+    assert (jobs / f"{watcher.requeued}_0_log.out").read_text().count("Starting with") == 2
+
+    assert summary["counts"] == {"planned": 6, "missing": 0, "done": 6}
+    assert sorted(status for _, status in watcher.ended) == ["done"] * 6
+    rows = Ledger(folder / "ledger.sqlite").rows()
+    assert [row.attempts for row in rows.values()] == [1] * 6
+    for log in folder.glob("trials/*/metrics.jsonl"):
+        steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+        assert steps == sorted(set(steps))
+        assert steps[-1] * (2 if "size-2" in str(log) else 4) == 960

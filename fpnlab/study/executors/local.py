@@ -26,9 +26,13 @@ class Local:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._gpu: dict[str, str] = {}
 
-    def start(self, owner: str, command: list[str]) -> None:
-        """Starts a worker; Ctrl-C does not reach it, so that it is asked to stop once."""
+    def start(self, commands: dict[str, list[str]]) -> None:
+        """Starts workers by owner; Ctrl-C does not reach one, so that it is asked to stop once."""
         self.logs.mkdir(exist_ok=True)
+        for owner, command in commands.items():
+            self._start(owner, command)
+
+    def _start(self, owner, command):
         parent = ["--parent", str(os.getpid())]
         own = {}
         if len(gpus := visible_gpus()) > 1:

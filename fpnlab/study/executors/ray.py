@@ -36,9 +36,10 @@ class Ray:
         self._running: dict[str, Any] = {}
         self._said: dict[str, str] = {}
 
-    def start(self, owner: str, command: list[str]) -> None:
-        """Starts a worker as soon as the cluster has room for it."""
-        self._running[owner] = self._task.remote(command, os.getcwd(), self._threads)
+    def start(self, commands: dict[str, list[str]]) -> None:
+        """Starts workers by owner, each as soon as the cluster has room for it."""
+        for owner, command in commands.items():
+            self._running[owner] = self._task.remote(command, os.getcwd(), self._threads)
 
     def ended(self) -> dict[str, int]:
         """Returns the workers that have ended since it was last asked, with their exit codes."""

@@ -73,7 +73,9 @@ class Watcher(worker.Watcher):
                 f"{record['examples_per_second']:.0f}/s  loss {record['loss']:.3f}"
             )
         else:
-            numbers = f"{sum(map(_rate, self.running.values())):.0f} examples/s"
+            # Trials of a pack share a worker, and each has the speed of its share of the time.
+            rates = [_rate(ran) for ran in self.running.values()]
+            numbers = f"{_mean(rates) * min(self.workers, len(rates)):.0f} examples/s"
         numbers += f"  {clock(self._left())} left"
         self._show(numbers)
         if time.monotonic() - self.printed > SECONDS_BETWEEN_LINES:
@@ -90,7 +92,8 @@ class Watcher(worker.Watcher):
         ran = self.running.pop(trial.name, None)
         took = time.monotonic() - ran.begun if ran and ran.record else None
         if took is not None:
-            self.seconds.setdefault(trial.axis_value, []).append(took)
+            share = took / result.get("pack", 1)
+            self.seconds.setdefault(trial.axis_value, []).append(share)
         self.done += 1
         self.examples_done += _examples(trial)
         title = f"{self.done}/{self.trials}  {trial.name}"
@@ -112,12 +115,11 @@ class Watcher(worker.Watcher):
         """
         every = [s for group in self.seconds.values() for s in group]
         rates = [rate for rate in map(_rate, self.running.values()) if rate]
-        mean = lambda values: sum(values) / max(len(values), 1)
 
         def whole(trial: Trial) -> float:
             if every:
-                return mean(self.seconds.get(trial.axis_value, every))
-            return _examples(trial) / max(mean(rates), 1e-9)
+                return _mean(self.seconds.get(trial.axis_value, every))
+            return _examples(trial) / max(_mean(rates), 1e-9)
 
         def rest(ran: Running) -> float:
             if ran.record is None:
@@ -146,6 +148,10 @@ class Watcher(worker.Watcher):
 
 def _examples(trial: Trial) -> int:
     return trial.experiment.train.total_examples
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(len(values), 1)
 
 
 def _rate(ran: Running) -> float:

@@ -98,6 +98,24 @@ def test_trials_side_by_side_are_one_line_and_share_the_time_left(plan, console)
     assert lines[3].startswith("2/3  bn-seed-0  30/100 examples  10/s  loss 1.250  0:0")
 
 
+def test_the_trials_of_a_pack_share_one_worker_and_its_time(plan, console, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("fpnlab.progress.time.monotonic", lambda: now[0])
+    with Watcher(console) as watcher:
+        watcher.start(plan)
+        watcher.printed = -1e9
+        for trial in plan[:2]:
+            watcher.begin(trial)
+        watcher.record(plan[1], RECORD | {"examples_per_second": 40.0})
+        watcher.printed = -1e9
+        watcher.record(plan[0], RECORD | {"examples_per_second": 40.0})
+        # Two are at 20 of 100, and another waits: 260 examples at forty a second.
+        assert "2 running  40 examples/s  0:06 left" in console.file.getvalue()
+        now[0] = 12.0
+        watcher.end(plan[0], done(0.5) | {"pack": 2})
+        assert watcher.seconds == {4: [6.0]}
+
+
 def test_a_trial_that_is_put_back_is_not_lost_from_the_time_left(plan, console):
     with Watcher(console) as watcher:
         watcher.start(plan[:2])

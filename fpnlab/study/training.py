@@ -140,11 +140,14 @@ class _Books:
         halfway = 2 * last_record < train.steps <= 2 * number
         values = {name: np.atleast_1d(one_copy(value)) for name, value in logs.items()}
         now = time.monotonic()
-        speed = (number - self.marked) * train.batch_size / (now - self.mark)
+        # Of its share of the time, as its seconds are.
+        examples = (number - self.marked) * train.batch_size * len(self.runs)
+        speed = examples / (now - self.mark)
         for i in live:
             record = {
                 "step": number,
                 "examples": number * train.batch_size,
+                "pack": len(self.runs),
                 "seconds": self.seconds(i),
                 "examples_per_second": round(speed, 2),
                 **{name: float(f"{value[i]:.6g}") for name, value in values.items()},

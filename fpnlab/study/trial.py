@@ -174,7 +174,7 @@ def _measure(trial, dataset, folder, state):
         "smallest_count": min(counts, default=None),
         "final_loss": records[-1]["loss"] if records else math.nan,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "pack": records[-1]["pack"] if records else 1,
+        "pack": records[-1].get("pack", 1) if records else 1,
         "metrics": measured.metrics,
         "test_loss": measured.test_loss,
         "diagnostics": diagnose(

@@ -17,6 +17,7 @@ def conv_norm(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Seque
 class TorchBlock(nn.Module):
     def __init__(self, block: Block):
         super().__init__()
+        self.stride, self.more = block.stride, block.outputs - block.inputs
         layers, inputs = [], block.inputs
         for size, outputs, stride, _ in block.branch:
             layers += [conv_norm(inputs, outputs, size, stride), nn.ReLU(inplace=True)]
@@ -27,8 +28,14 @@ class TorchBlock(nn.Module):
         )
 
     def forward(self, x):
-        short = x if self.shortcut is None else self.shortcut(x)
-        return F.relu(self.branch(x) + short, inplace=True)
+        return F.relu(self.branch(x) + self.short(x), inplace=True)
+
+    def short(self, x):
+        if self.shortcut is not None:
+            return self.shortcut(x)
+        if self.stride == 1 and not self.more:
+            return x
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
 
 
 class TorchResNet(nn.Module):

@@ -1,172 +1,279 @@
-"""The batch-size ablation of batch norm, in trials per hour: a study, and a loop of PyTorch.
+"""Trials an hour of a batch-size ablation: a study's trials, and a plain loop in PyTorch.
 
-Every trial is a ResNet-8 of CIFAR trained on 24,064 images of noise with marks on it, flipped at
-random, and measured on 2,000. The study is the whole of ``fpnlab study``, from its processes to its
-report, compilation included; the loop keeps nothing, measures once, and has one trial of each batch
-size before the study and one after it.
+fpnlab runs each trial whole: records, checkpoints, evaluation by three kinds of statistics,
+diagnostics; each by itself, and the seeds of a batch size as a pack (one program). PyTorch trains
+the same network on the same images in the same order by the same rule and measures its accuracy on
+the same test images by running statistics; nothing else.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
-import subprocess
-import sys
+import statistics
 import tempfile
 import time
-from statistics import fmean
 
+import jax
 import numpy as np
 import timing
 import torch
-from scene_batches import CONFIG
-from torch_networks import TorchClassifier, prepared
+from torch.nn import functional as F
+from torch_networks import TorchClassifier
 
 from fpnlab import config
+from fpnlab.data.dataset import Dataset, stream_order
+from fpnlab.study.signals import Stop
+from fpnlab.study.training import Run
+from fpnlab.study.trial import run_trials
+from fpnlab.train.schedule import scheduled
+from fpnlab.types import LabelledBatch
 
-SIDE, CLASSES, TRAIN, TEST = 32, 10, 10_000, 2_000
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "claim_04_06_batch_size_linear.toml"
+CLASSES = 10
+TAIL = 0.2
+"""Share of the records at the end whose mean loss is compared."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Rate:
-    """Trials of one batch size, or of all."""
+class Trial:
+    """What one trial was and took."""
 
-    batch: str
-    fpnlab_seconds: (
-        float  # a trial's share of a worker's time in training; of all, the study's wall
+    seconds: float
+    loss: float  # mean of the last records
+    accuracy: float
+    parameters: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """One way at one batch size, or at all together."""
+
+    case: str
+    name: str
+    seconds: float  # of a trial, compilation aside; of all: a trial of each size
+    trials_per_hour: float  # compilation aside
+    with_compilation: float  # of all seeds of a size, the first of which compiles
+    ratio: float  # of trials per hour against PyTorch
+    ratio_with_compilation: float
+    loss: float  # mean of the last records
+    accuracy: float
+
+
+def made_up(train_images, test_images):
+    """Returns images of 32x32: a pattern for each class, under noise as strong as it is."""
+    draw = np.random.default_rng(0)
+    patterns = draw.normal(size=(CLASSES, 8, 8, 3)).repeat(4, 1).repeat(4, 2)
+
+    def split(size):
+        labels = draw.integers(CLASSES, size=size)
+        images = 127.5 + 25 * patterns[labels] + 50 * draw.normal(size=(size, 32, 32, 3))
+        return LabelledBatch(
+            images=images.clip(0, 255).astype(np.uint8),
+            labels=labels.astype(np.int32),
+            index=np.arange(size, dtype=np.int32),
+        )
+
+    names = tuple(f"class {i}" for i in range(CLASSES))
+    splits = {"train": split(train_images), "test": split(test_images)}
+    return Dataset(name="made up", class_names=names, **splits)
+
+
+def ablation(batch_sizes, seeds, examples):
+    """Returns the trials of the config's batch norm at these batch sizes, in a study's order."""
+    experiment = config.load(CONFIG)
+    grid = experiment.study
+    grid = dataclasses.replace(
+        grid,
+        axes=(dataclasses.replace(grid.axes[0], values=tuple(batch_sizes)),),
+        seeds=tuple(range(seeds)),
+        arms={"BN": grid.arms["BN"]},
+        claims=(),
     )
-    torch_seconds: float  # a trial; of all, as many trials as the study has
-    fpnlab_per_hour: float | None
-    torch_per_hour: float
-    ratio: float | None  # of trials an hour
-    fpnlab_loss: float  # at the end of training, mean over seeds
-    torch_loss: float
+    train = dataclasses.replace(experiment.train, examples=examples)
+    return config.trials(dataclasses.replace(experiment, train=train, study=grid))
 
 
-def marked_noise(folder: pathlib.Path) -> None:
-    """Writes CIFAR's binary files, in which a class is a brighter row of noise."""
-    random = np.random.default_rng(0)
-    sizes = {f"data_batch_{i}": TRAIN // 5 for i in range(1, 6)} | {"test_batch": TEST}
-    for name, count in sizes.items():
-        labels = random.integers(0, CLASSES, count, np.uint8)
-        images = random.integers(0, 156, (count, 3, SIDE, SIDE), np.uint8)
-        images[np.arange(count), :, 3 * labels] += 60
-        rows = np.concatenate([labels[:, None], images.reshape(count, -1)], axis=1)
-        (folder / f"{name}.bin").write_bytes(rows.tobytes())
+def by_fpnlab(trials, dataset, folder):
+    """Returns what each trial of a pack took as a study runs it."""
+    begun = time.perf_counter()
+    runs = [Run(trial, folder / trial.name) for trial in trials]
+    results = run_trials(runs, dataset, stop=Stop())
+    seconds = (time.perf_counter() - begun) / len(trials)
+    found = []
+    for run, result in zip(runs, results):
+        losses = [json.loads(line)["loss"] for line in run.log.read_text().splitlines()]
+        accuracy = result["metrics"]["running"]["accuracy"]
+        found.append(Trial(seconds, end(losses), accuracy, result["parameters"]))
+    return found
 
 
-def read(folder: pathlib.Path, pattern: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns images, channels last in memory, and labels."""
-    raw = np.concatenate([np.fromfile(p, np.uint8) for p in sorted(folder.glob(pattern))])
-    rows = raw.reshape(-1, 1 + 3 * SIDE * SIDE)
-    images = torch.tensor(rows[:, 1:].reshape(-1, 3, SIDE, SIDE))
-    return images.contiguous(memory_format=torch.channels_last), torch.tensor(rows[:, 0]).long()
-
-
-def torch_trial(experiment, data, seed: int) -> tuple[float, float, int]:
-    """Returns the seconds of a trial in PyTorch, its last loss, and its parameters."""
-    train, model_spec, begun = experiment.train, experiment.model, time.perf_counter()
-    (images, labels), (test_images, test_labels) = data
-    torch.manual_seed(seed)
-    model = prepared(TorchClassifier(model_spec.backbone, CLASSES))
-    kernels = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.SGD(
-        [{"params": kernels, "weight_decay": train.weight_decay}, {"params": others}],
-        train.peak_rate,
-        momentum=0.9,
-        nesterov=True,
-    )
-    mean, deviation = (
-        torch.tensor(value).reshape(-1, 1, 1)
-        for value in (model_spec.pixel_mean, model_spec.pixel_deviation)
-    )
-    order = torch.cat([torch.randperm(len(images)) for _ in range(3)])
-    last, warmup = [], train.schedule.warmup
-    for step in range(train.steps):
-        done = step / train.steps
-        cosine = 0.5 * (1 + math.cos(math.pi * min(max((done - warmup) / (1 - warmup), 0), 1)))
+def by_torch(trial, dataset, memory_format):
+    """Returns what a trial took in PyTorch."""
+    begun = time.perf_counter()
+    e, train = trial.experiment, trial.experiment.train
+    network, optimizer = network_of(e, memory_format)
+    images, labels = tensors(dataset.train)
+    rates = train.peak_rate * share_of_rate(train)
+    flips = torch.Generator().manual_seed(e.seed)
+    every = max(e.log_examples // train.batch_size, 1)
+    losses = []
+    for step, rate in enumerate(rates):
+        start = step * train.batch_size
+        order = torch.from_numpy(stream_order(e.seed, len(images), start, train.batch_size))
+        batch = seen(e, images[order], memory_format)
+        flip = torch.rand(len(batch), 1, 1, 1, generator=flips) < e.augment.flip
+        batch = torch.where(flip, batch.flip(3), batch)
         for group in optimizer.param_groups:
-            group["lr"] = train.peak_rate * min(done / warmup, 1) * cosine
-        drawn = order[step * train.batch_size : (step + 1) * train.batch_size]
-        x = (images[drawn] - mean) / deviation
-        x = torch.where((torch.rand(len(x)) < 0.5)[:, None, None, None], x.flip(3), x)
+            group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        loss = torch.nn.functional.cross_entropy(model(x), labels[drawn])
+        loss = F.cross_entropy(network(batch), labels[order])
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), train.clip_norm)
         optimizer.step()
-        last = [*last, loss.item()][-max(256 // train.batch_size, 1) :]
-    model.eval()
-    with torch.no_grad():
-        for x, y in zip(test_images.split(256), test_labels.split(256)):
-            (model((x - mean) / deviation).argmax(1) == y).float().mean().item()
-    parameters = sum(p.numel() for p in model.parameters())
-    return time.perf_counter() - begun, float(np.mean(last)), parameters
+        if (step + 1) % every == 0:
+            losses.append(loss.item())
+    accuracy = accuracy_of(network, e, dataset.test, memory_format)
+    size = sum(p.numel() for p in network.parameters())
+    return Trial(time.perf_counter() - begun, end(losses), accuracy, size)
 
 
-def toml(root: pathlib.Path, sizes: list[int], seeds: int) -> str:
-    """Returns the config of claims 4 and 6 with these files, batch norm alone, and no claims."""
-    text = CONFIG.with_name("claim_04_06_batch_size_linear.toml").read_text()
-    head = text[: text.index("[study]")]
-    data = f'[data]\nkind = "cifar_binary"\nroot = "{root}"\n\n[augment]'
-    head = head[: head.index("[data]")] + data + head[head.index("[augment]") + 9 :]
-    head = head.replace('shortcut = "pad"', 'shortcut = "projection"')
-    axis = f'[[study.axes]]\nfield = "train.batch_size"\nvalues = {sizes}\n\n[study.arms.BN]\n'
-    return f'{head}[study]\nmetric = "accuracy"\nseeds = {list(range(seeds))}\n\n{axis}'
+def network_of(experiment, memory_format):
+    """Returns a network that starts as fpnlab's do, and its optimizer."""
+    torch.manual_seed(experiment.seed)
+    train = experiment.train
+    network = TorchClassifier(experiment.model.backbone, CLASSES)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        if hasattr(module, "branch"):
+            torch.nn.init.zeros_(module.branch[-1][1].weight)
+    torch.nn.init.normal_(network.linear.weight, std=network.linear.in_features**-0.5)
+    torch.nn.init.zeros_(network.linear.bias)
+    network = network.to(memory_format=memory_format).train()
+    kernels = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim == 1]
+    groups = [{"params": kernels, "weight_decay": train.weight_decay}, {"params": others}]
+    momentum = train.optimizer.momentum
+    return network, torch.optim.SGD(groups, train.peak_rate, momentum=momentum, nesterov=True)
+
+
+def share_of_rate(train):
+    """Returns the schedule's share of the peak rate at each step."""
+    done = np.arange(train.steps) * train.batch_size
+    return np.asarray(jax.vmap(lambda n: scheduled(train.schedule, train.total_examples, n))(done))
+
+
+def tensors(split):
+    """Returns images and labels as PyTorch has them."""
+    return torch.from_numpy(split.images).permute(0, 3, 1, 2), torch.from_numpy(split.labels).long()
+
+
+def seen(experiment, images, memory_format):
+    """Returns images as the network sees them."""
+    model = experiment.model
+    images = (images.float() - model.pixel_mean) / model.pixel_deviation
+    return images.contiguous(memory_format=memory_format)
+
+
+@torch.no_grad()
+def accuracy_of(network, experiment, split, memory_format):
+    """Returns the accuracy by running statistics."""
+    network.eval()
+    parts = zip(*(t.split(experiment.evaluate.batch_size) for t in tensors(split)))
+    hits = [
+        (network(seen(experiment, images, memory_format)).argmax(1) == labels).sum().item()
+        for images, labels in parts
+    ]
+    return sum(hits) / len(split.labels)
+
+
+def end(losses):
+    """Returns the mean of the last losses."""
+    return statistics.fmean(losses[-max(math.ceil(TAIL * len(losses)), 1) :])
+
+
+def faster_format(trial, dataset):
+    """Returns the memory order in which PyTorch takes less time for the first steps of a trial."""
+    steps = dataclasses.replace(trial.experiment.train, examples=None, updates=100)
+    brief = dataclasses.replace(
+        trial, experiment=dataclasses.replace(trial.experiment, train=steps)
+    )
+    formats = (torch.contiguous_format, torch.channels_last)
+    taken = [
+        statistics.median(by_torch(brief, dataset, one).seconds for _ in range(3))
+        for one in formats
+    ]
+    return formats[int(np.argmin(taken))]
+
+
+def table(cold, warm):
+    """Returns the rows of all trials, by (case, way): with compilation, and those without."""
+    names = list(dict.fromkeys(name for _, name in cold))
+    cases = list(dict.fromkeys(case for case, _ in cold))
+    rows = []
+    for case in [*cases, "all"]:
+        own = cases if case == "all" else [case]
+        seconds, mixed, found = {}, {}, {}
+        for name in names:
+            seconds[name] = sum(
+                statistics.median(trial.seconds for trial in warm[one, name]) for one in own
+            )
+            found[name] = list(itertools.chain(*(cold[one, name] for one in own)))
+            mixed[name] = sum(trial.seconds for trial in found[name]) / len(found[name])
+        for name in names:
+            rows.append(
+                Speed(
+                    case=case,
+                    name=name,
+                    seconds=round(seconds[name], 1),
+                    trials_per_hour=round(3600 * len(own) / seconds[name], 1),
+                    with_compilation=round(3600 / mixed[name], 1),
+                    ratio=round(seconds["PyTorch"] / seconds[name], 2),
+                    ratio_with_compilation=round(mixed["PyTorch"] / mixed[name], 2),
+                    loss=round(statistics.fmean(trial.loss for trial in found[name]), 3),
+                    accuracy=round(statistics.fmean(trial.accuracy for trial in found[name]), 3),
+                )
+            )
+    return rows
 
 
 def main():
-    parser = timing.arguments(__doc__.splitlines()[0])
+    parser = timing.arguments(__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--pack", type=int, default=8)
+    parser.add_argument("--trials", type=int, default=3, help="seeds of each batch size, 2 or more")
+    parser.add_argument("--examples", type=int, default=24064, help="training images a trial")
+    parser.add_argument("--images", type=int, nargs=2, default=[10000, 2000], help="train, test")
     options = parser.parse_args()
+    timing.prepare(options)
     torch.set_num_threads(options.threads)
+    dataset = made_up(*options.images)
+    plan = ablation(options.batch, options.trials, options.examples)
+    cold, warm = {}, {}
     with tempfile.TemporaryDirectory() as scratch:
         root = pathlib.Path(scratch)
-        marked_noise(root)
-        path, out = root / "ablation.toml", root / "study"
-        path.write_text(toml(root, options.batch, options.seeds))
-        data = read(root, "data_batch_*.bin"), read(root, "test_batch.bin")
-        at = lambda size: config.load(path, [("train.batch_size", str(size))])
-        in_turn = lambda seed: {size: torch_trial(at(size), data, seed) for size in options.batch}
-        before = in_turn(0)
-        command = [sys.executable, "-m", "fpnlab", "study", path, "--out", out]
-        command += ["--workers", options.workers, "--pack", options.pack]
-        begun = time.perf_counter()
-        subprocess.run(list(map(str, command)), check=True)
-        wall = time.perf_counter() - begun
-        after = in_turn(1)
-        results = [json.loads(p.read_text()) for p in out.glob("trials/*/result.json")]
-    rows = []
-    for size in options.batch:
-        ours = [result for result in results if result["axis_value"] == size]
-        seconds, losses, parameters = zip(before[size], after[size])
-        assert {result["parameters"] for result in ours} == set(parameters)
-        took = fmean(seconds)
-        mine = fmean(result["seconds"] for result in ours)
-        loss = fmean(result["final_loss"] for result in ours)
-        rows.append(rate(str(size), mine, took, 3600 / took, None, loss, fmean(losses)))
-    theirs = options.seeds * sum(row.torch_seconds for row in rows)
-    per_hour = 3600 * len(results) / wall, 3600 * len(results) / theirs
-    losses = fmean(row.fpnlab_loss for row in rows), fmean(row.torch_loss for row in rows)
-    rows.append(rate("all", wall, theirs, per_hour[1], per_hour[0], *losses))
-    timing.report("speed_trials_per_hour", rows, options)
-
-
-def rate(batch, ours, theirs, torch_per_hour, per_hour, loss, torch_loss) -> Rate:
-    return Rate(
-        batch=batch,
-        fpnlab_seconds=round(ours, 1),
-        torch_seconds=round(theirs, 1),
-        fpnlab_per_hour=per_hour and round(per_hour, 1),
-        torch_per_hour=round(torch_per_hour, 1),
-        ratio=per_hour and round(per_hour / torch_per_hour, 2),
-        fpnlab_loss=round(loss, 3),
-        torch_loss=round(torch_loss, 3),
-    )
+        for size in options.batch:
+            seeds = [trial for trial in plan if trial.axis_value == size]
+            order = faster_format(seeds[0], dataset)
+            ways = {
+                "fpnlab": lambda trial: by_fpnlab([trial], dataset, root / "alone")[0],
+                "PyTorch": lambda trial, order=order: by_torch(trial, dataset, order),
+            }
+            for seed, (name, way) in itertools.product(seeds, ways.items()):
+                cold.setdefault((f"batch {size}", name), []).append(way(seed))
+                print(f"{seed.name} {name}: {cold[f'batch {size}', name][-1]}", flush=True)
+            warm |= {(f"batch {size}", name): cold[f"batch {size}", name][1:] for name in ways}
+            # The same seeds twice: the second time, their program is there.
+            pack = f"batch {size}", f"fpnlab, {len(seeds)} packed"
+            cold[pack], warm[pack] = (
+                by_fpnlab(seeds, dataset, root / f"{size} {i}") for i in range(2)
+            )
+            print(
+                f"{pack}: {cold[pack][0].seconds:.1f}, then {warm[pack][0].seconds:.1f} s a trial"
+            )
+            assert len({trial.parameters for case in cold.values() for trial in case}) == 1
+    timing.report("speed_trials_per_hour", table(cold, warm), options)
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def end(losses):
 
 def faster_format(trial, dataset):
     """Returns the memory order in which PyTorch takes less time for the first steps of a trial."""
-    steps = dataclasses.replace(trial.experiment.train, examples=None, updates=100)
+    steps = dataclasses.replace(trial.experiment.train, examples=None, updates=256)
     brief = dataclasses.replace(
         trial, experiment=dataclasses.replace(trial.experiment, train=steps)
     )

@@ -307,8 +307,12 @@ def evaluate(run: pathlib.Path) -> None:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path))
 def report(folder: pathlib.Path) -> None:
     """Write the report of a study or run FOLDER anew, finished or not."""
+    import gc
+
     from fpnlab.report import write_report, write_run_report
 
+    # The records of thousands of trials are millions of values, which hold no cycles.
+    gc.disable()
     write = write_report if (folder / "study.json").exists() else write_run_report
     try:
         click.echo(f"report: {write(folder)}")

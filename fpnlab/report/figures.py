@@ -44,6 +44,7 @@ Row = dict[str, Any]
 def panel(path: pathlib.Path, title: str, height: float = 3.8) -> Iterator[Any]:
     """Yields axes to draw on, and writes the figure to ``path`` afterwards; height in inches."""
     import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
@@ -51,8 +52,9 @@ def panel(path: pathlib.Path, title: str, height: float = 3.8) -> Iterator[Any]:
         axes = figure.subplots()
         axes.set_title(title)
         yield axes
-        # Without the version of matplotlib in it, the same numbers give the same file.
-        figure.savefig(path, metadata={"Software": None})
+        # Without the version of matplotlib in it, the same numbers give the same file. The
+        # canvas draws once; savefig would twice.
+        FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
 
 
 def plot_metric(summary: dict[str, Any], metric: str, path: pathlib.Path) -> None:
@@ -105,31 +107,29 @@ def plot_losses(
     axis does not apply to its arm, is grey.
     """
     import matplotlib
+    from matplotlib.collections import LineCollection
 
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(axis_values)))
     with panel(path, title) as axes:
         for value, colour in [*zip(axis_values, colours), (None, "#606060")]:
-            label: str | None = "any" if value is None else f"{value}"
-            for trial in trials:
-                examples, loss = smooth_loss(trial)
-                if trial.result["axis_value"] != value or len(loss) == 0:
-                    continue
-                axes.plot(examples, loss, color=colour, linewidth=1.2, alpha=0.85, label=label)
-                if trial.status == "diverged":
-                    axes.plot(
-                        examples[-1],
-                        loss[-1],
-                        "X",
-                        color="#a33e00",
-                        markersize=9,
-                        clip_on=False,
-                        zorder=4,
-                    )
-                label = None
+            curves = [(t, *smooth_loss(t)) for t in trials if t.result["axis_value"] == value]
+            curves = [(trial, x, loss) for trial, x, loss in curves if len(loss)]
+            if not curves:
+                continue
+            # One artist: thousands of lines would take most of a report's time.
+            lines = LineCollection([np.stack([x, loss], 1) for _, x, loss in curves])
+            lines.set(colors=[colour], linewidths=1.2, alpha=0.85)
+            lines.set_label("any" if value is None else f"{value}")
+            axes.add_collection(lines)
+            ends = [(x[-1], loss[-1]) for trial, x, loss in curves if trial.status == "diverged"]
+            if ends:
+                look = {"color": "#a33e00", "markersize": 9, "clip_on": False, "zorder": 4}
+                axes.plot(*zip(*ends), "X", **look)
         axes.set_ylim(limits)
         _finish_losses(axes)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(title=axis_label, ncols=2)
+            # Losses fall; to find the emptiest corner would mean to look at each point.
+            axes.legend(title=axis_label, ncols=2, loc="upper right")
 
 
 def plot_run_losses(trial: Trial, path: pathlib.Path) -> None:

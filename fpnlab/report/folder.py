@@ -4,6 +4,7 @@ A trial that was cut short must not cost the report of the others: a torn last l
 ``metrics.jsonl`` is skipped, and a result that cannot be read becomes a status.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -22,10 +23,19 @@ class Trial:
     """``result.json``; without one, only its ``status`` is there."""
     records: list[dict[str, Any]]
     """``metrics.jsonl``, one record a line."""
-    config: dict[str, Any]
-    environment: dict[str, Any]
+    folder: pathlib.Path
     gallery: pathlib.Path | None
     """``gallery.npz``, where there is one."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """``config.json``, read where it is shown: of a study's trials only the first one's is."""
+        return _read_json(self.folder / "config.json")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """``env.json``, read where it is shown."""
+        return _read_json(self.folder / "env.json")
 
     @property
     def status(self) -> str:
@@ -98,8 +108,7 @@ def read_trial(folder: str | pathlib.Path) -> Trial:
         name=folder.name,
         result=_read_result(folder / "result.json"),
         records=read_records(folder / "metrics.jsonl"),
-        config=_read_json(folder / "config.json"),
-        environment=_read_json(folder / "env.json"),
+        folder=folder,
         gallery=gallery if gallery.is_file() else None,
     )
 
@@ -111,6 +120,9 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
         ValueError: If a line before the last is not JSON, for then the file is damaged.
     """
     lines = path.read_text().splitlines() if path.is_file() else []
+    with contextlib.suppress(json.JSONDecodeError):
+        # In one go: thousands of trials have hundreds of thousands of lines.
+        return json.loads(f"[{','.join(lines)}]")
     records = []
     for number, line in enumerate(lines, start=1):
         try:

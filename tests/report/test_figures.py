@@ -1,9 +1,12 @@
+import contextlib
 import json
+import pathlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fpnlab.report import figures
@@ -12,7 +15,7 @@ from fpnlab.report.folder import Trial
 
 def trial_with_losses(losses):
     records = [{"examples": 10 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
-    return Trial("t", {"status": "done", "axis_value": 2}, records, {}, {}, None)
+    return Trial("t", {"status": "done", "axis_value": 2}, records, pathlib.Path(), None)
 
 
 def test_importing_the_report_loads_neither_matplotlib_nor_jax():
@@ -32,6 +35,33 @@ def test_smoothing_is_the_mean_over_the_window():
 def test_short_curves_are_left_as_they_are():
     losses = [3.0, 1.0, 2.0]
     np.testing.assert_array_equal(figures.smooth_loss(trial_with_losses(losses))[1], losses)
+
+
+def test_losses_of_an_axis_value_are_one_artist_and_a_diverged_one_ends_in_a_cross(monkeypatch):
+    drawn = []
+
+    @contextlib.contextmanager
+    def panel(path, title):
+        drawn.append(Figure().subplots())
+        yield drawn[0]
+
+    monkeypatch.setattr(figures, "panel", panel)
+    trials = [trial_with_losses([4.0, 2.0]), trial_with_losses([3.0]), trial_with_losses([])]
+    other = trial_with_losses([5.0, 1.0, 0.5])
+    other.result.update(axis_value=8, status="diverged")
+    limits = figures.loss_limits([*trials, other])
+    figures.plot_losses([*trials, other], [2, 8, 32], "batch size", "", pathlib.Path(), limits)
+    (axes,) = drawn
+    curves = [[path.vertices.tolist() for path in c.get_paths()] for c in axes.collections]
+    assert curves == [
+        [[[10.0, 4.0], [20.0, 2.0]], [[10.0, 3.0]]],
+        [[[10.0, 5.0], [20.0, 1.0], [30.0, 0.5]]],
+    ]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[30.0, 0.5]]]
+    assert axes.get_legend_handles_labels()[1] == ["2", "8"]
+    low, high = axes.get_xlim()
+    assert low < 10.0
+    assert high > 30.0
 
 
 def test_loss_limits_hold_every_curve_and_survive_none():

@@ -1,5 +1,6 @@
 """The training of a trial in its run folder, or of several that differ in their seed at once."""
 
+import dataclasses
 import functools
 import operator
 import pathlib
@@ -228,7 +229,10 @@ def _jitted_init(model, train):
 
 def initial_state(experiment: Experiment) -> TrainState:
     """Returns the state before the first step of ``experiment``."""
-    return _jitted_init(experiment.model, experiment.train)(jax.random.key(experiment.seed))
+    # Programs that differ in what the first state does not depend on are compiled once.
+    any_length = {"examples": None, "updates": 1, "batch_size": 1, "norm_batch": None}
+    train = dataclasses.replace(experiment.train, **any_length, learning_rate=1.0)
+    return _jitted_init(experiment.model, train)(jax.random.key(experiment.seed))
 
 
 @jax.jit

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import timing
 from scene_batches import CONFIG, demo
@@ -11,7 +10,7 @@ from fpnlab import config
 from fpnlab.config import Experiment
 from fpnlab.data.dataset import Dataset
 from fpnlab.data.load import load
-from fpnlab.study.training import initial_state, stepping
+from fpnlab.study.packing import stepper
 from fpnlab.types import LabelledBatch
 
 
@@ -33,19 +32,6 @@ def classifier(batch_size: int) -> tuple[Experiment, Dataset]:
     )
     names = experiment.class_names
     return experiment, Dataset(name="noise", class_names=names, train=noise, test=noise)
-
-
-def stepper(experiments, dataset):
-    """Returns a function that takes a step of all experiments in one program, and waits for it."""
-    states = [initial_state(experiment) for experiment in experiments]
-    step, state, batches = stepping(experiments, dataset, states, 0)
-    carried, batch = [state], next(batches)
-
-    def advance():
-        carried[0], logs = step(carried[0], batch)
-        return jax.block_until_ready((carried, logs))
-
-    return advance
 
 
 def main():

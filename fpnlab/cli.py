@@ -312,6 +312,7 @@ def report(folder: pathlib.Path) -> None:
     from fpnlab.report import write_report, write_run_report
 
     # The records of thousands of trials are millions of values, which hold no cycles.
+    collecting = gc.isenabled()
     gc.disable()
     write = write_report if (folder / "study.json").exists() else write_run_report
     try:
@@ -319,6 +320,9 @@ def report(folder: pathlib.Path) -> None:
     except (OSError, ValueError) as error:
         click.echo(f"fpnlab report: {error}", err=True)
         sys.exit(5)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @main.command("verify")

@@ -30,13 +30,13 @@ def packing_pays(experiments: Sequence[Experiment], dataset: Dataset) -> bool:
     """
     if jax.local_device_count() > 1:
         return False
-    one, alone = experiments[0], _stepper(experiments[:1], dataset)
+    one, alone = experiments[0], stepper(experiments[:1], dataset)
     alone()
     in_turn = len(experiments) * alone()
     if in_turn * one.train.steps < WORTH_SECONDS:
         return False
     try:
-        together = _stepper(experiments, dataset)
+        together = stepper(experiments, dataset)
         together()
         times = [(alone(), together()) for _ in range(ROUNDS)]
     except jax.errors.JaxRuntimeError as error:
@@ -47,8 +47,8 @@ def packing_pays(experiments: Sequence[Experiment], dataset: Dataset) -> bool:
     return packed < GAIN * len(experiments) * single
 
 
-def _stepper(experiments: Sequence[Experiment], dataset: Dataset) -> Callable[[], float]:
-    """Returns a function that takes one step of all and returns its seconds."""
+def stepper(experiments: Sequence[Experiment], dataset: Dataset) -> Callable[[], float]:
+    """Returns a function that takes one step of all in one program and returns its seconds."""
     states = [initial_state(experiment) for experiment in experiments]
     step, state, batches = stepping(experiments, dataset, states, 0)
     carried, batch = [state], next(batches)

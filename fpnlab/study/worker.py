@@ -155,13 +155,17 @@ def _carry_out(site, name, owner, stop, listen, watcher):
         names, settled = site.ledger.company(name, owner, LEASE_SECONDS, site.pack)
     begun: list[Trial] = []
     with Lease(site.ledger, names, owner, stop, listen) as lease:
+
+        def put_back(delay: float = 0.0) -> None:
+            lease.give_up(delay=delay)
+            for one in begun:
+                watcher.pause(one)
+
         try:
             results = _run(site, lease, settled, watcher, begun)
         except (Interrupted, FolderLocked) as error:
             # Whoever lost a folder has not noticed yet: give it the time to.
-            lease.give_up(delay=LEASE_SECONDS / 2 if isinstance(error, FolderLocked) else 0.0)
-            for one in begun:
-                watcher.pause(one)
+            put_back(LEASE_SECONDS / 2 if isinstance(error, FolderLocked) else 0.0)
             if stop.requested and isinstance(error, Interrupted):
                 raise
             return
@@ -169,9 +173,7 @@ def _carry_out(site, name, owner, stop, listen, watcher):
             if len(lease.names) > 1:
                 # Each by itself, the one whose fault it is will say so.
                 site.ledger.settle(lease.names, together=False)
-                lease.give_up()
-                for one in begun:
-                    watcher.pause(one)
+                put_back()
                 return
             # One trial's failure must not cost the others: it becomes a row of the report.
             results = [site.failure(name, f"{type(error).__name__}: {error}")]

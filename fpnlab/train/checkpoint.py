@@ -203,7 +203,7 @@ def _save(folder, leaves):
         with _orbax() as orbax:
             orbax.save(folder.absolute(), args=ocp.args.PyTreeSave(leaves))
     except (OSError, ValueError, RuntimeError) as error:
-        return str(error)
+        return str(error) or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -166,20 +166,20 @@ def test_a_pack_pays_where_it_is_clearly_faster_and_much_is_to_do(
             raise jax.errors.JaxRuntimeError(together)
         return lambda: together
 
-    monkeypatch.setattr(packing, "_stepper", stepper)
+    monkeypatch.setattr(packing, "stepper", stepper)
     long = dataclasses.replace(experiment.train, examples=4 * steps)
     assert packing_pays([dataclasses.replace(experiment, train=long)] * 3, dataset) == pays
 
 
 def test_both_ways_are_measured_on_the_real_steps(seeds, dataset, monkeypatch):
     seen = {}
-    stepper = packing._stepper
+    stepper = packing.stepper
 
     def noted(experiments, dataset):
         step = stepper(experiments, dataset)
         return lambda: seen.setdefault(len(experiments), step())
 
-    monkeypatch.setattr(packing, "_stepper", noted)
+    monkeypatch.setattr(packing, "stepper", noted)
     monkeypatch.setattr(packing, "WORTH_SECONDS", 0.0)
     assert packing_pays(seeds, dataset) in (True, False)
     assert sorted(seen) == [1, 3]

@@ -219,6 +219,16 @@ def test_a_full_disk_names_folder_and_remedy_and_leaves_the_checkpoint_before(
     assert checkpoints.restore(tree)[0] == 1
 
 
+def test_a_save_that_fails_without_a_word_has_failed(checkpoints, tree, monkeypatch):
+    def mute(*_, **__):
+        raise RuntimeError
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", mute)
+    with pytest.raises(CheckpointError, match=r"checkpoint 1 could not be written .*RuntimeError"):
+        checkpoints.save(1, tree)
+    assert checkpoints.steps() == []
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_really_full_disk_leaves_the_checkpoint_before(tmp_path):

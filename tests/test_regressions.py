@@ -123,6 +123,32 @@ def test_padding_stays_out_of_the_statistics(x):
     np.testing.assert_allclose(moments.mean, alone.mean, rtol=1e-5)
 
 
+def test_masked_statistics_can_be_taken_over_devices(x):
+    """google-research/scenic: masked_layers.py raised as soon as an axis_name was set."""
+    mask = jnp.arange(4)[None, :, None] < jnp.arange(1, 9)[:, None, None]
+    mask = jnp.broadcast_to(mask, (8, 4, 4))
+    run = functools.partial(batch_norm_train, scale=ONE, bias=ZERO, eps=1e-5)
+    expected, alone = run(x, mask=mask)
+    shards = lambda a: a.reshape(4, 2, *a.shape[1:])
+    over = jax.vmap(lambda x, mask: run(x, mask=mask, axis_name="d"), axis_name="d")
+    y, moments = over(shards(x), shards(mask))
+    np.testing.assert_allclose(y.reshape(x.shape), expected, atol=1e-5)
+    np.testing.assert_array_equal(moments.count, alone.count)
+    np.testing.assert_allclose(moments.var[0], alone.var, rtol=1e-5)
+
+
+def test_every_level_of_a_pyramid_is_normalized(key):
+    """keras-team/keras-hub: feature_pyramid.py built norms of all levels and applied two."""
+    fpn = Fpn(channels=4, min_level=2, max_level=5, norm=LayerNorm(axes="hwc"))
+    params, state = init_fpn(key, fpn, {2: 3, 3: 3})
+    features = {2: jax.random.normal(key, (2, 8, 8, 3)), 3: jax.random.normal(key, (2, 4, 4, 3))}
+    pyramid, _ = apply_fpn(fpn, params, state, features, Mode.TRAIN)
+    assert set(pyramid) == {2, 3, 4, 5}
+    for level, y in pyramid.items():
+        np.testing.assert_allclose(y.mean((1, 2, 3)), 0, atol=1e-5, err_msg=f"level {level}")
+        np.testing.assert_allclose(y.var((1, 2, 3)), 1, rtol=1e-3, err_msg=f"level {level}")
+
+
 def test_batch_statistics_without_an_update_and_the_reverse_can_be_had(x):
     """google/flax: use_running_average couples both; mlcommons/algorithmic-efficiency#783."""
     norm = BatchNorm()

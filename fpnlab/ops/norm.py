@@ -21,7 +21,7 @@ deviation (``ops.moments``). The result has the dtype of ``x``. Where ``mask`` i
 outside of it stay out of the statistics; they are still mapped like the others.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -223,8 +223,10 @@ def rms_norm(
     a layer norm that neither centres nor shifts.
     """
     wide = _wide(x)
-    power = mean_square(wide, _AXES[axes], mask)
-    return (wide * (lax.rsqrt(power + eps) * scale)).astype(x.dtype)
+    gain = lax.rsqrt(mean_square(wide, _AXES[axes], mask) + eps)
+    # A product of both would be as large as the map where each pixel has a gain of its own.
+    scaled = wide * gain * scale if axes == "c" else wide * (gain * scale)
+    return scaled.astype(x.dtype)
 
 
 def filter_response_norm(
@@ -243,8 +245,8 @@ def filter_response_norm(
     the place of the rectifier behind it.
     """
     wide = _wide(x)
-    y = wide * (lax.rsqrt(mean_square(wide, (1, 2), mask) + eps) * scale) + bias
-    return jnp.maximum(y, threshold).astype(x.dtype)
+    gain = lax.rsqrt(mean_square(wide, (1, 2), mask) + eps) * scale
+    return _cut(wide, gain, bias, threshold).astype(x.dtype)
 
 
 def dynamic_tanh(
@@ -268,6 +270,24 @@ def check_groups(channels: int, groups: int) -> None:
             f"group norm: {channels} channels do not split into {groups} groups; these do: "
             f"{', '.join(map(str, fits))}"
         )
+
+
+@jax.custom_jvp
+def _cut(x, gain, bias, threshold):
+    """Returns ``max(x * gain + bias, threshold)``; where both are equal, the threshold learns.
+
+    The rule masks the cotangents once, for every sum over them; autodiff keeps the map before the
+    maximum, and masks the cotangents for either side of it.
+    """
+    return jnp.maximum(x * gain + bias, threshold)
+
+
+@_cut.defjvp
+def _cut_jvp(primals: Any, tangents: Any) -> Any:
+    x, gain, bias, threshold = primals
+    dx, dgain, dbias, dthreshold = tangents
+    passed = dx * gain + x * dgain + (dbias - dthreshold)
+    return _cut(*primals), dthreshold + jnp.where(x * gain + bias > threshold, passed, 0)
 
 
 def _batch_norm(x, scale, bias, eps, norm_batch, mask, axis_name, renorm=None):

@@ -1,5 +1,7 @@
 """Normalizations against float64 NumPy, Flax, and what they must not depend on."""
 
+import functools
+
 import flax.linen
 import flax.nnx
 import hypothesis
@@ -257,6 +259,38 @@ def test_filter_response_norm_is_its_definition_in_float64(x):
     y = exact / np.sqrt(power + EPS) * np.asarray(SCALE) + np.asarray(BIAS)
     found = filter_response_norm(x, SCALE, BIAS, threshold, eps=EPS)
     np.testing.assert_allclose(found, np.maximum(y, np.asarray(threshold)), rtol=1e-5, atol=1e-6)
+
+
+def test_the_rule_of_the_cut_is_what_autodiff_finds(x):
+    def plain(x, scale, bias, threshold):
+        power = jnp.square(x).mean((1, 2), keepdims=True)
+        return jnp.maximum(x * (jax.lax.rsqrt(power + EPS) * scale) + bias, threshold)
+
+    given = x, SCALE, BIAS, jnp.linspace(-0.5, 0.5, 6)
+    towards = jax.tree.map(
+        lambda a: jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), given
+    )
+    ours = functools.partial(filter_response_norm, eps=EPS)
+    along = [jax.jvp(f, given, towards)[1] for f in (ours, plain)]
+    back = [jax.vjp(f, *given)[1](towards[0]) for f in (ours, plain)]
+    loss = lambda f: lambda *given: (f(*given) * towards[0]).sum()
+    twice = [
+        jax.jvp(jax.grad(loss(f), argnums=(0, 1, 2, 3)), given, towards)[1] for f in (ours, plain)
+    ]
+    for found, expected in (along, back, twice):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected
+        )
+
+
+def test_where_value_and_threshold_are_equal_the_threshold_learns():
+    zeros = jnp.zeros((2, 3, 3, 6))
+    loss = lambda bias, threshold: filter_response_norm(
+        zeros, SCALE, bias, threshold, eps=EPS
+    ).sum()
+    for_bias, for_threshold = jax.grad(loss, argnums=(0, 1))(BIAS, BIAS)
+    np.testing.assert_array_equal(for_bias, 0)
+    np.testing.assert_array_equal(for_threshold, 18)
 
 
 def test_dynamic_tanh_takes_no_statistics(x):

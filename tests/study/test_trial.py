@@ -109,7 +109,15 @@ def test_a_run_leaves_all_its_files_and_a_full_result(unbroken, experiment, data
     assert (found["effective_rates"]["step"], found["effective_rates"]["examples"]) == (6, 24)
     assert found["effective_rates"]["rates"] == records(unbroken)[2]["effective_rates"]
     assert found["gradient_noise"] is None
+
+
+def test_the_numbers_of_a_result_are_those_of_the_checkpoint_it_leaves(
+    unbroken, experiment, dataset
+):
+    """open-mmlab/mmaction2#524: statistics re-estimated after the checkpoint was written."""
+    result = json.loads((unbroken / "result.json").read_text())
     again = evaluate_run(unbroken, experiment, dataset)
+    assert set(again) == {"running", "precise", "batch"}
     for source, metrics in result["metrics"].items():
         assert {n: v if np.isfinite(v) else None for n, v in again[source].items()} == metrics
 

@@ -198,7 +198,7 @@ def _train(
     type=click.IntRange(1),
     default=8,
     show_default=True,
-    help="Most seeds that one program trains together, where a short measurement says that it "
+    help="Most trials that one program trains together, where a short measurement says that it "
     "pays; 1: each by itself.",
 )
 @click.option(

@@ -8,7 +8,8 @@ import textwrap
 import types
 import typing
 
-from fpnlab.config import Experiment, spec_members
+from fpnlab.config import Experiment
+from fpnlab.faults import spec_members
 
 
 def fields() -> list[tuple[str, str, str, str]]:

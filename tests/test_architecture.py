@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "evaluate": {"types", "ops", "model"},
     "probe": {"types", "ops", "model", "evaluate"},
     "adapters": {"types", "ops", "model"},
-    "config": LOWER | {"study.plan", "study.rules"},
+    "faults": LOWER | {"study.plan", "study.rules"},
+    "config": LOWER | {"faults", "study.plan", "study.rules"},
     "study": LOWER | {"probe", "config", "report"},
     "report": {"types"},
 }

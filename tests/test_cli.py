@@ -263,7 +263,7 @@ def test_a_dry_run_lists_the_trials_and_what_they_take_and_writes_nothing(
     for rate in ("0.05", "0.1"):
         assert [f"bn-learning_rate-{rate}-seed-0", "BN", rate, "0", "1,600", "400"] in rows
     assert "2 trials of 800 steps: " in result.stdout
-    assert re.search(r"2 programs: .* of compilation besides", result.stdout)
+    assert re.search(r"1 program: .* of compilation besides", result.stdout)
     assert re.search(r"With 2 workers: about .*, and \d+\.\d\d CPU hours", result.stdout)
     assert list(tmp_path.iterdir()) == []
 

@@ -18,7 +18,7 @@ from fpnlab.data.dataset import Dataset
 from fpnlab.evaluate.population import grouped, whole_groups
 from fpnlab.study.diagnosis import diagnose, rate_logs
 from fpnlab.study.task import measure
-from fpnlab.study.training import initial_state, log_interval, stepping
+from fpnlab.study.training import initial_state, log_interval, program, stepping
 from fpnlab.study.trial import weights
 from fpnlab.study.views import training_view
 
@@ -108,9 +108,9 @@ class Estimate:
 def estimate(experiment: Experiment, dataset: Dataset) -> Estimate:
     """Returns what a study takes, after a few steps of the first trial of each kind.
 
-    Trials that differ in seed, learning rate, weight decay and length alone are of one kind. What
-    follows training is measured once a model: the statistics groups of training change its
-    programs, and hardly its work.
+    Trials that differ in seed, learning rate, weight decay and length alone are of one kind; those
+    that differ in seed and learning rate alone share a program. What follows training is measured
+    once a model: the statistics groups of training change its programs, and hardly its work.
 
     Raises:
       ConfigError: the experiment has no study, or trials are refused.
@@ -131,9 +131,8 @@ def estimate(experiment: Experiment, dataset: Dataset) -> Estimate:
                 both = steps.compilation + after.compilation
                 kinds[kind] = Cost(trial.name, steps.seconds, after.seconds, both, steps.cpu)
             costs[trial.name] = kinds[kind]
-            program = e.model, e.objective, e.train, e.augment
-            programs.add(program)
-            compilation[program] = kinds[kind].compilation - after.compilation
+            programs.add(program(e))
+            compilation[program(e)] = kinds[kind].compilation - after.compilation
             compilation[grouped(e.model, e.train.statistics_group), *model] = after.compilation
     return Estimate(
         plan=plan,
@@ -227,9 +226,10 @@ def describe(found: Estimate, workers: int) -> str:
 
     steps = sum(trial.experiment.train.steps for trial in found.plan)
     many = f"{workers} workers" if workers > 1 else "1 worker"
+    programs = "programs" if found.programs > 1 else "program"
     sums = [
         f"{len(found.plan):,} trials of {steps:,} steps: {clock(found.total)} one after another.",
-        f"{found.programs} programs: {clock(found.compilation)} of compilation besides.",
+        f"{found.programs} {programs}: {clock(found.compilation)} of compilation besides.",
         f"With {many}: about {clock(found.wall(workers))}, and {found.cpu_hours:.2f} CPU hours.",
     ]
     return "\n".join([*_columns(trials, 2), "", *_columns(kinds, 1), "", *sums])

@@ -1,4 +1,4 @@
-"""Whether trials that differ in their seed are faster in one program: measured where they run."""
+"""Whether trials that share a program are faster in one: measured where they run."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ import jax
 
 from fpnlab.config import Experiment
 from fpnlab.data.dataset import Dataset
-from fpnlab.study.training import initial_state, stepping
+from fpnlab.study.training import initial_state, program, stepping
 
 WORTH_SECONDS = 120.0
 """Trials that take less than this in all, one after another, are not worth another program."""
@@ -21,14 +21,15 @@ ROUNDS = 5
 def packing_pays(experiments: Sequence[Experiment], dataset: Dataset) -> bool:
     """Returns whether training together takes less than nine tenths of the time in turn.
 
-    Nothing is measured, and the answer is no, where training in turn takes less than two minutes,
-    or where a batch is spread over several devices. A pack that does not fit in memory pays not.
+    Nothing is measured, and the answer is no, where they share no program, where training in turn
+    takes less than two minutes, or where a batch is spread over several devices. A pack that does
+    not fit in memory pays not.
 
     Args:
-      experiments: two or more that differ in their seed alone.
+      experiments: two or more.
       dataset: their data.
     """
-    if jax.local_device_count() > 1:
+    if len(set(map(program, experiments))) > 1 or jax.local_device_count() > 1:
         return False
     one, alone = experiments[0], stepper(experiments[:1], dataset)
     alone()

@@ -86,7 +86,7 @@ def run_study(
       stop: asked after each step of each trial.
       watcher: told about progress.
       executor: starts the workers; None: this process is the only one.
-      pack: most seeds that one program trains, where a short measurement says that it pays; less
+      pack: most trials that one program trains, where a short measurement says that it pays; less
         where some of the workers would be left without a trial.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The training of a trial in its run folder, or of several that differ in their seed at once."""
+"""The training of a trial in its run folder, or at once of several that share a program."""
 
 import dataclasses
 import functools
@@ -14,6 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fpnlab.config import Experiment, Trial, config_hash
+from fpnlab.data.augment import Augment
+from fpnlab.data.augment_images import AugmentImages
 from fpnlab.data.dataset import Dataset, take
 from fpnlab.study.diagnosis import rate_logs
 from fpnlab.study.files import append_line, read_lines, write_lines
@@ -21,6 +23,7 @@ from fpnlab.study.signals import Stop
 from fpnlab.study.views import augment_key, positions, view
 from fpnlab.train.checkpoint import Checkpoints
 from fpnlab.train.fit import fit
+from fpnlab.train.objective import CrossEntropy, Objective
 from fpnlab.train.parallel import (
     data_mesh,
     in_any,
@@ -30,7 +33,8 @@ from fpnlab.train.parallel import (
     replicate,
     shard,
 )
-from fpnlab.train.step import TrainState, init_train, train_step
+from fpnlab.train.step import Train, TrainState, init_train, train_step
+from fpnlab.train.task import Model
 from fpnlab.types import Batch, LabelledBatch
 
 PROGRAMS_KEPT = 64
@@ -65,8 +69,8 @@ class Run(NamedTuple):
 def train(runs: Sequence[Run], dataset: Dataset, stop: Stop) -> list[tuple[TrainState, float]]:
     """Returns the last state of each run, and its seconds of training in all sessions of it.
 
-    Several runs, whose experiments differ in their seed alone, are a pack: one program takes the
-    steps of all. Each keeps its own files, as if it were alone, and counts its share of the time.
+    Several runs, whose experiments share a ``program``, are a pack: it takes the steps of all. Each
+    keeps its own files, as if it were alone, and counts its share of the time.
 
     Raises:
       Interrupted: ``stop`` was set; all runs saved first.
@@ -172,8 +176,8 @@ def stepping(
     """Returns the step ``(state, batch)`` of all experiments, their state, and their batches.
 
     Args:
-      experiments: one, or several that differ in their seed alone: their states are then stacked
-        along a new leading axis.
+      experiments: one, or several that share a ``program``: their states are then stacked along
+        a new leading axis.
       dataset: with the split that they train on.
       states: the state of each.
       at: steps that they have done.
@@ -181,17 +185,18 @@ def stepping(
     first, size = experiments[0], len(dataset.train.images)
     drawn = [positions(experiment, size, at) for experiment in experiments]
     keys = [augment_key(experiment) for experiment in experiments]
+    rates = np.array([experiment.train.peak_rate for experiment in experiments], np.float32)
     if len(experiments) == 1:
         mesh = data_mesh(first.train.batch_size)
-        state, key = replicate(mesh, states[0]), keys[0]
+        state, own = replicate(mesh, states[0]), (keys[0], rates[0])
         batches = map(functools.partial(shard, mesh), drawn[0])
     else:
         mesh = None
-        state, key = _stacked(list(states)), jnp.stack(keys)
+        state, own = _stacked(list(states)), (jnp.stack(keys), rates)
         batches = ((np.stack([order for order, _ in one]), one[0][1]) for one in zip(*drawn))
     advance = training_step(first, mesh, packed=len(experiments) > 1)
     split = replicate(mesh, dataset.train)
-    return lambda state, batch: advance(state, split, *batch, key), state, batches
+    return lambda state, batch: advance(state, split, *batch, *own), state, batches
 
 
 def separate(tree: Any, count: int) -> list[Any]:
@@ -202,24 +207,44 @@ def separate(tree: Any, count: int) -> list[Any]:
 def training_step(
     experiment: Experiment, mesh: Mesh | None = None, packed: bool = False
 ) -> Callable[..., tuple[TrainState, dict]]:
-    """Returns the jitted step ``(state, split, indices, positions, key) -> (state, logs)``.
+    """Returns the jitted step ``(state, split, indices, positions, key, rate) -> (state, logs)``.
 
-    Gathering, augmentation and update are one program; the old state's memory is reused.
-    Experiments that differ in their seed alone share it. Over the devices of a ``mesh``, state,
-    split and key are on each of them, and indices and positions are spread. A packed one has a
-    leading axis of experiments in state, indices, key and logs.
+    Gathering, augmentation and update are one program; the old state's memory is reused; the rate
+    is the peak of the schedule. Over the devices of a ``mesh``, state, split, key and rate are on
+    each of them, and indices and positions are spread. A packed one has a leading axis of
+    experiments in state, indices, key, rate and logs.
     """
-    train, model, objective = experiment.train, experiment.model, experiment.objective
-    return _jitted_step(model, objective, train, experiment.augment, mesh, packed)
+    return _jitted_step(program(experiment), mesh, packed)
+
+
+class Program(NamedTuple):
+    """What the program of a training step depends on."""
+
+    model: Model
+    objective: Objective | CrossEntropy
+    train: Train
+    augmentation: Augment | AugmentImages | None
+
+
+def program(experiment: Experiment) -> Program:
+    """Returns what is equal for experiments that one program can train.
+
+    Seeds and learning rates are its arguments.
+    """
+    train = dataclasses.replace(
+        experiment.train, learning_rate=1.0, rule="constant", reference_batch=1
+    )
+    return Program(experiment.model, experiment.objective, train, experiment.augment)
 
 
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
-def _jitted_step(model, objective, train, augmentation, mesh, packed):
-    def step(state: TrainState, split: Batch | LabelledBatch, indices, positions, key):
-        batch = view(model, augmentation, take(split, indices), positions, key)
-        return train_step(model, objective, train, state, batch)
+def _jitted_step(of, mesh, packed):
+    def step(state: TrainState, split: Batch | LabelledBatch, indices, positions, key, rate):
+        batch = view(of.model, of.augmentation, take(split, indices), positions, key)
+        return train_step(of.model, of.objective, of.train, state, batch, peak_rate=rate)
 
-    return jit_step(jax.vmap(step, in_axes=(0, None, 0, None, 0)) if packed else step, mesh)
+    over = (0, None, 0, None, 0, 0)
+    return jit_step(jax.vmap(step, in_axes=over) if packed else step, mesh)
 
 
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)

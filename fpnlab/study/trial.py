@@ -64,7 +64,7 @@ def run_trials(runs: Sequence[Run], dataset: Dataset, *, stop: Stop) -> list[dic
     infinite or NaN: then the last good parameters are kept and measured.
 
     Args:
-      runs: one, or several whose experiments differ in their seed alone: one program trains them.
+      runs: one, or several whose experiments share a ``program``: it trains them together.
       dataset: their data.
       stop: asked after each step.
 

@@ -62,7 +62,7 @@ class Site:
     """That of the trials that count."""
     ledger: Ledger
     pack: int = 1
-    """Most seeds that may be trained by one program, where that pays."""
+    """Most trials that may be trained by one program, where that pays."""
 
     def run_folder(self, name: str) -> pathlib.Path:
         """Returns the folder of a trial; those that tune are apart from those that count."""
@@ -116,9 +116,9 @@ def work(
 ) -> None:
     """Runs trials of a study until all have ended, by this worker or by others.
 
-    Seeds of one arm and axis value are trained by one program where that pays. A trial that raises
-    is a row with its error. A worker that is left with nothing to claim waits, because another may
-    vanish.
+    Seeds of one arm and axis value are trained by one program where that pays, and so are the
+    learning rates that are tried for them. A trial that raises is a row with its error. A worker
+    that is left with nothing to claim waits, because another may vanish.
 
     Args:
       site: the study.
@@ -150,9 +150,7 @@ def work(
 
 def _carry_out(site, name, owner, stop, listen, watcher):
     """Runs a trial that was claimed, and those of its cell that share a program with it."""
-    names, settled = [name], True
-    if site.points[name].split == "test":
-        names, settled = site.ledger.company(name, owner, LEASE_SECONDS, site.pack)
+    names, settled = site.ledger.company(name, owner, LEASE_SECONDS, site.pack)
     begun: list[Trial] = []
     with Lease(site.ledger, names, owner, stop, listen) as lease:
 

@@ -7,16 +7,14 @@ flipped anywhere is found before Orbax is asked. It is written under another nam
 it is whole: a killed save leaves the one before.
 """
 
-import contextlib
 import dataclasses
-import gc
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import re
 import shutil
-import warnings
 from typing import Any, TypeVar
 
 import jax
@@ -172,13 +170,9 @@ def read_checkpoint(folder: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def _write(folder: pathlib.Path, config_hash: str, leaves: dict[str, Any]) -> None:
-    with _quiet():
-        failure = _save(folder / ARRAYS, leaves)
-        if failure:
-            # The writes that Orbax abandoned complain when they are collected.
-            with warnings.catch_warnings(action="ignore"):
-                gc.collect()
-            raise OSError(failure)
+    _reserve(folder, sum(leaf.nbytes for leaf in leaves.values()))
+    with _orbax() as orbax:
+        orbax.save((folder / ARRAYS).absolute(), args=ocp.args.PyTreeSave(leaves))
     seals = {name: _seal(leaf) for name, leaf in leaves.items()}
     manifest = {"config_hash": config_hash, "leaves": seals}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -197,26 +191,16 @@ def _orbax():
     return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
-def _save(folder, leaves):
-    """Returns what went wrong, without the error, whose traceback holds the abandoned writes."""
-    try:
-        with _orbax() as orbax:
-            orbax.save(folder.absolute(), args=ocp.args.PyTreeSave(leaves))
-    except (OSError, ValueError, RuntimeError) as error:
-        return str(error) or type(error).__name__
+def _reserve(folder, size):
+    """Refuses at once what the disk, a quota or a limit of the process will not hold.
 
-
-@contextlib.contextmanager
-def _quiet():
-    """Keeps Orbax from logging each failed write of a checkpoint: the first is reported."""
-    logs, nothing = [logging.getLogger("absl"), logging.getLogger("asyncio")], lambda record: False
-    for log in logs:
-        log.addFilter(nothing)
-    try:
-        yield
-    finally:
-        for log in logs:
-            log.removeFilter(nothing)
+    Orbax writes all arrays at the same time, and each that it cannot write prints a traceback.
+    """
+    folder.mkdir()
+    with (folder / "reserved").open("wb") as file:
+        if hasattr(os, "posix_fallocate"):  # macOS has none
+            os.posix_fallocate(file.fileno(), 0, size)
+    (folder / "reserved").unlink()
 
 
 def _check_files(folder: pathlib.Path) -> None:

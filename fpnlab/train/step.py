@@ -165,6 +165,8 @@ def train_step(
     train: Train,
     state: TrainState,
     batch: Batch | LabelledBatch,
+    *,
+    peak_rate: Float[Array, ""] | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Returns the state after one optimizer step, and what happened in it.
 
@@ -178,6 +180,7 @@ def train_step(
       train: how.
       state: the state before.
       batch: images with boxes or labels.
+      peak_rate: takes the place of that of ``train``, so that one program serves all rates.
 
     Returns:
       The state after, and the logs ``loss`` and its parts, ``gradient_norm`` (before clipping)
@@ -186,7 +189,8 @@ def train_step(
     loss_of = step_loss(model, objective, train, state, batch)
     (loss, (logs, new_state)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     seen = state.step * train.batch_size
-    rate = train.peak_rate * scheduled(train.schedule, train.total_examples, seen)
+    peak = train.peak_rate if peak_rate is None else peak_rate
+    rate = peak * scheduled(train.schedule, train.total_examples, seen)
     params = cast(Any, state.params)  # optax has no name for trees of dataclasses
     updates, optimizer = _optimizer(train).update(gradient, state.optimizer, params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)

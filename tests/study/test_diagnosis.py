@@ -72,10 +72,11 @@ def test_the_halfway_rates_are_those_of_the_step_before_the_record(experiment, d
 
     step, state = training_step(experiment), initial_state(experiment)
     split, key = jax.device_put(dataset.train), augment_key(experiment)
+    rate = np.float32(experiment.train.peak_rate)
     before = state.params
     for _, batch in zip(range(6), positions(experiment, len(dataset.train.images), 0)):
         before = jax.tree.map(jnp.copy, state.params)
-        state, _ = step(state, split, *batch, key)
+        state, _ = step(state, split, *batch, key, rate)
     found = json.loads((unbroken / "result.json").read_text())["diagnostics"]["effective_rates"]
     turned = np.asarray(state.params.backbone.stem.kernel) - before.backbone.stem.kernel
     expected = np.linalg.norm(turned) / np.linalg.norm(before.backbone.stem.kernel)

@@ -57,8 +57,8 @@ def measured(monkeypatch):
 def test_trials_of_one_kind_are_measured_once_and_programs_counted_apart(study, dataset, measured):
     found = estimate(study, dataset)
     assert measured == {"steps": [4, 8], "evaluation": [4]}
-    # Rates are parts of the training's program, seeds are not; evaluation knows groups only.
-    assert (found.programs, found.compilation) == (4, 4 * 15.0 + 2 * 5.0)
+    # Rates and seeds are arguments of the training's program; evaluation knows groups only.
+    assert (found.programs, found.compilation) == (2, 2 * 15.0 + 2 * 5.0)
 
 
 def test_without_a_batch_norm_evaluation_is_one_program(study, dataset, measured):
@@ -73,7 +73,7 @@ def test_without_a_batch_norm_evaluation_is_one_program(study, dataset, measured
     )
     grid = dataclasses.replace(study.study, arms=arms)
     found = estimate(dataclasses.replace(study, model=model, study=grid), dataset)
-    assert found.compilation == 4 * 15.0 + 5.0
+    assert found.compilation == 2 * 15.0 + 5.0
 
 
 def test_times_are_steps_and_what_follows_them(study, dataset, measured):
@@ -82,9 +82,9 @@ def test_times_are_steps_and_what_follows_them(study, dataset, measured):
     assert by_size == {4: 12 * 0.5 + 3.0, 8: 6 * 0.5 + 3.0}
     total = 4 * 9.0 + 4 * 6.0
     assert found.total == total
-    assert found.cpu_hours == pytest.approx(1.5 * (total + 70.0) / 3600)
-    assert found.wall(1) == total + 70.0
-    assert found.wall(2) == (total + 70.0) / 2
+    assert found.cpu_hours == pytest.approx(1.5 * (total + 40.0) / 3600)
+    assert found.wall(1) == total + 40.0
+    assert found.wall(2) == (total + 40.0) / 2
 
 
 def test_more_workers_than_trials_take_as_long_as_the_longest_trial(study):
@@ -103,8 +103,8 @@ def test_the_tables_name_every_trial_with_its_steps_and_time(study, dataset, mea
     kind = ["bn-learning_rate-0.1-batch_size-8-seed-0", "4", "500.0", "16", "3.0", "s", "20.0", "s"]
     assert kind in rows
     assert "8 trials of 72 steps: 1:00 one after another." in text
-    assert "4 programs: 1:10 of compilation besides." in text
-    assert "With 2 workers: about 1:05, and 0.05 CPU hours." in text
+    assert "2 programs: 0:40 of compilation besides." in text
+    assert "With 2 workers: about 0:50, and 0.04 CPU hours." in text
 
 
 def test_a_measurement_takes_time_and_leaves_nothing(study, dataset, tmp_path, monkeypatch):

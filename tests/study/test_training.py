@@ -13,16 +13,24 @@ from fpnlab.data.dataset import stream_order
 from fpnlab.study import packing
 from fpnlab.study.packing import packing_pays
 from fpnlab.study.signals import Stop
-from fpnlab.study.training import Interrupted, Run
+from fpnlab.study.training import Interrupted, Run, training_step
 from fpnlab.study.trial import restored_state, run_trials
 
 SEEDS = (0, 1, 2)
 TIMES = ("seconds", "examples_per_second")
 
 
+def at_rate(experiment, rate, **fields):
+    return dataclasses.replace(
+        experiment, train=dataclasses.replace(experiment.train, learning_rate=rate, **fields)
+    )
+
+
 @pytest.fixture(scope="module")
 def seeds(experiment):
-    return [dataclasses.replace(experiment, seed=seed) for seed in SEEDS]
+    """Experiments of three seeds, of which the second has another learning rate."""
+    first, second, third = (dataclasses.replace(experiment, seed=seed) for seed in SEEDS)
+    return [first, at_rate(second, 1.5 * experiment.train.learning_rate), third]
 
 
 def start(experiments, dataset, folder, stop_after=None):
@@ -78,8 +86,30 @@ def test_each_seed_of_a_pack_is_what_it_is_alone(pack, seeds, dataset, unbroken,
         for packed, single in zip(*(path_records(path) for path in (folder / f"{seed}", alone))):
             assert packed.keys() == single.keys()
             assert packed["loss"] == pytest.approx(single["loss"], rel=1e-4)
+            assert packed["learning_rate"] == pytest.approx(single["learning_rate"], rel=1e-5)
             assert packed["effective_rate"] == pytest.approx(single["effective_rate"], rel=1e-2)
     assert len({result["final_loss"] for result in results}) == 3
+
+
+def test_seeds_and_rates_share_a_program_and_nothing_else_does(experiment, seeds):
+    one = dataclasses.replace(experiment, augment=None)
+    alike = [
+        dataclasses.replace(one, seed=7, question="why?"),
+        at_rate(one, 0.9),
+        at_rate(one, 0.9, rule="sqrt", reference_batch=8),
+    ]
+    assert {training_step(other) for other in alike} == {training_step(one)}
+    others = [
+        experiment,
+        at_rate(one, 0.9, weight_decay=0.5),
+        dataclasses.replace(one, train=dataclasses.replace(one.train, batch_size=2)),
+    ]
+    assert len({training_step(other) for other in [one, *others]}) == 4
+
+
+def test_what_shares_no_program_is_never_packed(experiment, dataset, monkeypatch):
+    monkeypatch.setattr(packing, "stepper", lambda *_: pytest.fail("it was measured"))
+    assert not packing_pays([experiment, at_rate(experiment, 0.1, weight_decay=0.5)], dataset)
 
 
 def path_records(path):

@@ -351,6 +351,20 @@ def tuned_site(make_site, held_out, experiment, monkeypatch):
     )
 
 
+def test_the_values_that_are_tried_are_trained_together_where_it_pays(tuned_site, monkeypatch):
+    monkeypatch.setattr(worker, "packing_pays", lambda experiments, dataset: True)
+    trained = []
+
+    def run_trials(runs, dataset, *, stop):
+        trained.append((len(runs), dataset is VALIDATION))
+        return [result_of(each.trial) for each in runs]
+
+    monkeypatch.setattr(worker, "run_trials", run_trials)
+    go(dataclasses.replace(tuned_site, pack=8))
+    assert sorted(trained) == [(1, False)] * 4 + [(3, True)] * 4
+    assert set(statuses(tuned_site)) == {"done"}
+
+
 def test_the_best_rate_on_validation_images_is_that_of_the_trials_that_count(tuned_site, pretend):
     seen = []
     best = {("BN", 2): 0.04, ("BN", 4): 0.02, ("LN", 2): 0.01, ("LN", 4): 0.04}

@@ -70,6 +70,18 @@ def test_one_sgd_step_is_the_formula(stepping, batch):
     assert int(again.step) == 2
 
 
+def test_a_rate_that_is_given_takes_the_place_of_that_of_the_recipe(stepping, batch):
+    state, step = stepping(TRAIN)
+    given = jax.jit(functools.partial(step, peak_rate=jnp.float32(0.03)))
+    _, expected_step = stepping(dataclasses.replace(TRAIN, learning_rate=0.03, rule="constant"))
+    expected, logs = expected_step(state, batch)
+    found, found_logs = given(state, batch)
+    assert float(found_logs["learning_rate"]) == pytest.approx(float(logs["learning_rate"]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected
+    )
+
+
 def test_clipping_bounds_the_update_and_logs_the_norm_before(stepping, batch):
     train = dataclasses.replace(
         TRAIN, weight_decay=0.0, clip_norm=1e-3, optimizer=Sgd(momentum=0.0)

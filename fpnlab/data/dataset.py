@@ -97,11 +97,12 @@ def stream_order(seed: int, size: int, start: int, count: int) -> np.ndarray:
             f"stream_order: seed={seed}, size={size}, start={start}, count={count}; "
             "size must be at least 1, the others at least 0"
         )
-    epochs = range(start // size, -(-(start + count) // size))
-    orders = [_epoch_order(seed, size, epoch) for epoch in epochs]
-    skipped = start - (start // size) * size
-    stream = np.concatenate(orders) if orders else np.zeros(0, np.int32)
-    return stream[skipped : skipped + count]
+    end = start + count
+    parts = [
+        _epoch_order(seed, size, epoch)[max(start - epoch * size, 0) : end - epoch * size]
+        for epoch in range(start // size, -(-end // size))
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
 
 @functools.lru_cache(maxsize=4)  # A permutation for every batch would cost more than small steps.

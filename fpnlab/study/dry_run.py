@@ -20,7 +20,7 @@ from fpnlab.study.diagnosis import diagnose, rate_logs
 from fpnlab.study.task import measure
 from fpnlab.study.training import initial_state, log_interval, program, stepping
 from fpnlab.study.trial import weights
-from fpnlab.study.views import training_view
+from fpnlab.study.views import population_size, training_view
 
 SECONDS = 1.0
 """How long the steps of one kind are timed, about."""
@@ -179,7 +179,7 @@ def measure_evaluation(experiment: Experiment, dataset: Dataset) -> Evaluation:
     evaluate, train = experiment.evaluate, experiment.train
     state = initial_state(experiment)
     size = whole_groups(evaluate.batch_size, train.statistics_group)
-    wanted = max(evaluate.population_examples, train.batch_size)
+    wanted = population_size(experiment)
     whole = {"test": -(-len(dataset.test.images) // size), "population": max(wanted // size, 1)}
     some = {name: min(batches, BATCHES) for name, batches in whole.items()}
 

@@ -58,12 +58,17 @@ class Run(NamedTuple):
     @property
     def checkpoints(self) -> Checkpoints:
         """Those of its folder."""
-        return Checkpoints(self.folder / "checkpoints", config_hash(self.trial.experiment))
+        return checkpoints_of(self.folder, self.trial.experiment)
 
     @property
     def log(self) -> pathlib.Path:
         """The file of its records."""
         return self.folder / "metrics.jsonl"
+
+
+def checkpoints_of(folder: pathlib.Path, experiment: Experiment) -> Checkpoints:
+    """Returns the checkpoints of a run folder."""
+    return Checkpoints(folder / "checkpoints", config_hash(experiment))
 
 
 def train(runs: Sequence[Run], dataset: Dataset, stop: Stop) -> list[tuple[TrainState, float]]:

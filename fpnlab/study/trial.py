@@ -28,9 +28,8 @@ from fpnlab.study.environment import environment
 from fpnlab.study.files import RunFolderError, locked, read_lines, write_json, writing
 from fpnlab.study.signals import Stop
 from fpnlab.study.task import evaluated, measure, without_loss
-from fpnlab.study.training import Interrupted, Run, initial_state, train
-from fpnlab.study.views import batch_at, training_view
-from fpnlab.train.checkpoint import Checkpoints
+from fpnlab.study.training import Interrupted, Run, checkpoints_of, initial_state, train
+from fpnlab.study.views import batch_at, population_size, training_view
 from fpnlab.train.parallel import of_first
 from fpnlab.train.step import TrainState, step_loss
 
@@ -120,7 +119,7 @@ def evaluate_run(
 def restored_state(folder: pathlib.Path, experiment: Experiment) -> TrainState:
     """Returns the state in a run folder's last checkpoint; raises like ``evaluate_run``."""
     like = jax.eval_shape(lambda: initial_state(experiment))
-    found = Checkpoints(folder / "checkpoints", config_hash(experiment)).restore(like)
+    found = checkpoints_of(folder, experiment).restore(like)
     if found is None:
         raise RunFolderError(
             f"{folder}: no checkpoint in it; give a folder that `fpnlab train` has written to"
@@ -130,8 +129,7 @@ def restored_state(folder: pathlib.Path, experiment: Experiment) -> TrainState:
 
 def _views(experiment, dataset):
     """The training images behind population statistics and diagnostics."""
-    count = max(experiment.evaluate.population_examples, experiment.train.batch_size)
-    return training_view(experiment, dataset, count)
+    return training_view(experiment, dataset, population_size(experiment))
 
 
 def weights(state: TrainState) -> Any:

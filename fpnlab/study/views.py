@@ -54,6 +54,11 @@ def batch_at(experiment: Experiment, dataset: Dataset, step: int) -> Batch | Lab
     return view(experiment.model, experiment.augment, batch, places, augment_key(experiment))
 
 
+def population_size(experiment: Experiment) -> int:
+    """Returns how many images population statistics and diagnostics are taken over."""
+    return max(experiment.evaluate.population_examples, experiment.train.batch_size)
+
+
 def training_view(experiment: Experiment, dataset: Dataset, count: int) -> Batch | LabelledBatch:
     """Returns the first ``count`` images of training, as training sees them, in host memory."""
     order = stream_order(experiment.seed, len(dataset.train.images), 0, count)

@@ -63,13 +63,15 @@ def combination_faults(experiment: Any) -> Iterator[str]:
             f"model.classes: is {experiment.model.classes}, but the data has {len(names)} classes "
             f"({', '.join(names)}); set model.classes = {len(names)}"
         )
-    batch_size = experiment.train.batch_size
-    model = grouped_for(experiment.train, experiment.model)
+    train = experiment.train
+    name = "batch_size" if train.micro_batch is None else "micro_batch"
+    images = getattr(train, name)
+    model = grouped_for(train, experiment.model)
     trace = _trace_detector if isinstance(model, Detector) else _trace_classifier
     try:
-        trace(model, experiment.objective, experiment.image_size, batch_size)
+        trace(model, experiment.objective, experiment.image_size, images)
     except ValueError as error:
-        yield f"model: {error} (at train.batch_size = {batch_size})"
+        yield f"model: {error} (at train.{name} = {images})"
 
 
 def spec_members(hint: Any) -> list[Any]:

@@ -141,6 +141,12 @@ NORM = "model.backbone.norm"
         ("seed", -1, "seed is -1; it must be at least 0 and below"),
         ("log_examples", 0, "log_examples is 0 .* they must be at least 1"),
         ("train.norm_batch", 3, "train: norm_batch is 3, and batch_size=4 .* these do: 1, 2, 4"),
+        (
+            "train.micro_batch",
+            2,
+            r"model: batch norm: a batch of 2 images does not split into groups of norm_batch=4; "
+            r"these do: 1, 2 \(at train.micro_batch = 2\)",
+        ),
         ("train.updates", 3, r"train: give examples or updates \(both are given\)"),
         ("study", {"axes": [AXIS], "arms": {"BN": 3}}, "study.arms.BN: is 3; it must be a table"),
         ("study", {"axes": [], "arms": {"BN": {}}}, "study: axes is empty; give one or more"),

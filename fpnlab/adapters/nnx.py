@@ -18,9 +18,10 @@ class Organ(nnx.Module):
 
     Args:
       spec: what to compute.
-      like: an input, of which only shapes are read (``jax.ShapeDtypeStruct`` will do).
+      like: an input, of which only widths are read; or just its channels in place of each map.
       mode: where norms take their statistics from; may be given in the call instead.
-      use_running_average: Flax's flag in place of a mode; set by ``train()`` and ``eval()``.
+      use_running_average: Flax's flag in place of a mode; set by ``train()`` and ``eval()``, and
+        False where neither is given, as in ``nnx.BatchNorm``.
       sizes: of a head alone: ``{"anchors": ..., "classes": ...}``.
       rngs: its ``params`` stream draws the parameters.
     """
@@ -41,7 +42,8 @@ class Organ(nnx.Module):
         self.params = _variables(nnx.Param, params)
         self.batch_stats = _variables(nnx.BatchStat, state)
         self.mode = mode
-        self.use_running_average = use_running_average
+        neither = mode is None and use_running_average is None
+        self.use_running_average = False if neither else use_running_average
 
     def __call__(
         self,

@@ -24,12 +24,13 @@ class Organ:
     """(params, state, x, mode) to the outputs and, last, the state."""
 
 
-def organ(spec: Any, x: Any, sizes: dict[str, int]) -> Organ:
-    """Returns the organ of ``spec`` for inputs like ``x``.
+def organ(spec: Any, like: Any, sizes: dict[str, int]) -> Organ:
+    """Returns the organ of ``spec`` for inputs like ``like``.
 
     Args:
       spec: a norm, `Block`, `ResNet`, `Fpn`, `RetinaHead`, `Detector` or `Classifier`.
-      x: an input, of which only shapes are read: a map, or a dictionary of maps by level.
+      like: an input, of which only widths are read: a map, or a dictionary of maps by level; or
+        just its channels in place of each map.
       sizes: of a head: ``anchors`` and ``classes``.
 
     Raises:
@@ -45,20 +46,24 @@ def organ(spec: Any, x: Any, sizes: dict[str, int]) -> Organ:
         case Classifier():
             init, apply = lambda key: init_classifier(key, spec), apply_classifier
         case Fpn():
-            channels = {level: feature.shape[-1] for level, feature in x.items()}
+            channels = {level: _width(feature) for level, feature in like.items()}
             init, apply = lambda key: init_fpn(key, spec, channels), apply_fpn
         case RetinaHead():
-            width = next(iter(x.values())).shape[-1]
-            init = lambda key: init_head(key, spec, channels=width, levels=len(x), **sizes)
+            width = _width(next(iter(like.values())))
+            init = lambda key: init_head(key, spec, channels=width, levels=len(like), **sizes)
             apply = apply_head
         case _ if isinstance(spec, Norm):
-            init, apply = lambda _: init_norm(spec, x.shape[-1]), apply_norm
+            init, apply = lambda _: init_norm(spec, _width(like)), apply_norm
         case _:
             raise TypeError(
                 f"no organ has the spec {spec!r}; give a norm, Block, ResNet, Fpn, RetinaHead, "
                 "Detector or Classifier of fpnlab"
             )
     return Organ(init, lambda *args, **options: apply(spec, *args, **options))
+
+
+def _width(like: Any) -> int:
+    return like if isinstance(like, int) else like.shape[-1]
 
 
 def mode_of(*ways: tuple[Mode | None, bool | None]) -> Mode:

@@ -64,7 +64,7 @@ def detection_loss(
     anchors: Float[Array | np.ndarray, "a 4"],
     batch: Batch,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns the loss of a batch and its parts, per positive anchor of the whole batch.
+    """Returns the loss of a batch and its parts, per positive anchor of the batch, and their count.
 
     Anchors whose centre lies in the padding around a picture take no part.
 
@@ -108,13 +108,14 @@ def detection_loss(
     loss_box = jnp.where(positive, wrong, 0.0).sum() / total
 
     loss = loss_class + objective.box_weight * loss_box
-    return loss, {"loss": loss, "loss_class": loss_class, "loss_box": loss_box}
+    logs = {"loss": loss, "loss_class": loss_class, "loss_box": loss_box}
+    return loss, {**logs, "count": positive.sum().astype(jnp.float32)}
 
 
 def classification_loss(
     objective: CrossEntropy, logits: Float[Array, "b k"], batch: LabelledBatch
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns the mean cross-entropy of a batch in nats, and with it the share of right answers.
+    """Returns the mean cross-entropy of a batch in nats, the share of right answers, and the count.
 
     Args:
       objective: smoothing.
@@ -128,4 +129,4 @@ def classification_loss(
     right = (logits.argmax(-1) == targets.argmax(-1)).mean()
     targets = optax.losses.smooth_labels(targets, objective.label_smoothing)
     loss = optax.losses.softmax_cross_entropy(logits, targets).mean()
-    return loss, {"loss": loss, "accuracy": right}
+    return loss, {"loss": loss, "accuracy": right, "count": jnp.float32(len(logits))}

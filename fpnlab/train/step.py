@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from fpnlab.model.norm import replace_batch_norms
 from fpnlab.ops.keys import named_key
 from fpnlab.train.objective import CrossEntropy, Objective
+from fpnlab.train.passes import gradient
 from fpnlab.train.schedule import Cosine, Schedule, scheduled
 from fpnlab.train.task import Model, init_model, model_loss
 from fpnlab.types import Batch, Key, LabelledBatch, Mode, Watch, spec, tree, unwatched
@@ -50,6 +51,8 @@ class Train:
     """Optimizer steps in all, as many at every batch size; none: those of `examples`."""
     batch_size: int
     """Images per optimizer step."""
+    micro_batch: int | None = None
+    """Images per pass through the network; a step sums the gradients of its passes; none: all."""
     norm_batch: int | None = None
     """Images per statistics group of every batch norm that leaves it open; none: the batch."""
     optimizer: Sgd | AdamW = Sgd()
@@ -82,11 +85,17 @@ class Train:
                 raise ValueError(f"{name} is {value}; it must be above 0")
         if self.batch_size > self.total_examples:
             raise ValueError(f"batch_size is {self.batch_size}, more than examples={self.examples}")
-        if self.norm_batch is not None and not _divides(self.norm_batch, self.batch_size):
-            fits = [k for k in range(1, self.batch_size + 1) if _divides(k, self.batch_size)]
+        self._check_divides("micro_batch", "batch_size", "passes")
+        whole = "batch_size" if self.micro_batch is None else "micro_batch"
+        self._check_divides("norm_batch", whole, "groups")
+
+    def _check_divides(self, part: str, whole: str, parts: str) -> None:
+        size, total = getattr(self, part), getattr(self, whole)
+        fits = [k for k in range(1, total + 1) if total % k == 0]
+        if size is not None and size not in fits:
             raise ValueError(
-                f"norm_batch is {self.norm_batch}, and batch_size={self.batch_size} does not split "
-                f"into such groups; these do: {', '.join(map(str, fits))}"
+                f"{part} is {size}, and {whole}={total} does not split into such {parts}; these "
+                f"do: {', '.join(map(str, fits))}"
             )
 
     @property
@@ -152,10 +161,12 @@ def init_train(key: Key, model: Model, train: Train) -> TrainState:
 
 
 def grouped_for(train: Train, model: T) -> T:
-    """Returns ``model`` with the ``norm_batch`` of ``train`` in the norms that leave it open."""
+    """Returns ``model`` with the statistics group of ``train`` in the norms that leave it open."""
     return replace_batch_norms(
         model,
-        lambda norm: dataclasses.replace(norm, norm_batch=norm.norm_batch or train.norm_batch),
+        lambda norm: dataclasses.replace(
+            norm, norm_batch=norm.norm_batch or train.statistics_group
+        ),
     )
 
 
@@ -169,6 +180,10 @@ def train_step(
     peak_rate: Float[Array, ""] | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Returns the state after one optimizer step, and what happened in it.
+
+    With ``micro_batch`` the images take several passes one after another, whose gradients add up
+    to that of the whole batch: the loss is a mean over what counts in all of them, and a statistics
+    group lies in one pass. The running statistics take in one pass after another.
 
     An update is refused where the loss, the gradient or the gradient times the rate is not finite,
     and so is every later one: parameters, statistics and optimizer stay as they were before the
@@ -186,24 +201,29 @@ def train_step(
       The state after, and the logs ``loss`` and its parts, ``gradient_norm`` (before clipping)
       and ``learning_rate``.
     """
-    loss_of = step_loss(model, objective, train, state, batch)
-    (loss, (logs, new_state)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+
+    def loss_of(params, statistics, images, number):
+        its = dataclasses.replace(state, state=statistics)
+        return step_loss(model, objective, train, its, images, number=number)(params)
+
+    passes = train.batch_size // (train.micro_batch or train.batch_size)
+    found, logs, statistics = gradient(loss_of, state.params, state.state, batch, passes)
     seen = state.step * train.batch_size
     peak = train.peak_rate if peak_rate is None else peak_rate
     rate = peak * scheduled(train.schedule, train.total_examples, seen)
     params = cast(Any, state.params)  # optax has no name for trees of dataclasses
-    updates, optimizer = _optimizer(train).update(gradient, state.optimizer, params)
+    updates, optimizer = _optimizer(train).update(found, state.optimizer, params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
     average = None
     if train.ema_examples:
         keep = math.exp(-train.batch_size / train.ema_examples)
         average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, state.average, params)
-    norm = optax.tree.norm(gradient)
+    norm = optax.tree.norm(found)
     # Looking at every parameter would double the time of compilation.
-    finite = jnp.isfinite(loss) & jnp.isfinite(rate * norm) & (state.refused == 0)
+    finite = jnp.isfinite(logs["loss"]) & jnp.isfinite(rate * norm) & (state.refused == 0)
     after = TrainState(
         params=params,
-        state=new_state,
+        state=statistics,
         optimizer=optimizer,
         average=average,
         step=state.step + 1,
@@ -222,14 +242,17 @@ def step_loss(
     state: TrainState,
     batch: Batch | LabelledBatch,
     watch: Watch = unwatched,
+    number: Int[Array, ""] | None = None,
 ) -> Callable[[Any], tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Any]]]:
-    """Returns the function of the parameters that a step takes the gradient of.
+    """Returns the function of the parameters that a step, or a pass of it, takes the gradient of.
 
     Args: those of ``train_step``, and
       watch: called with the name and the output of each layer.
+      number: that of the pass, where a step has several.
     """
     grouped, mode = grouped_for(train, model), Mode(stats=train.statistics)
     drop = jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
+    drop = drop if number is None else jax.random.fold_in(drop, number)
     return lambda params: model_loss(
         grouped,
         objective,
@@ -241,10 +264,6 @@ def step_loss(
         key=drop,
         watch=watch,
     )
-
-
-def _divides(part, whole):
-    return part > 0 and whole % part == 0
 
 
 def _optimizer(train: Train) -> optax.GradientTransformation:

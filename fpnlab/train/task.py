@@ -34,7 +34,9 @@ def model_loss(
     key: Key,
     watch: Watch = unwatched,
 ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Any]]:
-    """Returns the loss of a batch, and with it what is logged and the new state.
+    """Returns the loss of a batch, and with it its logs and the new state.
+
+    One of the logs is ``count``: of what the others are means (positive anchors, images).
 
     Args:
       model: what to compute.

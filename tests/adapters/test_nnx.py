@@ -11,6 +11,8 @@ from flax import nnx
 
 from fpnlab.adapters import nnx as ours
 from fpnlab.model.detector import apply_detector
+from fpnlab.model.head import RetinaHead
+from fpnlab.model.neck import Fpn
 from fpnlab.model.norm import BatchNorm, LayerNorm, apply_norm
 from fpnlab.types import Mode
 
@@ -33,6 +35,30 @@ def test_a_norm_is_its_function_to_the_bit_and_updates_in_place(x):
     chex.assert_trees_all_equal(module.trees()[1], new)
 
 
+@pytest.mark.parametrize(
+    ("spec", "like", "widths", "sizes"),
+    [
+        (BN, jax.ShapeDtypeStruct((1, 2, 2, 4), jnp.float32), 4, None),
+        (
+            Fpn(channels=4, min_level=3, max_level=5),
+            {3: jnp.zeros((1, 4, 4, 2)), 4: jnp.zeros((1, 2, 2, 6))},
+            {3: 2, 4: 6},
+            None,
+        ),
+        (
+            RetinaHead(depth=1, norm=BN),
+            {3: jnp.zeros((1, 2, 2, 4)), 4: jnp.zeros((1, 1, 1, 4))},
+            {3: 4, 4: 4},
+            {"anchors": 1, "classes": 2},
+        ),
+    ],
+    ids=["norm", "neck", "head"],
+)
+def test_widths_do_in_place_of_an_input(spec, like, widths, sizes):
+    modules = [ours.Organ(spec, given, sizes=sizes, rngs=nnx.Rngs(0)) for given in (like, widths)]
+    chex.assert_trees_all_equal(*(module.trees() for module in modules))
+
+
 def test_a_detector_of_the_module_is_the_detector_of_the_function(detector):
     images = 255 * jax.random.uniform(jax.random.key(3), (2, 32, 32, 3))
     module = ours.Organ(detector, images, mode=Mode.EVAL, rngs=nnx.Rngs(0))
@@ -53,9 +79,7 @@ class Theirs(nnx.Module):
 
 
 def our_norm(rngs):
-    like = jax.ShapeDtypeStruct((8, 6, 6, 8), jnp.float32)
-    spec = BatchNorm(decay=0.99, reference_batch=8)
-    return ours.Organ(spec, like, use_running_average=False, rngs=rngs)
+    return ours.Organ(BatchNorm(decay=0.99, reference_batch=8), 8, rngs=rngs)
 
 
 def test_one_line_puts_our_batch_norm_into_somebodys_model():

@@ -3,6 +3,7 @@
 This file is the script as well, because the number of devices is fixed when JAX starts.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -31,10 +32,13 @@ NORMS = {
     "eights": BatchNorm(norm_batch=8),
     "whole": BatchNorm(),
     "layer": LayerNorm(axes="hwc"),
+    "passes": BatchNorm(norm_batch=2),
 }
 FEW = [("pairs", 8), ("eights", 4), ("whole", 8)]
 """Norms and devices: groups within a device, of two devices, and of all."""
 MANY = [("pairs", 2), ("pairs", 4), ("eights", 8), ("whole", 2), ("whole", 4), ("layer", 8)]
+PASSES = ("passes", 4)
+"""A batch in two passes, each over all devices."""
 ONE_MAP = (SIZE // 2) ** 2 * 4
 """Values of one image's largest map."""
 TRAIN = Train(examples=64, batch_size=IMAGES, learning_rate=0.1, reference_batch=IMAGES)
@@ -68,12 +72,13 @@ def batch():
     )
 
 
-def trained(norm, devices):
+def trained(name, devices):
     """Loss, parameters and statistics after the steps, and the text of the compiled step."""
     mesh = None if devices == 1 else Mesh(np.array(jax.devices()[:devices]), (AXIS,))
-    model = detector(norm)
-    step = jit_step(functools.partial(train_step, model, Objective(), TRAIN), mesh)
-    state, images = init_train(jax.random.key(0), model, TRAIN), batch()
+    model, micro_batch = detector(NORMS[name]), IMAGES // 2 if name == "passes" else None
+    train = dataclasses.replace(TRAIN, micro_batch=micro_batch)
+    step = jit_step(functools.partial(train_step, model, Objective(), train), mesh)
+    state, images = init_train(jax.random.key(0), model, train), batch()
     state, images = replicate(mesh, state), shard(mesh, images)
     compiled = step.lower(state, images).compile()
     for _ in range(STEPS):
@@ -106,14 +111,14 @@ def communicated(text):
 def main(cases):
     """Prints all that the tests look at."""
     assert jax.device_count() == 8
-    one = {name: trained(NORMS[name], 1)[0] for name in sorted({"pairs", "whole", *dict(cases)})}
+    one = {name: trained(name, 1)[0] for name in sorted({"pairs", "whole", *dict(cases)})}
     report = {
         "devices": {n: data_mesh(n).size if data_mesh(n) else 1 for n in (1, 2, 3, 4, 6, 8, 12, 64)}
     }
     report["order"] = [device.id for device in data_mesh(8).devices]
     report["apart"] = distance(one["pairs"], one["whole"])
     for name, devices in cases:
-        after, text = trained(NORMS[name], devices)
+        after, text = trained(name, devices)
         report[f"{name} {devices}"] = {
             "far": distance(one[name], after),
             "communicated": communicated(text),
@@ -159,6 +164,12 @@ def test_loss_parameters_and_statistics_are_those_of_one_device(name, devices, s
         assert far < 1e-5, part
 
 
+@pytest.mark.slow
+def test_passes_over_devices_are_those_over_one():
+    for part, far in report(True)["{} {}".format(*PASSES)]["far"].items():
+        assert far < 1e-5, part
+
+
 def test_what_a_group_is_shows_in_loss_parameters_and_statistics():
     assert min(report(False)["apart"].values()) > 1e-3
 
@@ -190,4 +201,4 @@ def test_a_batch_that_does_not_split_over_the_processes_is_refused(monkeypatch):
 
 
 if __name__ == "__main__":
-    main(MANY if "slow" in sys.argv else FEW)
+    main([*MANY, PASSES] if "slow" in sys.argv else FEW)

@@ -200,6 +200,9 @@ def test_the_schedule_ends_with_the_updates(stepping, batch):
         ({"norm_batch": 3}, "norm_batch is 3, and batch_size=4 .*; these do: 1, 2, 4"),
         ({"norm_batch": 8}, "norm_batch is 8, and batch_size=4 .*; these do: 1, 2, 4"),
         ({"norm_batch": 0}, "norm_batch is 0"),
+        ({"micro_batch": 3}, "micro_batch is 3, and batch_size=4 .* passes; these do: 1, 2, 4"),
+        ({"micro_batch": 0}, "micro_batch is 0"),
+        ({"micro_batch": 2, "norm_batch": 4}, "norm_batch is 4, and micro_batch=2 .*: 1, 2$"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(fields, says):

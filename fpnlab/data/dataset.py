@@ -105,7 +105,7 @@ def stream_order(seed: int, size: int, start: int, count: int) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
 
-@functools.lru_cache(maxsize=4)  # A permutation for every batch would cost more than small steps.
+@functools.lru_cache(maxsize=16)  # A permutation for every batch would cost more than small steps.
 def _epoch_order(seed, size, epoch):
     order = np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
     order.flags.writeable = False

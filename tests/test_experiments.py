@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from fpnlab.config import load, resolved
+from fpnlab.config import load, validate
 from fpnlab.study.table import judge_table
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -31,6 +31,7 @@ def test_an_experiment_is_short_and_runs_the_config_of_its_name(script):
 def test_a_published_verdict_follows_from_its_table_by_the_rules_of_its_config(result):
     kept = json.loads(result.read_text())
     experiment = load(ROOT / "configs" / f"{result.stem}.toml")
-    assert json.loads(json.dumps(resolved(experiment))) == kept["study"]
+    # Fields that are newer than the result have defaults that mean what was done then.
+    assert validate(kept["study"]) == experiment
     with result.with_suffix(".csv").open() as file:
         assert judge_table(experiment.study, csv.DictReader(file)) == kept["verdicts"]

@@ -19,10 +19,10 @@ from fpnlab.model.detector import (
     detector_anchors,
     init_detector,
 )
+from fpnlab.model.norm import grouped
 from fpnlab.study.plan import ClassificationMetric, DetectionMetric
 from fpnlab.study.rules import near
 from fpnlab.train.objective import detection_loss
-from fpnlab.train.step import grouped_for
 from fpnlab.train.task import init_model, model_loss
 from fpnlab.types import Batch, LabelledBatch, Mode
 
@@ -66,7 +66,7 @@ def combination_faults(experiment: Any) -> Iterator[str]:
     train = experiment.train
     name = "batch_size" if train.micro_batch is None else "micro_batch"
     images = getattr(train, name)
-    model = grouped_for(train, experiment.model)
+    model = grouped(experiment.model, train.statistics_group)
     trace = _trace_detector if isinstance(model, Detector) else _trace_classifier
     try:
         trace(model, experiment.objective, experiment.image_size, images)

@@ -8,24 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fpnlab.model.norm import NormState, replace_batch_norms
+from fpnlab.model.norm import NormState, grouped, replace_batch_norms
 from fpnlab.ops.moments import merge_moments
 from fpnlab.types import Mode, Moments
 
 Spec = TypeVar("Spec")
 State = TypeVar("State")
 Result = TypeVar("Result")
-
-
-def grouped(spec: Spec, norm_batch: int) -> Spec:
-    """Returns ``spec`` with every batch norm over groups of ``norm_batch`` images, where unset.
-
-    So that a network trained with small batches is evaluated in large ones, by the statistics
-    groups that it was trained with.
-    """
-    return replace_batch_norms(
-        spec, lambda norm: dataclasses.replace(norm, norm_batch=norm.norm_batch or norm_batch)
-    )
 
 
 def has_batch_norm(spec: Any) -> bool:

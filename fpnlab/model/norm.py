@@ -391,6 +391,16 @@ def replace_batch_norms(spec: Any, change: Callable[[BatchNorm], Any]) -> Any:
     return spec
 
 
+def grouped(spec: T, norm_batch: int) -> T:
+    """Returns ``spec`` with every batch norm over groups of ``norm_batch`` images, where unset.
+
+    So that in a pass of any number of images a network has the statistics groups of its training.
+    """
+    return replace_batch_norms(
+        spec, lambda norm: dataclasses.replace(norm, norm_batch=norm.norm_batch or norm_batch)
+    )
+
+
 def _is_state(node):
     return isinstance(node, NormState)
 

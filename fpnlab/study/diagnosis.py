@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from fpnlab.config import Experiment
-from fpnlab.evaluate.population import grouped, has_batch_norm, whole_groups
+from fpnlab.evaluate.population import has_batch_norm, whole_groups
 from fpnlab.model.detector import Detector
-from fpnlab.model.norm import replace_batch_norms
+from fpnlab.model.norm import grouped, replace_batch_norms
 from fpnlab.ops.keys import named_key
 from fpnlab.probe.gradient import effective_rates, gradient_noise
 from fpnlab.probe.signal import resnet_signals

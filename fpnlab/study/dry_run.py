@@ -15,7 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from fpnlab.config import Experiment, Trial, trials
 from fpnlab.data.dataset import Dataset
-from fpnlab.evaluate.population import grouped, whole_groups
+from fpnlab.evaluate.population import whole_groups
+from fpnlab.model.norm import grouped
 from fpnlab.study.diagnosis import diagnose, rate_logs
 from fpnlab.study.task import measure
 from fpnlab.study.training import initial_state, log_interval, program, stepping
@@ -131,8 +132,9 @@ def estimate(experiment: Experiment, dataset: Dataset) -> Estimate:
                 both = steps.compilation + after.compilation
                 kinds[kind] = Cost(trial.name, steps.seconds, after.seconds, both, steps.cpu)
             costs[trial.name] = kinds[kind]
-            programs.add(program(e))
-            compilation[program(e)] = kinds[kind].compilation - after.compilation
+            key = program(e)
+            programs.add(key)
+            compilation[key] = kinds[kind].compilation - after.compilation
             compilation[grouped(e.model, e.train.statistics_group), *model] = after.compilation
     return Estimate(
         plan=plan,

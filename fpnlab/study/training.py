@@ -260,8 +260,9 @@ def _jitted_init(model, train):
 def initial_state(experiment: Experiment) -> TrainState:
     """Returns the state before the first step of ``experiment``."""
     # Programs that differ in what the first state does not depend on are compiled once.
-    any_length = {"examples": None, "updates": 1, "batch_size": 1, "norm_batch": None}
-    train = dataclasses.replace(experiment.train, **any_length, learning_rate=1.0)
+    any_length = {"examples": None, "updates": 1, "batch_size": 1}
+    any_split = {"micro_batch": None, "norm_batch": None}
+    train = dataclasses.replace(experiment.train, **any_length, **any_split, learning_rate=1.0)
     return _jitted_init(experiment.model, train)(jax.random.key(experiment.seed))
 
 

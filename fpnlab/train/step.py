@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt32
 
-from fpnlab.model.norm import replace_batch_norms
+from fpnlab.model.norm import grouped
 from fpnlab.ops.keys import named_key
 from fpnlab.train.objective import CrossEntropy, Objective
 from fpnlab.train.passes import gradient
@@ -91,8 +91,8 @@ class Train:
 
     def _check_divides(self, part: str, whole: str, parts: str) -> None:
         size, total = getattr(self, part), getattr(self, whole)
-        fits = [k for k in range(1, total + 1) if total % k == 0]
-        if size is not None and size not in fits:
+        if size is not None and (size < 1 or total % size):
+            fits = [k for k in range(1, total + 1) if total % k == 0]
             raise ValueError(
                 f"{part} is {size}, and {whole}={total} does not split into such {parts}; these "
                 f"do: {', '.join(map(str, fits))}"
@@ -157,16 +157,6 @@ def init_train(key: Key, model: Model, train: Train) -> TrainState:
         step=jnp.zeros((), jnp.int32),
         seed=jax.random.key_data(named_key(key, "step")),
         refused=jnp.zeros((), jnp.int32),
-    )
-
-
-def grouped_for(train: Train, model: T) -> T:
-    """Returns ``model`` with the statistics group of ``train`` in the norms that leave it open."""
-    return replace_batch_norms(
-        model,
-        lambda norm: dataclasses.replace(
-            norm, norm_batch=norm.norm_batch or train.statistics_group
-        ),
     )
 
 
@@ -250,11 +240,11 @@ def step_loss(
       watch: called with the name and the output of each layer.
       number: that of the pass, where a step has several.
     """
-    grouped, mode = grouped_for(train, model), Mode(stats=train.statistics)
+    own, mode = grouped(model, train.statistics_group), Mode(stats=train.statistics)
     drop = jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
     drop = drop if number is None else jax.random.fold_in(drop, number)
     return lambda params: model_loss(
-        grouped,
+        own,
         objective,
         params,
         state.state,

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fpnlab.evaluate.accuracy import accuracy_metrics, class_logits, evaluate_classifier
-from fpnlab.evaluate.population import forgetful, grouped, population_state
+from fpnlab.evaluate.population import forgetful, population_state
 from fpnlab.model.backbone import ResNet, Stem
 from fpnlab.model.classifier import Classifier, apply_classifier, init_classifier
-from fpnlab.model.norm import BatchNorm, GroupNorm
+from fpnlab.model.norm import BatchNorm, GroupNorm, grouped
 from fpnlab.types import LabelledBatch, Mode
 
 CLASSES = 7

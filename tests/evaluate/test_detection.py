@@ -12,9 +12,9 @@ from fpnlab.data.load import load
 from fpnlab.data.scenes import CLASS_NAMES, Scenes
 from fpnlab.evaluate.coco import coco_metrics
 from fpnlab.evaluate.detection import Evaluate, detections, evaluate_detector
-from fpnlab.evaluate.population import forgetful, grouped, population_state
+from fpnlab.evaluate.population import forgetful, population_state
 from fpnlab.model.detector import apply_detector, init_detector
-from fpnlab.model.norm import BatchNorm, LayerNorm
+from fpnlab.model.norm import BatchNorm, LayerNorm, grouped
 from fpnlab.types import Mode
 
 EVALUATE = Evaluate(batch_size=4, population_examples=8, area_bounds=(64.0, 256.0))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.evaluate.population import forgetful, grouped, has_batch_norm, population_state
+from fpnlab.evaluate.population import forgetful, has_batch_norm, population_state
 from fpnlab.model.norm import (
     BatchNorm,
     GroupNorm,
@@ -16,6 +16,7 @@ from fpnlab.model.norm import (
     NoNorm,
     apply_norm,
     at_level,
+    grouped,
     init_norm,
     put_level,
 )

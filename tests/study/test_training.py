@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from fpnlab.data.dataset import stream_order
 from fpnlab.study import packing
 from fpnlab.study.packing import packing_pays
 from fpnlab.study.signals import Stop
-from fpnlab.study.training import Interrupted, Run, training_step
+from fpnlab.study.training import Interrupted, Run, initial_state, stepping, training_step
 from fpnlab.study.trial import restored_state, run_trials
 
 SEEDS = (0, 1, 2)
@@ -105,6 +106,17 @@ def test_seeds_and_rates_share_a_program_and_nothing_else_does(experiment, seeds
         dataclasses.replace(one, train=dataclasses.replace(one.train, batch_size=2)),
     ]
     assert len({training_step(other) for other in [one, *others]}) == 4
+
+
+def test_a_run_in_passes_is_the_run(experiment, dataset):
+    ends = []
+    for micro_batch in (None, 2):
+        one = at_rate(experiment, 0.02, norm_batch=2, micro_batch=micro_batch)
+        step, state, batches = stepping([one], dataset, [initial_state(one)], 0)
+        for _, batch in zip(range(3), batches):
+            state, logs = step(state, batch)
+        ends.append((state.params, logs))
+    chex.assert_trees_all_close(*ends, rtol=1e-3, atol=1e-5)
 
 
 def test_what_shares_no_program_is_never_packed(experiment, dataset, monkeypatch):

@@ -14,7 +14,6 @@ from fpnlab.train.objective import Objective
 from fpnlab.train.passes import gradient
 from fpnlab.train.schedule import Steps
 from fpnlab.train.step import Train, init_train, train_step
-from fpnlab.types import Batch
 
 TRAIN = Train(
     examples=64,
@@ -55,20 +54,6 @@ def test_loss_and_gradient_are_those_of_the_whole_batch_however_much_a_pass_coun
     assert set(logs) == {"loss", "mean"}
     # Its passes come one after another, with their numbers; a single one has none.
     assert (int(once), int(state)) == (9, 123)
-
-
-@pytest.fixture
-def batch():
-    """Images with two boxes, one, two, and none."""
-    box = [[4.0, 4, 14, 14], [16, 12, 30, 28]]
-    return Batch(
-        images=255 * jax.random.uniform(jax.random.key(5), (4, 32, 32, 3)),
-        boxes=jnp.tile(jnp.array(box), (4, 1, 1)),
-        classes=jnp.array([[0, 1], [1, 2], [2, 0], [1, 0]], jnp.int32),
-        valid=jnp.array([[True, True], [True, False], [True, True], [False, False]]),
-        extent=jnp.full((4, 2), 32.0),
-        index=jnp.arange(4, dtype=jnp.int32),
-    )
 
 
 def stepped(detector, train, batch, state=None, **options):

@@ -14,25 +14,10 @@ from fpnlab.train.fit import fit
 from fpnlab.train.objective import Objective
 from fpnlab.train.schedule import Steps
 from fpnlab.train.step import AdamW, Sgd, Train, init_train, train_step
-from fpnlab.types import Batch
 
 TRAIN = Train(
     examples=64, batch_size=4, learning_rate=0.1, rule="constant", schedule=Steps(warmup=0.0)
 )
-
-
-@pytest.fixture(scope="module")
-def batch():
-    key = jax.random.key(5)
-    boxes = jnp.array([[4.0, 4, 14, 14], [16, 12, 30, 28]])
-    return Batch(
-        images=(255 * jax.random.uniform(key, (4, 32, 32, 3))).astype(jnp.uint8),
-        boxes=jnp.tile(boxes, (4, 1, 1)),
-        classes=jnp.array([[0, 1], [1, 2], [2, 0], [1, 0]], jnp.int32),
-        valid=jnp.array([[True, True], [True, False], [True, True], [False, False]]),
-        extent=jnp.full((4, 2), 32.0),
-        index=jnp.arange(4, dtype=jnp.int32),
-    )
 
 
 @pytest.fixture(scope="module")

@@ -51,8 +51,10 @@ def config(tmp_path_factory):
 @contextlib.contextmanager
 def running(config, folder, workers):
     command = [sys.executable, "-m", "fpnlab", "study", str(config), "--out", str(folder)]
+    # More workers go through more trials from kill to kill: the study must outlast all kills.
+    command += ["--workers", str(workers), "--train.examples", str(3000 * workers)]
     with (folder.parent / "errors").open("w") as errors:
-        process = subprocess.Popen([*command, "--workers", str(workers)], stderr=errors)
+        process = subprocess.Popen(command, stderr=errors)
         try:
             yield process
         finally:

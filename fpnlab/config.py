@@ -17,11 +17,11 @@ from fpnlab.data.load import Data, LabelData
 from fpnlab.data.scenes import CLASS_NAMES, Scenes
 from fpnlab.evaluate.detection import Evaluate
 from fpnlab.faults import combination_faults, field_faults, number_faults, spec_members
+from fpnlab.spec import spec
 from fpnlab.study.plan import Point, Study, applied, held_out, planned
 from fpnlab.train.objective import CrossEntropy, Objective
 from fpnlab.train.step import Train
 from fpnlab.train.task import Model
-from fpnlab.types import spec
 
 DETECTION = {"model": "detector", "objective": "detection", "augment": "detection"}
 """The kinds that images with boxes ask for."""
@@ -161,7 +161,8 @@ def validate(table: dict[str, Any]) -> Experiment:
         # Strict, in JSON mode: "8" is no number, but a list may be a tuple.
         experiment = _adapter().validate_json(json.dumps(table, default=str), strict=True)
     except pydantic.ValidationError as error:
-        raise ConfigError("\n".join(faults + field_faults(error, table, Experiment))) from None
+        faults = dict.fromkeys(faults + field_faults(error, table, Experiment))
+        raise ConfigError("\n".join(faults)) from None
     if faults := faults or list(combination_faults(experiment)):
         raise ConfigError("\n".join(faults))
     return experiment

@@ -20,6 +20,7 @@ from fpnlab.model.detector import (
     init_detector,
 )
 from fpnlab.model.norm import grouped
+from fpnlab.spec import SpecError
 from fpnlab.study.plan import ClassificationMetric, DetectionMetric
 from fpnlab.study.rules import near
 from fpnlab.train.objective import detection_loss
@@ -43,8 +44,9 @@ def number_faults(value: Any, path: str = "") -> Iterator[str]:
 def field_faults(error: pydantic.ValidationError, table: Any, kind: type) -> list[str]:
     """Returns the faults of a table that is no ``kind``, each field by itself."""
     lines = [
-        _line(fault, table, kind)
-        for fault in error.errors(include_url=False, include_context=False)
+        line
+        for fault in error.errors(include_url=False)
+        for line in (_line(part, table, kind) for part in _by_field(fault))
     ]
     return [line for line in dict.fromkeys(lines) if line]
 
@@ -77,6 +79,16 @@ def combination_faults(experiment: Any) -> Iterator[str]:
 def spec_members(hint: Any) -> list[Any]:
     """Returns the dataclasses that a type admits."""
     return [m for m in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(m)]
+
+
+def _by_field(fault):
+    """Yields an error of each field that a spec found invalid; any other error as it is."""
+    cause = fault.get("ctx", {}).get("error")
+    if not isinstance(cause, SpecError):
+        yield fault
+        return
+    for name, wrong in cause.invalid:
+        yield {"type": "value_error", "loc": (*fault["loc"], name), "msg": wrong}
 
 
 def _line(fault, table, kind):

@@ -5,7 +5,6 @@ Axis names in the shapes: ``b`` images, ``h w`` space, ``c`` channels, ``a`` anc
 Boxes are ``xyxy`` in pixels; the origin is the top-left corner of the top-left pixel.
 """
 
-import dataclasses
 import typing
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, dataclass_transform
@@ -16,18 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from fpnlab.spec import spec
+
 T = TypeVar("T")
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-def spec(cls: type[T]) -> type[T]:
-    """Returns ``cls`` as a spec: a frozen, hashable, keyword-only dataclass.
-
-    A spec says what to build. It refuses fields it does not have, also when it is read
-    from a config (pydantic honours ``__pydantic_config__``).
-    """
-    cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
-    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

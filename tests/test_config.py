@@ -128,7 +128,7 @@ NORM = "model.backbone.norm"
             "cubic",
             "train.rule: is 'cubic'; it must be 'constant', 'linear' or 'sqrt'",
         ),
-        ("train.learning_rate", -1.0, "train: learning_rate is -1.0; it must be above 0"),
+        ("train.learning_rate", -1.0, "train.learning_rate: is -1.0; it must be above 0"),
         ("train.learning_rate", float("nan"), "train.learning_rate: is nan; it must be a finite"),
         ("evaluate.area_bounds", [1.0], "evaluate.area_bounds.1: is required"),
         (

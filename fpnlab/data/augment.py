@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Num
 
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.resize import sample_linear
-from fpnlab.types import Batch, Key, spec
+from fpnlab.spec import spec
+from fpnlab.types import Batch, Key
 
 
 @spec

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int, Num
 
 from fpnlab.data.colour import jitter
 from fpnlab.ops.keys import named_key
-from fpnlab.types import Key, LabelledBatch, spec
+from fpnlab.spec import spec
+from fpnlab.types import Key, LabelledBatch
 
 
 @spec

@@ -7,7 +7,8 @@ import numpy as np
 
 from fpnlab.data.dataset import Dataset, refuse
 from fpnlab.data.split import Split, split_dataset
-from fpnlab.types import LabelledBatch, spec
+from fpnlab.spec import spec
+from fpnlab.types import LabelledBatch
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE

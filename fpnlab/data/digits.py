@@ -7,7 +7,8 @@ import numpy as np
 
 from fpnlab.data.dataset import Dataset, take
 from fpnlab.data.split import Split, split_dataset, stratified_order
-from fpnlab.types import LabelledBatch, spec
+from fpnlab.spec import spec
+from fpnlab.types import LabelledBatch
 
 TEST_SIZE = 360
 BRIGHTEST = 16

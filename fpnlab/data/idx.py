@@ -11,7 +11,8 @@ import numpy as np
 
 from fpnlab.data.dataset import Dataset, refuse
 from fpnlab.data.split import Split, refuse_same, split_dataset
-from fpnlab.types import LabelledBatch, spec
+from fpnlab.spec import spec
+from fpnlab.types import LabelledBatch
 
 UNSIGNED_BYTE = 0x08
 

@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from fpnlab.data.dataset import Dataset, Problem, refuse
 from fpnlab.data.decode import decode_rgb
 from fpnlab.data.split import Split, draw_split, refuse_same
-from fpnlab.types import LabelledBatch, spec
+from fpnlab.spec import spec
+from fpnlab.types import LabelledBatch
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 CHUNK = 64

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fpnlab.data.dataset import Dataset
 from fpnlab.ops.keys import named_key
-from fpnlab.types import Batch, Key, spec
+from fpnlab.spec import spec
+from fpnlab.types import Batch, Key
 
 CLASS_NAMES = ("circle", "square", "triangle", "cross")
 

@@ -4,7 +4,8 @@ import numpy as np
 from jaxtyping import Int
 
 from fpnlab.data.dataset import Dataset, take
-from fpnlab.types import LabelledBatch, spec
+from fpnlab.spec import spec
+from fpnlab.types import LabelledBatch
 
 
 @spec

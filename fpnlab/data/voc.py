@@ -15,7 +15,8 @@ import numpy as np
 from fpnlab.data.dataset import Dataset, Problem
 from fpnlab.data.decode import decode_rgb
 from fpnlab.data.letterbox import letterbox, letterbox_boxes
-from fpnlab.types import Batch, spec
+from fpnlab.spec import spec
+from fpnlab.types import Batch
 
 LISTS, ANNOTATIONS, IMAGES = "ImageSets/Main", "Annotations", "JPEGImages"
 FAULTS_SHOWN = 10

@@ -17,7 +17,8 @@ from fpnlab.model.detector import (
     detect,
     detector_anchors,
 )
-from fpnlab.types import Batch, Detections, Mode, spec
+from fpnlab.spec import spec
+from fpnlab.types import Batch, Detections, Mode
 
 
 @spec

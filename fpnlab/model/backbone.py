@@ -19,7 +19,8 @@ from fpnlab.model.block import (
 from fpnlab.model.norm import Norm, NormState, activate
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.pooling import max_pool
-from fpnlab.types import Features, Key, Mode, Watch, spec, tree, unwatched
+from fpnlab.spec import spec
+from fpnlab.types import Features, Key, Mode, Watch, tree, unwatched
 
 
 @spec

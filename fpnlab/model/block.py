@@ -12,7 +12,8 @@ from fpnlab.ops.conv import conv
 from fpnlab.ops.kernel import scale_standardize_kernel, standardize_kernel
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.residual import drop_path
-from fpnlab.types import Key, Mode, spec, tree
+from fpnlab.spec import spec
+from fpnlab.types import Key, Mode, tree
 
 
 @tree

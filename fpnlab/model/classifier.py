@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 from fpnlab.model.backbone import ResNet, ResNetParams, ResNetState, apply_resnet, init_resnet
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.pooling import global_average_pool
-from fpnlab.types import Key, Mode, Watch, spec, tree, unwatched
+from fpnlab.spec import spec
+from fpnlab.types import Key, Mode, Watch, tree, unwatched
 
 
 @spec

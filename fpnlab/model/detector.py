@@ -14,7 +14,8 @@ from fpnlab.ops import boxes as box_ops
 from fpnlab.ops.anchors import pyramid_anchors
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.nms import nms
-from fpnlab.types import Detections, Key, Mode, Watch, picture_mask, spec, tree, unwatched
+from fpnlab.spec import spec
+from fpnlab.types import Detections, Key, Mode, Watch, picture_mask, tree, unwatched
 
 
 @spec

@@ -21,7 +21,8 @@ from fpnlab.model.norm import (
 )
 from fpnlab.ops.conv import conv
 from fpnlab.ops.keys import named_key
-from fpnlab.types import Features, Key, Mode, Watch, spec, tree, unwatched
+from fpnlab.spec import spec
+from fpnlab.types import Features, Key, Mode, Watch, tree, unwatched
 
 
 @spec

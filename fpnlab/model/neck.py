@@ -9,7 +9,8 @@ from fpnlab.model.block import ConvNormParams, apply_conv_norm, init_conv_norm, 
 from fpnlab.model.norm import NoNorm, Norm, NormState
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.resize import upsample_nearest
-from fpnlab.types import Features, Key, Mode, Watch, spec, tree, unwatched
+from fpnlab.spec import spec
+from fpnlab.types import Features, Key, Mode, Watch, tree, unwatched
 
 
 @spec

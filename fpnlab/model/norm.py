@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fpnlab.ops import norm as ops
-from fpnlab.types import Mode, spec, tree
+from fpnlab.spec import spec
+from fpnlab.types import Mode, tree
 
 T = TypeVar("T")
 

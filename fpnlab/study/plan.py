@@ -7,8 +7,8 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from fpnlab.spec import spec
 from fpnlab.study.rules import Claim, check_claims, label, write_claims
-from fpnlab.types import spec
 
 DetectionMetric = Literal["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
 ClassificationMetric = Literal["accuracy", "top5"]

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from fpnlab.types import spec
+from fpnlab.spec import spec
 
 Evaluation = Literal["running", "precise", "batch"]
 """Where the statistics of batch norm come from at test time; the first is what users get."""

@@ -12,7 +12,8 @@ from fpnlab.model.detector import DetectorOutput
 from fpnlab.ops import boxes as box_ops
 from fpnlab.ops.losses import giou_loss, sigmoid_focal_loss, smooth_l1
 from fpnlab.ops.match import match_max_iou
-from fpnlab.types import Batch, LabelledBatch, spec
+from fpnlab.spec import spec
+from fpnlab.types import Batch, LabelledBatch
 
 
 @spec

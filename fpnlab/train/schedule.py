@@ -5,7 +5,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fpnlab.types import spec
+from fpnlab.spec import spec
 
 
 @spec

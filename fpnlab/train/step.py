@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,12 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from fpnlab.model.norm import grouped
 from fpnlab.ops.keys import named_key
+from fpnlab.spec import Count, Positive, spec
 from fpnlab.train.objective import CrossEntropy, Objective
 from fpnlab.train.passes import gradient
 from fpnlab.train.schedule import Cosine, Schedule, scheduled
 from fpnlab.train.task import Model, init_model, model_loss
-from fpnlab.types import Batch, Key, LabelledBatch, Mode, Watch, spec, tree, unwatched
+from fpnlab.types import Batch, Key, LabelledBatch, Mode, Watch, tree, unwatched
 
 T = TypeVar("T")
 
@@ -45,11 +46,11 @@ class AdamW:
 class Train:
     """How parameters are made better. All lengths but `updates` are in examples."""
 
-    examples: int | None = None
+    examples: Annotated[int | None, Count] = None
     """Training images seen in all, repeats included; none: those of `updates`."""
-    updates: int | None = None
+    updates: Annotated[int | None, Count] = None
     """Optimizer steps in all, as many at every batch size; none: those of `examples`."""
-    batch_size: int
+    batch_size: Annotated[int, Count]
     """Images per optimizer step."""
     micro_batch: int | None = None
     """Images per pass through the network; a step sums the gradients of its passes; none: all."""
@@ -57,11 +58,11 @@ class Train:
     """Images per statistics group of every batch norm that leaves it open; none: the batch."""
     optimizer: Sgd | AdamW = Sgd()
     """What turns gradients into updates."""
-    learning_rate: float
+    learning_rate: Annotated[float, Positive]
     """Peak rate at `reference_batch` images a step."""
     rule: Literal["constant", "linear", "sqrt"] = "linear"
     """How the peak rate grows with `batch_size / reference_batch` (arXiv:1706.02677)."""
-    reference_batch: int = 32
+    reference_batch: Annotated[int, Count] = 32
     """Batch size to which `learning_rate` refers."""
     schedule: Schedule = Cosine()
     """Share of the peak rate over the examples seen."""
@@ -80,9 +81,6 @@ class Train:
         if (self.examples is None) == (self.updates is None):
             given = "neither is" if self.examples is None else "both are"
             raise ValueError(f"give examples or updates ({given} given); the other is none")
-        for name in ("examples", "updates", "batch_size", "reference_batch", "learning_rate"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
         if self.batch_size > self.total_examples:
             raise ValueError(f"batch_size is {self.batch_size}, more than examples={self.examples}")
         self._check_divides("micro_batch", "batch_size", "passes")

@@ -180,7 +180,7 @@ def test_the_schedule_ends_with_the_updates(stepping, batch):
     [
         ({"updates": 3}, r"give examples or updates \(both are given\)"),
         ({"examples": None}, r"give examples or updates \(neither is given\)"),
-        ({"examples": None, "updates": 0}, "updates is 0; it must be above 0"),
+        ({"examples": None, "updates": 0}, "updates is 0; it must be at least 1"),
         ({"batch_size": 65}, "batch_size is 65, more than examples=64"),
         ({"norm_batch": 3}, "norm_batch is 3, and batch_size=4 .*; these do: 1, 2, 4"),
         ({"norm_batch": 8}, "norm_batch is 8, and batch_size=4 .*; these do: 1, 2, 4"),

@@ -1,0 +1,160 @@
+"""Specs: frozen dataclasses that say what to build, and check their fields when they are made."""
+
+import dataclasses
+import functools
+import math
+import numbers
+import types
+import typing
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+T = TypeVar("T")
+
+
+class SpecError(ValueError):
+    """Fields of a spec with values they cannot have; all of them at once."""
+
+    def __init__(self, owner: str, invalid: list[tuple[str, str]]):
+        """Keeps the pairs ``(field, "is ...; it must be ...")`` for messages with dotted paths."""
+        super().__init__("; ".join(f"{owner}: {name} {wrong}" for name, wrong in invalid))
+        self.invalid = tuple(invalid)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Limits of a number, or of every number of a tuple; stands inside ``Annotated``."""
+
+    above: float | None = None
+    """Excluded lower limit."""
+    least: float | None = None
+    """Included lower limit."""
+    below: float | None = None
+    """Excluded upper limit."""
+    most: float | None = None
+    """Included upper limit."""
+
+    def __contains__(self, value: Any) -> bool:
+        """Returns whether ``value`` lies within the limits; NaN lies in none."""
+        return (
+            (self.above is None or value > self.above)
+            and (self.least is None or value >= self.least)
+            and (self.below is None or value < self.below)
+            and (self.most is None or value <= self.most)
+        )
+
+    def __str__(self) -> str:
+        """Returns the limits in words, e.g. "at least 0 and below 1"."""
+        words = (
+            ("above", self.above),
+            ("at least", self.least),
+            ("below", self.below),
+            ("at most", self.most),
+        )
+        return " and ".join(f"{word} {limit:.10g}" for word, limit in words if limit is not None)
+
+
+Positive = Bounds(above=0.0)
+"""Above 0: rates, sizes and everything that divides."""
+NonNegative = Bounds(least=0.0)
+"""At least 0: weights and decays, which may be switched off."""
+Count = Bounds(least=1.0, below=2.0**31)
+"""A number of things, that fits an int32 on a device."""
+Fraction = Bounds(least=0.0, below=1.0)
+"""A share that must leave something: momentum, decay, dropped branches."""
+Share = Bounds(least=0.0, most=1.0)
+"""A share of a whole."""
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def spec(cls: type[T]) -> type[T]:
+    """Returns ``cls`` as a spec: a frozen, hashable, keyword-only dataclass with checked fields.
+
+    A spec says what to build. When it is made, each field is checked against its annotation
+    (the values of a ``Literal``, finite numbers, the `Bounds` of an ``Annotated``) before the
+    class's own ``__post_init__`` runs. It has no other fields, also when it is read from a config
+    (pydantic honours ``__pydantic_config__``).
+
+    Making one raises:
+      SpecError: a value that its field cannot have; all such fields at once.
+    """
+    own = cls.__dict__.get("__post_init__")
+
+    def __post_init__(self):
+        check_fields(self)
+        if own is not None:
+            own(self)
+
+    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
+    cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    built = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    # Shape checkers leave its fields to it: an int is a float here, and the error is a `SpecError`.
+    built.__init__.__no_type_check__ = True  # type: ignore[attr-defined]
+    return built
+
+
+def check_fields(value: Any) -> None:
+    """Checks the fields of a dataclass against their annotations.
+
+    Raises:
+      SpecError: a value that its field cannot have; all such fields at once.
+    """
+    hints = _hints(type(value))
+    invalid = [
+        (name, f"is {getattr(value, name)!r}; it must be {wrong}")
+        for name, hint in hints.items()
+        if (wrong := _mismatch(getattr(value, name), hint))
+    ]
+    if invalid:
+        raise SpecError(type(value).__name__, invalid)
+
+
+@functools.cache
+def _hints(cls):
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _mismatch(value, hint):
+    """Returns what ``value`` must be to have the type ``hint``; None where it has it."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _mismatch(value, args[0]) or _out_of_bounds(value, args[1:])
+    if origin is typing.Literal:
+        fits = any(value == arg and type(value) is type(arg) for arg in args)
+        return None if fits else f"one of {', '.join(map(str, args))}"
+    if origin in (typing.Union, types.UnionType):
+        wrong = [_mismatch(value, arg) for arg in args]
+        return None if None in wrong else " or ".join(dict.fromkeys(filter(None, wrong)))
+    if origin is tuple:
+        return _tuple_mismatch(value, args)
+    return _plain_mismatch(value, hint if origin is None else origin)
+
+
+def _out_of_bounds(value, metadata):
+    given = [part for part in (value if isinstance(value, tuple) else (value,)) if part is not None]
+    limits = [bounds for bounds in metadata if isinstance(bounds, Bounds)]
+    return next((str(b) for b in limits for part in given if part not in b), None)
+
+
+def _tuple_mismatch(value, args):
+    if not isinstance(value, tuple):
+        return "a tuple"
+    of = args[:1] * len(value) if args[-1:] == (...,) else args
+    if len(of) != len(value):
+        return f"a tuple of {len(of)}"
+    wrong = (_mismatch(part, hint) for part, hint in zip(value, of))
+    return next((f"a tuple whose entries are each {w}" for w in wrong if w), None)
+
+
+def _plain_mismatch(value, kind):
+    if kind is int:
+        fits, name = isinstance(value, numbers.Integral) and not isinstance(value, bool), "an int"
+    elif kind is float:
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        fits, name = real and math.isfinite(value), "a finite number"
+    elif isinstance(kind, type) and kind is not Any:
+        name = "none" if kind is type(None) else f"a {kind.__name__}"
+        fits = isinstance(value, kind)
+    else:  # Any, and what is not decided by a look at the value
+        return None
+    return None if fits else name

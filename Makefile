@@ -3,36 +3,37 @@
 # make check    style and types
 # make mutation every change of the norms' code must be noticed by a test (an hour)
 PYTHON ?= python3
+VENV ?= .venv
 EXTRAS ?= test
 
 .PHONY: demo test test-all check mutation clean
 
-demo: .venv/ready
-	.venv/bin/fpnlab study configs/demo.toml
+demo: $(VENV)/ready
+	$(VENV)/bin/fpnlab study configs/demo.toml
 
-test: .venv/ready-test
-	.venv/bin/python -m pytest -n 2 -m "not slow"
+test: $(VENV)/ready-test
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
 
-test-all: .venv/ready-test
-	.venv/bin/python -m pytest -n 2
+test-all: $(VENV)/ready-test
+	$(VENV)/bin/python -m pytest -n 2
 
-check: .venv/ready-test
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/pyrefly check
+check: $(VENV)/ready-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyrefly check
 
-mutation: .venv/ready-test
-	.venv/bin/python -m pip install --quiet --editable ".[$(EXTRAS),mutation]"
-	.venv/bin/python tests/mutation/run.py
+mutation: $(VENV)/ready-test
+	$(VENV)/bin/python -m pip install --quiet --editable ".[$(EXTRAS),mutation]"
+	$(VENV)/bin/python tests/mutation/run.py
 
 clean:
-	rm -rf .venv runs
+	rm -rf $(VENV) runs
 
-.venv/ready: pyproject.toml
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --editable .
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable .
 	touch $@
 
-.venv/ready-test: .venv/ready
-	.venv/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+$(VENV)/ready-test: $(VENV)/ready
+	$(VENV)/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	touch $@

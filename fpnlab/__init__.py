@@ -6,11 +6,16 @@ What to build is a spec; parameters and running statistics go in and come out:
     params, state = fpnlab.init_norm(norm, channels=64)
     y, state = fpnlab.apply_norm(norm, params, state, x, fpnlab.Mode.TRAIN)
 
-Every name below is loaded when it is first used: ``import fpnlab`` itself loads nothing else.
+Every name below is loaded when it is first used: ``import fpnlab`` itself loads nothing else. It
+does set the flags without which the installed XLA computes wrong numbers (``fpnlab.compiler``).
 """
 
 import importlib
 from typing import Any
+
+from fpnlab.compiler import set_flags
+
+set_flags()
 
 _NAMES = {
     "types": ("Batch", "Detections", "Features", "LabelledBatch", "Mode", "Moments"),

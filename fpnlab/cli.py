@@ -339,6 +339,24 @@ def verify(folder: pathlib.Path) -> None:
         sys.exit(5)
 
 
+@main.command("doctor")
+def doctor_command() -> None:
+    """Check this installation: versions, devices, flags, memory, cache, disk, right numbers.
+
+    Exits with 5 where XLA computes one of the known cases wrong.
+    """
+    from rich.console import Console
+
+    from fpnlab.allocator import keep_freed_memory
+    from fpnlab.doctor import examine
+
+    _use_compilation_cache()
+    table, right = examine(freed_memory_kept=keep_freed_memory())
+    Console().print(table)
+    if not right:
+        sys.exit(5)
+
+
 @configured("show")
 @config_argument
 @click.option(

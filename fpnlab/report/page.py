@@ -3,11 +3,13 @@
 import base64
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
 
+from fpnlab import compiler
 from fpnlab.report import figures, gallery, tables
 from fpnlab.report.diagnosis import Sketch, run_sketches, study_sketches
 from fpnlab.report.draw import class_colour
@@ -59,6 +61,7 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
         "legend": _legend(class_names),
         "sections": _draw_summary(study.summary, folder) if study.summary else {},
         "claims": _draw_verdicts(study.summary or {}, folder),
+        "doubts": _doubts(study.trials),
     }
     page.write_text(_environment().get_template("study.html").render(context), encoding="utf-8")
     return page
@@ -91,10 +94,18 @@ def write_run_report(run_dir: str | pathlib.Path) -> pathlib.Path:
         "boxes": _has_boxes([trial]),
         "legend": _legend(class_names),
         "evaluations": trial.result.get("metrics") or {},
+        "doubts": _doubts([trial]),
     }
     page = run_dir / "report.html"
     page.write_text(_environment().get_template("run.html").render(context), encoding="utf-8")
     return page
+
+
+def _doubts(trials: Sequence[Trial]) -> list[str]:
+    """Returns why numbers of trials may be wrong, each reason with how many it concerns."""
+    found = Counter(doubt for t in trials if (doubt := compiler.doubt(t.environment)))
+    many = len(trials) > 1
+    return [f"{n} of {len(trials)} trials: {why}" if many else why for why, n in found.items()]
 
 
 def _embed(path: pathlib.Path, draw: Callable[[pathlib.Path], None], caption: str) -> Figure:

@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 
+from fpnlab import compiler
+
 PACKAGES = ("fpnlab", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 
 def environment() -> dict[str, Any]:
-    """Returns versions, device, core count, flags and commit, as JSON values."""
+    """Returns versions, device, core count, flags, commit and known cases, as JSON values."""
     device = jax.devices()[0]
     return {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -28,6 +30,7 @@ def environment() -> dict[str, Any]:
             name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS") if name in os.environ
         },
         "commit": _commit(),
+        "known_cases": compiler.summary(),
     }
 
 

@@ -7,6 +7,7 @@ import pathlib
 import zipfile
 from typing import Any
 
+from fpnlab import compiler
 from fpnlab.config import ConfigError, Experiment, config_hash, points, trial, validate
 from fpnlab.study.files import FolderLocked, RunFolderError, in_use
 from fpnlab.study.ledger import Entry, Ledger
@@ -78,7 +79,12 @@ def _check_run(folder, found):
         raise FolderLocked(f"{folder}: a process works in it; wait until it has ended")
     found.runs += 1
     experiment = _check_config(folder / "config.json", found)
-    _table(folder / "env.json", "what it was run with is lost, its numbers are not", found)
+    path = folder / "env.json"
+    environment = _table(path, "what it was run with is lost, its numbers are not", found)
+    if doubt := compiler.doubt(environment or {}):
+        found.note(
+            path, doubt, "run it again in another folder where `fpnlab doctor` finds all right"
+        )
     steps = _check_log(folder / "metrics.jsonl", found)
     sound = _check_checkpoints(folder / "checkpoints", experiment, found)
     path = folder / "result.json"

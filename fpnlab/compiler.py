@@ -1,0 +1,159 @@
+"""Flags without which XLA computes wrong numbers, and whether the backend at hand is right.
+
+Two kinds of reductions are silently wrong on CPU in some versions of jaxlib, where XLA hands them
+to its YNNPACK runtime:
+
+* jax-ml/jax#39103: a vmapped matrix-vector product that is squared and summed, over many rows;
+* a batched matrix product with a broadcast operand, multiplied and reduced: NaN, or off by orders
+  of magnitude. The derivative of a normalization has this shape.
+
+Taking reductions away from YNNPACK makes both right. XLA aborts the process on a flag that it does
+not know, so that a version gets only flags that were tried with it.
+"""
+
+import functools
+import importlib.metadata
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+NO_YNN_REDUCTIONS = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
+NEEDED_FLAGS = {
+    "0.10.2": (NO_YNN_REDUCTIONS,),
+    "0.11.0": (NO_YNN_REDUCTIONS,),
+    "0.11.1": (NO_YNN_REDUCTIONS,),
+    "0.11.2": (NO_YNN_REDUCTIONS,),
+    "0.12.0": (NO_YNN_REDUCTIONS,),
+    "0.12.0.1": (NO_YNN_REDUCTIONS,),
+}
+"""The XLA flags that a version of jaxlib needs; other versions get none, and are checked."""
+
+
+class WrongResultWarning(UserWarning):
+    """The backend at hand computes wrong numbers."""
+
+
+class Check(NamedTuple):
+    """Whether the backend computes one known case right."""
+
+    name: str
+    """What is computed."""
+    found: float
+    """What the backend computed."""
+    expected: float
+    """The right value, from float64 NumPy."""
+
+    @property
+    def right(self) -> bool:
+        """Whether they agree to 1e-4 relative; the known faults are off by 0.008 and more."""
+        return abs(self.found - self.expected) <= 1e-4 * abs(self.expected)
+
+
+def jaxlib_version() -> str:
+    """Returns the version of the installed jaxlib; "" where there is none."""
+    try:
+        return importlib.metadata.version("jaxlib")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def missing_flags(version: str, xla_flags: str) -> tuple[str, ...]:
+    """Returns the flags that a jaxlib needs and ``XLA_FLAGS`` lacks.
+
+    A flag that the user set, to whatever value, is not missing: the user decides.
+
+    Args:
+      version: of jaxlib.
+      xla_flags: value of the environment variable ``XLA_FLAGS``.
+    """
+    given = {word.partition("=")[0] for word in xla_flags.split()}
+    needed = NEEDED_FLAGS.get(version, ())
+    return tuple(flag for flag in needed if flag.partition("=")[0] not in given)
+
+
+def set_flags() -> None:
+    """Appends the flags that the installed jaxlib needs to ``XLA_FLAGS``.
+
+    It works until JAX starts its backend, which reads the variable once; processes started later
+    inherit it. Where the backend already runs without them, the known cases are computed, and a
+    `WrongResultWarning` says what to do where one is wrong.
+    """
+    present = os.environ.get("XLA_FLAGS", "")
+    missing = missing_flags(jaxlib_version(), present)
+    if not missing:
+        return
+    if not backend_started():
+        os.environ["XLA_FLAGS"] = " ".join([*present.split(), *missing])
+    elif wrong := [check.name for check in checks() if not check.right]:
+        warnings.warn(
+            f"jaxlib {jaxlib_version()} computes wrong numbers on this backend "
+            f"({'; '.join(wrong)}), and JAX was started before fpnlab could prevent it. Import "
+            f"fpnlab before the first JAX computation, or set XLA_FLAGS='{' '.join(missing)}' "
+            "before starting Python",
+            WrongResultWarning,
+            stacklevel=3,
+        )
+
+
+def backend_started() -> bool:
+    """Returns whether JAX has started a backend in this process, and so has read its flags."""
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    # A private function, the only one that does not start it; where it is missing, assume so.
+    return bridge is not None and getattr(bridge, "backends_are_initialized", lambda: True)()
+
+
+@functools.cache
+def checks() -> tuple[Check, ...]:
+    """Returns the known cases as computed by JAX's default backend; it starts the backend."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    rows = np.zeros((32_769, 3), np.float32)
+    rows[:, 0] = np.arange(32_769)
+    matrix = np.eye(3, dtype=np.float32)  # A constant of the program, which the fault needs.
+    squares = lambda x: jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2))(x)
+    maps = np.random.default_rng(0).standard_normal((5, 60, 60)).astype(np.float32)
+    products = lambda x: jnp.sum((x @ jnp.full_like(x, 0.5)) * x, axis=-1)
+    exact = maps.astype(np.float64)
+    with jax.disable_jit(False), jax.default_matmul_precision("highest"):
+        last = float(jax.jit(squares)(rows)[-1])
+        summed = np.asarray(jax.jit(products)(maps), np.float64)
+    reference = ((exact @ np.full_like(exact, 0.5)) * exact).sum(-1)
+    norm = float(np.linalg.norm(reference))
+    return (
+        Check("vmapped matrix-vector products, squared and summed", last, 2.0**30),
+        Check(
+            "batched matrix product with a broadcast operand, multiplied and summed",
+            norm + float(np.linalg.norm(summed - reference)),
+            norm,
+        ),
+    )
+
+
+def summary() -> str:
+    """Returns in one line whether this backend computes the known cases right; starts it."""
+    wrong = [check.name for check in checks() if not check.right]
+    return f"wrong: {'; '.join(wrong)}" if wrong else f"right: {len(checks())} known cases"
+
+
+def doubt(environment: Mapping[str, Any]) -> str | None:
+    """Returns why numbers computed in an environment may be wrong; None where nothing says so.
+
+    Args:
+      environment: the contents of an ``env.json``; one written before the known cases were
+        checked is judged by its jaxlib, its platform and its flags.
+    """
+    if line := environment.get("known_cases"):
+        return f"its backend failed the known cases ({line})" if line.startswith("wrong") else None
+    version = environment.get("versions", {}).get("jaxlib", "")
+    if environment.get("platform") != "cpu":
+        return None
+    if missing_flags(version, environment.get("flags", {}).get("XLA_FLAGS", "")):
+        return (
+            f"it was computed by jaxlib {version} on CPU, which is wrong for some reductions "
+            f"without {' '.join(NEEDED_FLAGS[version])}"
+        )
+    return None

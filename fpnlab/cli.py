@@ -80,8 +80,10 @@ def main() -> None:
     fpnlab train configs/bccd.toml --data.root ~/bccd --train.batch_size 8
     """
     from fpnlab.allocator import keep_freed_memory
+    from fpnlab.compiler import silence_false_alarms
 
     keep_freed_memory()  # Before JAX starts its threads.
+    silence_false_alarms()
 
 
 @configured("train")

@@ -97,6 +97,17 @@ def set_flags() -> None:
         )
 
 
+def silence_false_alarms() -> None:
+    """Keeps jaxlib 0.10.1 from printing an error for each program that it loads from its cache.
+
+    It takes two preferences of its own code generator for features that the processor lacks, and
+    warns of a crash that cannot come. Errors still raise exceptions. Call this before JAX is
+    imported; a level that the user set stays.
+    """
+    if jaxlib_version() == "0.10.1":
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
 def backend_started() -> bool:
     """Returns whether JAX has started a backend in this process, and so has read its flags."""
     bridge = sys.modules.get("jax._src.xla_bridge")

@@ -3,6 +3,10 @@
 import os
 import pathlib
 
+from fpnlab.compiler import silence_false_alarms
+
+silence_false_alarms()
+
 import jax
 import pytest
 

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fpnlab.ops import norm as ops
-from fpnlab.spec import spec
+from fpnlab.spec import Bounds, Count, Fraction, NonNegative, Positive, spec
 from fpnlab.types import Mode, tree
 
 T = TypeVar("T")
@@ -24,11 +24,11 @@ class Renorm:
     The defaults are the paper's, in examples: its batches had 32 images.
     """
 
-    r_max: float = 3.0
+    r_max: Annotated[float, Bounds(least=1.0)] = 3.0
     """Largest factor between batch and running deviation; it rises from 1."""
-    d_max: float = 5.0
+    d_max: Annotated[float, NonNegative] = 5.0
     """Largest shift, in running deviations; it rises from 0."""
-    start: int = 160_000
+    start: Annotated[int, NonNegative] = 160_000
     """Examples of plain batch norm before either rises."""
     r_full: int = 1_280_000
     """Examples at which `r_max` is reached."""
@@ -36,9 +36,7 @@ class Renorm:
     """Examples at which `d_max` is reached."""
 
     def __post_init__(self):
-        if self.r_max < 1 or self.d_max < 0:
-            raise ValueError(f"r_max is {self.r_max}, d_max {self.d_max}; at least 1 and 0")
-        if not 0 <= self.start < min(self.r_full, self.d_full):
+        if not self.start < min(self.r_full, self.d_full):
             raise ValueError(f"start is {self.start}; it must be before r_full and d_full")
 
 
@@ -47,16 +45,16 @@ class BatchNorm:
     """Statistics over n, h, w of the batch (arXiv:1502.03167)."""
 
     kind: Literal["batch_norm"] = "batch_norm"
-    norm_batch: int | None = None
+    norm_batch: Annotated[int | None, Count] = None
     """Images in a statistics group, whatever the batch or the devices; none: the batch."""
-    decay: float = 0.9
+    decay: Annotated[float, Fraction] = 0.9
     """Share of the old running value that is kept per step at `reference_batch`.
 
     A step of b images keeps ``decay ** (b / reference_batch)``, so that all batch sizes
     average over the same number of images. At b = reference_batch it is Flax's `momentum`, and
     one minus PyTorch's.
     """
-    reference_batch: int = 32
+    reference_batch: Annotated[int, Count] = 32
     """Images in the step to which `decay` refers."""
     unbiased: bool = False
     """Whether the running variance is the unbiased one (PyTorch) or the biased one (Flax)."""
@@ -64,16 +62,10 @@ class BatchNorm:
     """Batch renormalization: training moved towards the running statistics; none: plain."""
     axis_name: str | None = None
     """Mapped axis (vmap, shard_map) over which the batch spans; none: the images at hand."""
-    eps: float = 1e-5
+    eps: Annotated[float, Positive] = 1e-5
     """Added to the variance."""
     kernel: Kernel = "free"
     """The kernel before it: free, standardized (arXiv:1903.10520) or scaled (arXiv:2101.08692)."""
-
-    def __post_init__(self):
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay is {self.decay}; it must be at least 0 and below 1")
-        if self.norm_batch is not None and self.norm_batch < 1:
-            raise ValueError(f"norm_batch is {self.norm_batch}; it must be 1 or more, or absent")
 
 
 @spec
@@ -83,7 +75,7 @@ class FrozenBatchNorm:
     kind: Literal["frozen_batch_norm"] = "frozen_batch_norm"
     affine: bool = False
     """Whether scale and bias go on learning."""
-    eps: float = 1e-5
+    eps: Annotated[float, Positive] = 1e-5
     """Added to the variance."""
     kernel: Kernel = "free"
     """The kernel before it: free, standardized or scaled."""
@@ -96,7 +88,7 @@ class LayerNorm:
     kind: Literal["layer_norm"] = "layer_norm"
     axes: Literal["hwc", "c"]
     """`hwc`: all units of the layer, the paper's definition; `c`: the channels at each pixel."""
-    eps: float = 1e-5
+    eps: Annotated[float, Positive] = 1e-5
     """Added to the variance."""
     kernel: Kernel = "free"
     """The kernel before it: free, standardized or scaled."""
@@ -107,11 +99,11 @@ class GroupNorm:
     """Statistics over space and a group of channels of each image (arXiv:1803.08494)."""
 
     kind: Literal["group_norm"] = "group_norm"
-    groups: int | None = None
+    groups: Annotated[int | None, Count] = None
     """Groups of channels; none: by `group_channels`, or else chosen for each width it meets."""
-    group_channels: int | None = None
+    group_channels: Annotated[int | None, Count] = None
     """Channels in a group; none: by `groups`."""
-    eps: float = 1e-5
+    eps: Annotated[float, Positive] = 1e-5
     """Added to the variance."""
     kernel: Kernel = "free"
     """The kernel before it: free, standardized or scaled."""
@@ -133,7 +125,7 @@ class GroupNorm:
             ops.check_groups(channels, self.groups)
             return self.groups
         if self.group_channels is not None:
-            if self.group_channels < 1 or channels % self.group_channels:
+            if channels % self.group_channels:
                 fits = [g for g in range(1, channels + 1) if channels % g == 0]
                 raise ValueError(
                     f"group norm: {channels} channels do not split into groups of "
@@ -148,7 +140,7 @@ class InstanceNorm:
     """Statistics over space of each channel of each image (arXiv:1607.08022)."""
 
     kind: Literal["instance_norm"] = "instance_norm"
-    eps: float = 1e-5
+    eps: Annotated[float, Positive] = 1e-5
     """Added to the variance."""
     kernel: Kernel = "free"
     """The kernel before it: free, standardized or scaled."""
@@ -161,7 +153,7 @@ class RmsNorm:
     kind: Literal["rms_norm"] = "rms_norm"
     axes: Literal["hwc", "c"]
     """As of the layer norm."""
-    eps: float = 1e-5
+    eps: Annotated[float, Positive] = 1e-5
     """Added to the mean square."""
     kernel: Kernel = "free"
     """The kernel before it: free, standardized or scaled."""
@@ -172,7 +164,7 @@ class FilterResponseNorm:
     """The mean square of each channel, and a learnt threshold for rectifier (arXiv:1911.09737)."""
 
     kind: Literal["filter_response_norm"] = "filter_response_norm"
-    eps: float = 1e-6
+    eps: Annotated[float, Positive] = 1e-6
     """Added to the mean square."""
     kernel: Kernel = "free"
     """The kernel before it: free, standardized or scaled."""
@@ -283,10 +275,10 @@ def init_norm(
         return params, None
     lead = () if state_levels is None else (state_levels,)
     return params, NormState(
-        mean=jnp.zeros((*lead, channels)),
-        var=jnp.ones((*lead, channels)),
-        count=jnp.zeros(lead),
-        seen=jnp.zeros(lead),
+        mean=jnp.zeros((*lead, channels), jnp.float32),
+        var=jnp.ones((*lead, channels), jnp.float32),
+        count=jnp.zeros(lead, jnp.float32),
+        seen=jnp.zeros(lead, jnp.float32),
     )
 
 
@@ -294,11 +286,11 @@ def apply_norm(
     norm: Norm,
     params: NormParams,
     state: NormState | None,
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "b *space c"],
     mode: Mode,
     *,
-    mask: Bool[Array, "b h w"] | None = None,
-) -> tuple[Float[Array, "b h w c"], NormState | None]:
+    mask: Bool[Array, "b *space"] | None = None,
+) -> tuple[Float[Array, "b *space c"], NormState | None]:
     """Returns the normalized maps and the new state (that of a stateless norm is None).
 
     Args:
@@ -336,12 +328,11 @@ def apply_norm(
         case DynamicTanh():
             y = ops.dynamic_tanh(x, p.alpha, scale, bias)
         case NoNorm():
-            wide = x.astype(bias.dtype)  # The sums of the gradients, too, are in float32.
-            y = ((wide if scale is None else wide * scale) + bias).astype(x.dtype)
+            y = ops.affine(x, scale, bias)
     return y, state
 
 
-def activate(norm: Norm, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+def activate(norm: Norm, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
     """Returns the rectified map after a norm; a `FilterResponseNorm` has rectified it already."""
     return x if isinstance(norm, FilterResponseNorm) else jax.nn.relu(x)
 
@@ -429,12 +420,14 @@ def _apply_batch_norm(norm, params, state, x, mode, mask):
     var = batch.var
     if norm.unbiased:
         var = var * (batch.count / jnp.maximum(batch.count - 1, 1))
-    return y, NormState(
+    after = NormState(
         mean=keep * state.mean + (1 - keep) * batch.mean,
         var=keep * state.var + (1 - keep) * var,
         count=batch.count * (norm.norm_batch or images) / images,
         seen=state.seen + images,
     )
+    # Statistics keep their dtypes, whatever that of the map, so that steps can be scanned.
+    return y, jax.tree.map(lambda new, old: jnp.asarray(new, jnp.asarray(old).dtype), after, state)
 
 
 def _renorm_limits(renorm, seen):

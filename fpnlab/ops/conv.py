@@ -6,7 +6,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
+
+from fpnlab.ops.sharding import compiler_sharded
 
 Bilinear = Callable[[Array, Array], Array]
 
@@ -14,6 +17,7 @@ UNROLLED = 16
 """Longest mapped axis whose convolutions are written out one by one on a CPU."""
 
 
+@compiler_sharded(lambda spec: PartitionSpec(spec[0]))
 def conv(
     x: Float[Array, "b h w i"],
     w: Float[Array, "kh kw i o"],

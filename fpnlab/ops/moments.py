@@ -6,7 +6,7 @@ the other over the channels of a group.
 
 Variances come from one reading of the map, ``E[z^2] - E[z]^2`` of ``z = x - shift``, whose rounding
 grows by ``1 + (mean - shift)^2 / var``: without a shift that leaves no digit where the mean is 10^4
-deviations. Two shifts keep it to 32, or 11, at most:
+deviations. Two shifts keep it to 17, or 11, at most:
 
 * The mean of a part of the values. Of m values among n, the mean lies within ``sqrt(n / m)``
   deviations of the mean of all, whatever the values are: ``(shift - mean)^2 <= sum over the m of
@@ -33,7 +33,7 @@ FAR = 10.0
 
 def local_moments(
     x: Float[Array, "b h w c"], axes: tuple[int, ...], mask: Bool[Array, "b h w"] | None = None
-) -> tuple[Moments, Float[Array, "b #h #w #c"]]:
+) -> tuple[Moments, Float[Array, "b #h #w #c"], Float[Array, "b #h #w #c"]]:
     """Returns the moments of each image over space (1, 2), channels (3,), or both (1, 2, 3).
 
     Args:
@@ -43,19 +43,20 @@ def local_moments(
         changes nothing.
 
     Returns:
-      Moments (those of no value are 0), whose count is ``[b 1 1 1]``, and values near the means,
-      for ``rescale``; these have no gradient.
+      Moments (those of no value are 0), whose count is ``[b 1 1 1]``; a shift near the means,
+      which has no gradient; and the means minus the shift, which keep digits that the means
+      lose where they are large. Both are for ``rescale``.
     """
     weight = _weight(mask, axes)
     if weight is None:
         size = math.prod(x.shape[a] for a in axes)
-        count = jnp.full((len(x), 1, 1, 1), size, x.dtype)
+        count = jnp.full((x.shape[0], 1, 1, 1), size, x.dtype)
     else:
         count = weight.sum((1, 2, 3), keepdims=True, dtype=x.dtype)
         count = count * (x.shape[3] if 3 in axes else 1)
-    shift, mean, square = _shifted_means(axes, x, weight)
-    var = jnp.maximum(square - jnp.square(mean), 0)
-    return Moments(count=count, mean=shift + mean, var=var), shift
+    shift, offset, square = _shifted_means(axes, x, weight)
+    var = jnp.maximum(square - jnp.square(offset), 0)
+    return Moments(count=count, mean=shift + offset, var=var), shift, offset
 
 
 def mean_square(
@@ -70,16 +71,17 @@ def mean_square(
 def rescale(
     x: Float[Array, "b h w c"],
     shift: Float[Array, "#b #h #w #c"],
-    mean: Float[Array, "..."],
-    gain: Float[Array, "..."],
-    bias: Float[Array, "..."],
+    offset: Float[Array, "#b #h #w #c"],
+    gain: Float[Array, "#b #h #w #c"],
+    bias: Float[Array, "#b #h #w #c"],
 ) -> Float[Array, "b h w c"]:
-    """Returns ``(x - mean) * gain + bias`` (which broadcast), through a shift near the mean.
+    """Returns ``(x - shift - offset) * gain + bias``, where the mean is ``shift + offset``.
 
-    Gradients of ``mean`` and ``gain`` then are two sums over the map, of the cotangents and of
-    the cotangents times ``x - shift``.
+    ``x - shift`` is exact where both are near (Sterbenz's lemma), so that large means cost no
+    digits. Gradients of ``offset`` and ``gain`` are two sums over the map, of the cotangents and
+    of the cotangents times ``x - shift``.
     """
-    return _scale(x, shift, gain) + (bias - (mean - shift) * gain)
+    return _scale(x, shift, gain) + (bias - offset * gain)
 
 
 def merge_moments(parts: Moments) -> Moments:
@@ -92,7 +94,7 @@ def merge_moments(parts: Moments) -> Moments:
     count = parts.count.sum(0)
     share = (parts.count / jnp.maximum(count, 1))[..., None]
     mean = (share * parts.mean).sum(0)
-    var = (share * (parts.var + jnp.square(parts.mean - mean))).sum(0)
+    var = (share * (parts.var + jnp.square(parts.mean - mean[None]))).sum(0)
     return Moments(count=count, mean=mean, var=var)
 
 
@@ -183,8 +185,8 @@ def _weight(mask, axes):
 
 
 def _part(x, axes):
-    """Returns a sixteenth of the values over ``axes``, at least one row or channel."""
-    return lax.slice_in_dim(x, 0, max(x.shape[axes[0]] // 16, 1), axis=axes[0])
+    """Returns the first sixteenth of the rows or channels over ``axes``, rounded up."""
+    return lax.slice_in_dim(x, 0, (x.shape[axes[0]] + 15) // 16, axis=axes[0])
 
 
 def _average(axes, weight, values):

@@ -1,4 +1,7 @@
-"""Normalizations of NHWC maps, as functions of the map and its affine parameters.
+"""Normalizations of maps ``[b, *space, c]``, as functions of the map and its affine parameters.
+
+There may be any number of space (or time) axes: two for images, one for sequences, three for
+volumes, none for dense layers. Below, ``h, w`` stands for all of them, as in ``axes="hwc"``.
 
 Those that take statistics compute ``y = (x - mean) / sqrt(var + eps) * scale + bias`` and differ
 only in the values over which mean and variance run:
@@ -16,35 +19,57 @@ only in the values over which mean and variance run:
 | ``filter_response_norm`` | h, w of one channel of one image, about zero | no |
 | ``dynamic_tanh`` | none | no |
 
-Variances are biased, in float32 or wider, and accurate however large the mean is against the
-deviation (``ops.moments``). The result has the dtype of ``x``. Where ``mask`` is given, pixels
-outside of it stay out of the statistics; they are still mapped like the others.
+Variances are biased. All is computed in the widest of float32 and the dtypes of the map and of its
+parameters; the result has the dtype of ``x``. However large the mean is against the deviation, the
+normalized values differ from those of exact arithmetic by at most ``64 * 2**-24`` of the largest
+(float32; ``ops.moments``; tested up to a mean of 10^6 deviations). That is the error of the
+arithmetic: the digits that were lost when ``x`` itself was rounded, ``2**-24 * mean / deviation``,
+are lost.
+
+Where ``mask`` is given, pixels outside of it stay out of the statistics; they are still mapped like
+the others. An empty map has an empty result, but no batch statistics.
+
+All raise a TypeError for maps of integers, booleans or complex numbers, and a ValueError for
+parameters, statistics or masks of another shape, and where one value is all of a set of centred
+statistics, for then the output would be the bias whatever the input. About zero (``rms_norm``,
+``filter_response_norm``), one value leaves its sign.
 """
 
+import functools
+import math
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from fpnlab.ops.moments import local_moments, mean_square, merge_moments, merge_over, rescale
+from fpnlab.ops.sharding import compiler_sharded
 from fpnlab.types import Moments
 
 AxisName = str | tuple[str, ...]
 _AXES = {"hwc": (1, 2, 3), "c": (3,)}
+NOT_SHARDED: Any = PartitionSpec()
+_same = compiler_sharded(lambda spec: spec)
+_same_and_moments = compiler_sharded(
+    lambda spec: (spec, Moments(count=NOT_SHARDED, mean=NOT_SHARDED, var=NOT_SHARDED))
+)
 
 
+@_same_and_moments
 def batch_norm_train(
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "b *space c"],
     scale: Float[Array, " c"],
     bias: Float[Array, " c"],
     *,
     eps: float,
     norm_batch: int | None = None,
-    mask: Bool[Array, "b h w"] | None = None,
+    mask: Bool[Array, "b *space"] | None = None,
     axis_name: AxisName | None = None,
-) -> tuple[Float[Array, "b h w c"], Moments]:
+) -> tuple[Float[Array, "b *space c"], Moments]:
     """Returns ``x`` normalized by the statistics of its own batch, and these statistics.
 
     See "Batch Normalization", Ioffe & Szegedy, arXiv:1502.03167, algorithm 1. With
@@ -71,11 +96,14 @@ def batch_norm_train(
         parts of a device's images or of whole devices), or a group has one value per channel
         (its variance is zero, so that the output would not depend on ``x``).
     """
-    return _batch_norm(x, scale, bias, eps, norm_batch, mask, axis_name)
+    maps, mask, (scale, bias) = _prepared("batch norm", x, mask, scale=scale, bias=bias)
+    y, moments = _batch_norm(maps, scale, bias, eps, norm_batch, mask, axis_name)
+    return y.astype(x.dtype).reshape(x.shape), moments
 
 
+@_same_and_moments
 def batch_renorm_train(
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "b *space c"],
     mean: Float[Array, " c"],
     var: Float[Array, " c"],
     scale: Float[Array, " c"],
@@ -85,9 +113,9 @@ def batch_renorm_train(
     r_max: float | Float[Array, ""],
     d_max: float | Float[Array, ""],
     norm_batch: int | None = None,
-    mask: Bool[Array, "b h w"] | None = None,
+    mask: Bool[Array, "b *space"] | None = None,
     axis_name: AxisName | None = None,
-) -> tuple[Float[Array, "b h w c"], Moments]:
+) -> tuple[Float[Array, "b *space c"], Moments]:
     """Returns ``x`` batch-normalized and moved towards running statistics, and its moments.
 
     See "Batch Renormalization", Ioffe, arXiv:1702.03275, algorithm 1: ``x_hat = (x - mu_B) /
@@ -112,36 +140,44 @@ def batch_renorm_train(
     Raises:
       ValueError: as in ``batch_norm_train``.
     """
+    vectors = {"scale": scale, "bias": bias, "mean": mean, "var": var}
+    maps, mask, (scale, bias, mean, var) = _prepared("batch renorm", x, mask, **vectors)
     running = (mean, var, r_max, d_max)
-    return _batch_norm(x, scale, bias, eps, norm_batch, mask, axis_name, running)
+    y, moments = _batch_norm(maps, scale, bias, eps, norm_batch, mask, axis_name, running)
+    return y.astype(x.dtype).reshape(x.shape), moments
 
 
+@_same
 def batch_norm_eval(
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "b *space c"],
     mean: Float[Array, " c"],
     var: Float[Array, " c"],
     scale: Float[Array, " c"],
     bias: Float[Array, " c"],
     *,
     eps: float,
-) -> Float[Array, "b h w c"]:
+) -> Float[Array, "b *space c"]:
     """Returns ``x`` normalized by the statistics given: one affine map a channel.
 
-    See arXiv:1502.03167, algorithm 2, step 11.
+    See arXiv:1502.03167, algorithm 2, step 11; the mean is subtracted first, because ``x * gain +
+    (bias - mean * gain)`` loses the digits of a mean of many deviations.
     """
-    gain = scale * lax.rsqrt(var + eps)
-    return (x.astype(mean.dtype) * gain + (bias - mean * gain)).astype(x.dtype)
+    vectors = {"mean": mean, "var": var, "scale": scale, "bias": bias}
+    maps, _, (mean, var, scale, bias) = _prepared("batch norm", x, None, **vectors)
+    y = (maps - mean) * (scale * lax.rsqrt(var + eps)) + bias
+    return y.astype(x.dtype).reshape(x.shape)
 
 
+@_same
 def layer_norm(
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "b *space c"],
     scale: Float[Array, " c"],
     bias: Float[Array, " c"],
     *,
     axes: Literal["hwc", "c"],
     eps: float,
-    mask: Bool[Array, "b h w"] | None = None,
-) -> Float[Array, "b h w c"]:
+    mask: Bool[Array, "b *space"] | None = None,
+) -> Float[Array, "b *space c"]:
     """Returns ``x`` normalized over ``axes`` of each image, with an affine map a channel.
 
     See "Layer Normalization", Ba et al., arXiv:1607.06450, equation 3. For convolutions the
@@ -150,25 +186,30 @@ def layer_norm(
     one group), ``"c"`` the channels at each pixel (ConvNeXt, arXiv:2201.03545; the default of
     Flax's ``LayerNorm``), where a mask changes nothing.
     """
-    wide = _wide(x)
-    moments, shift = local_moments(wide, _AXES[axes], mask)
+    maps, mask, (scale, bias) = _prepared("layer norm", x, mask, scale=scale, bias=bias)
+    over = maps.shape[3] if axes == "c" else math.prod(maps.shape[1:])
+    _check_several("layer norm", over, x.shape, "a wider or larger map")
+    if 0 in maps.shape:
+        return x
+    moments, shift, offset = local_moments(maps, _AXES[axes], mask)
     gain = lax.rsqrt(moments.var + eps)
     if axes == "c":
-        scaled = rescale(wide, shift, moments.mean, gain, jnp.zeros_like(gain)) * scale + bias
+        scaled = rescale(maps, shift, offset, gain, jnp.zeros_like(gain)) * scale + bias
     else:
-        scaled = rescale(wide, shift, moments.mean, gain * scale, bias)
-    return scaled.astype(x.dtype)
+        scaled = rescale(maps, shift, offset, gain * scale, bias)
+    return scaled.astype(x.dtype).reshape(x.shape)
 
 
+@_same
 def group_norm(
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "b *space c"],
     scale: Float[Array, " c"],
     bias: Float[Array, " c"],
     *,
     groups: int,
     eps: float,
-    mask: Bool[Array, "b h w"] | None = None,
-) -> Float[Array, "b h w c"]:
+    mask: Bool[Array, "b *space"] | None = None,
+) -> Float[Array, "b *space c"]:
     """Returns ``x`` normalized over space and ``c / groups`` neighbouring channels of each image.
 
     See "Group Normalization", Wu & He, arXiv:1803.08494, equation 7.
@@ -176,90 +217,128 @@ def group_norm(
     Raises:
       ValueError: the channels do not split into ``groups``.
     """
-    c = x.shape[-1]
+    maps, mask, (scale, bias) = _prepared("group norm", x, mask, scale=scale, bias=bias)
+    b, h, w, c = maps.shape
     check_groups(c, groups)
-    wide = _wide(x)
-    moments, shift = local_moments(wide, (1, 2), mask)
-    # All channels of an image have the same count, so that their moments weigh the same.
-    split = lambda values: values.reshape(-1, groups, c // groups)
-    mean = split(moments.mean).mean(-1, keepdims=True)
-    spread = jnp.square(split(moments.mean) - mean)
-    var = (split(moments.var) + spread).mean(-1, keepdims=True)
-    join = lambda values: jnp.broadcast_to(values, split(shift).shape).reshape(shift.shape)
+    remedy = "fewer groups (two channels in each), a larger map, or layer norm"
+    _check_several("group norm", h * w * (c // groups), x.shape, remedy)
+    if 0 in maps.shape:
+        return x
+    moments, shift, offset = local_moments(maps, (1, 2), mask)
+    # All channels of an image have the same count, so that their moments weigh the same. Means are
+    # merged relative to the first channel's shift, so that large ones lose no digits.
+    split = lambda values: values.reshape(b, 1, groups, c // groups)
+    apart = split(shift) - split(shift)[..., :1]
+    means = apart + split(offset)
+    mean = means.mean(-1, keepdims=True)
+    var = (split(moments.var) + jnp.square(means - mean)).mean(-1, keepdims=True)
+    join = lambda values: jnp.broadcast_to(values, means.shape).reshape(b, 1, 1, c)
     gain = join(lax.rsqrt(var + eps)) * scale
-    return rescale(wide, shift, join(mean), gain, bias).astype(x.dtype)
+    y = rescale(maps, shift, join(mean - apart), gain, bias)
+    return y.astype(x.dtype).reshape(x.shape)
 
 
+@_same
 def instance_norm(
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "b *space c"],
     scale: Float[Array, " c"],
     bias: Float[Array, " c"],
     *,
     eps: float,
-    mask: Bool[Array, "b h w"] | None = None,
-) -> Float[Array, "b h w c"]:
+    mask: Bool[Array, "b *space"] | None = None,
+) -> Float[Array, "b *space c"]:
     """Returns ``x`` normalized over space, each channel of each image by itself.
 
     See "Instance Normalization", Ulyanov et al., arXiv:1607.08022, equation 4. It is
     ``group_norm`` with a group a channel, and ``batch_norm_train`` with ``norm_batch=1``.
     """
-    wide = _wide(x)
-    moments, shift = local_moments(wide, (1, 2), mask)
+    maps, mask, (scale, bias) = _prepared("instance norm", x, mask, scale=scale, bias=bias)
+    remedy = "a larger map, or a norm over several channels (layer norm, group norm)"
+    _check_several("instance norm", math.prod(maps.shape[1:3]), x.shape, remedy)
+    if 0 in maps.shape:
+        return x
+    moments, shift, offset = local_moments(maps, (1, 2), mask)
     gain = lax.rsqrt(moments.var + eps) * scale
-    return rescale(wide, shift, moments.mean, gain, bias).astype(x.dtype)
+    return rescale(maps, shift, offset, gain, bias).astype(x.dtype).reshape(x.shape)
 
 
+@_same
 def rms_norm(
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "b *space c"],
     scale: Float[Array, " c"],
     *,
     axes: Literal["hwc", "c"],
     eps: float,
-    mask: Bool[Array, "b h w"] | None = None,
-) -> Float[Array, "b h w c"]:
+    mask: Bool[Array, "b *space"] | None = None,
+) -> Float[Array, "b *space c"]:
     """Returns ``x`` divided by its root mean square over ``axes`` of each image.
 
     See "Root Mean Square Layer Normalization", Zhang & Sennrich, arXiv:1910.07467, equation 4:
     a layer norm that neither centres nor shifts.
     """
-    wide = _wide(x)
-    gain = lax.rsqrt(mean_square(wide, _AXES[axes], mask) + eps)
+    maps, mask, (scale,) = _prepared("RMS norm", x, mask, scale=scale)
+    if 0 in maps.shape:
+        return x
+    gain = lax.rsqrt(mean_square(maps, _AXES[axes], mask) + eps)
     # A product of both would be as large as the map where each pixel has a gain of its own.
-    scaled = wide * gain * scale if axes == "c" else wide * (gain * scale)
-    return scaled.astype(x.dtype)
+    scaled = maps * gain * scale if axes == "c" else maps * (gain * scale)
+    return scaled.astype(x.dtype).reshape(x.shape)
 
 
+@_same
 def filter_response_norm(
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "b *space c"],
     scale: Float[Array, " c"],
     bias: Float[Array, " c"],
     threshold: Float[Array, " c"],
     *,
     eps: float,
-    mask: Bool[Array, "b h w"] | None = None,
-) -> Float[Array, "b h w c"]:
+    mask: Bool[Array, "b *space"] | None = None,
+) -> Float[Array, "b *space c"]:
     """Returns ``x`` divided by its root mean square over space, cut from below at ``threshold``.
 
     See "Filter Response Normalization Layer", Singh & Krishnan, arXiv:1911.09737, equations 1 to
     5: the division leaves a mean, and the thresholded linear unit ``max(y, threshold)`` takes
     the place of the rectifier behind it.
     """
-    wide = _wide(x)
-    gain = lax.rsqrt(mean_square(wide, (1, 2), mask) + eps) * scale
-    return _cut(wide, gain, bias, threshold).astype(x.dtype)
+    vectors = {"scale": scale, "bias": bias, "threshold": threshold}
+    maps, mask, (scale, bias, threshold) = _prepared("filter response norm", x, mask, **vectors)
+    if 0 in maps.shape:
+        return x
+    gain = lax.rsqrt(mean_square(maps, (1, 2), mask) + eps) * scale
+    return _cut(maps, gain, bias, threshold).astype(x.dtype).reshape(x.shape)
 
 
+@_same
 def dynamic_tanh(
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "b *space c"],
     alpha: Float[Array, ""],
     scale: Float[Array, " c"],
     bias: Float[Array, " c"],
-) -> Float[Array, "b h w c"]:
+) -> Float[Array, "b *space c"]:
     """Returns ``scale * tanh(alpha * x) + bias``: the shape of a layer norm without statistics.
 
     See "Transformers without Normalization", Zhu et al., arXiv:2503.10622, equation 1.
     """
-    return (scale * jnp.tanh(alpha * _wide(x)) + bias).astype(x.dtype)
+    maps, _, (scale, bias) = _prepared("dynamic tanh", x, None, scale=scale, bias=bias)
+    if alpha.shape != ():
+        raise ValueError(f"dynamic tanh: alpha has shape {alpha.shape}; it must be one number, ()")
+    y = scale * jnp.tanh(alpha.astype(maps.dtype) * maps) + bias
+    return y.astype(x.dtype).reshape(x.shape)
+
+
+@_same
+def affine(
+    x: Float[Array, "b *space c"], scale: Float[Array, " c"] | None, bias: Float[Array, " c"]
+) -> Float[Array, "b *space c"]:
+    """Returns ``x * scale + bias``, or ``x + bias`` without a scale: what is left without a norm.
+
+    It is computed in float32 or wider, so that the sums of the gradients are, too.
+    """
+    vectors = {"bias": bias} if scale is None else {"bias": bias, "scale": scale}
+    maps, _, (bias, *gain) = _prepared("affine map", x, None, **vectors)
+    y = (maps * gain[0] if gain else maps) + bias
+    return y.astype(x.dtype).reshape(x.shape)
 
 
 def check_groups(channels: int, groups: int) -> None:
@@ -295,32 +374,33 @@ def _batch_norm(x, scale, bias, eps, norm_batch, mask, axis_name, renorm=None):
     b, h, w, c = x.shape
     shards = lax.axis_size(axis_name) if axis_name else 1
     group = norm_batch or b * shards
-    _check_group(b, h, w, group, shards)
-    images = min(group, b)
+    _check_group(x.shape, group, shards)
+    images = b if group == b * shards or group > b else group
     # A group's images make one tall image.
-    tall = _wide(x).reshape(b // images, images * h, w, c)
+    tall = x.reshape(b // images, images * h, w, c)
     mask = None if mask is None else mask.reshape(tall.shape[:3])
-    local, shift = local_moments(tall, (1, 2), mask)
-    local = Moments(
+    local, shift, offset = local_moments(tall, (1, 2), mask)
+    groups = Moments(
         count=local.count.squeeze((1, 2, 3)),
         mean=local.mean.squeeze((1, 2)),
         var=local.var.squeeze((1, 2)),
     )
-    if group > b:
-        groups, whole = _merge_devices(local, group // b, axis_name, shards)
+    spread = lambda values: values[:, None, None]
+    if images < group:
+        groups, whole = _merge_devices(groups, group // b, axis_name, shards)
+        offset = spread(groups.mean) - shift
     else:
-        groups, whole = local, merge_moments(local)
+        whole = merge_moments(groups)
         whole = merge_over(whole, axis_name) if axis_name else whole
-    gain = lax.rsqrt(groups.var + eps)
+    mean, var = spread(groups.mean), spread(groups.var)
+    gain = lax.rsqrt(var + eps)
     if renorm is not None:
         running_mean, running_var, r_max, d_max = renorm
         running_gain = lax.rsqrt(running_var + eps)
-        r = jnp.clip(jnp.sqrt(groups.var + eps) * running_gain, 1 / r_max, r_max)
-        d = jnp.clip((groups.mean - running_mean) * running_gain, -d_max, d_max)
+        r = jnp.clip(jnp.sqrt(var + eps) * running_gain, 1 / r_max, r_max)
+        d = jnp.clip((mean - running_mean) * running_gain, -d_max, d_max)
         gain, bias = gain * lax.stop_gradient(r), lax.stop_gradient(d) * scale + bias
-    spread = lambda values: jnp.atleast_2d(values)[:, None, None]
-    y = rescale(tall, shift, spread(groups.mean), spread(gain * scale), spread(bias))
-    return y.astype(x.dtype).reshape(x.shape), whole
+    return rescale(tall, shift, offset, gain * scale, bias).reshape(x.shape), whole
 
 
 def _merge_devices(own, devices, axis_name, shards):
@@ -334,23 +414,66 @@ def _merge_devices(own, devices, axis_name, shards):
     return jax.tree.map(lambda leaf: leaf[row][None], groups), merge_moments(groups)
 
 
-def _check_group(b, h, w, group, shards):
-    fits = [
-        k for k in range(1, b * shards + 1) if b * shards % k == 0 and (b % k == 0 or k % b == 0)
-    ]
-    if group not in fits:
+def _check_group(shape, group, shards):
+    b, h, w, c = shape
+    if 0 in shape:
+        raise ValueError(f"batch norm: an empty map ({b}x{h}x{w}x{c}) has no batch statistics")
+    total = b * shards
+    fits = lambda k: total % k == 0 and (b % k == 0 or k % b == 0)
+    # The whole batch fits whatever its size, also one that is not known yet (`jax.export`).
+    if group != total and (group < 1 or not fits(group)):
         where = f" ({b} on each of {shards} devices)" if shards > 1 else ""
+        sizes = ", ".join(str(k) for k in range(1, total + 1) if fits(k))
         raise ValueError(
-            f"batch norm: a batch of {b * shards} images{where} does not split into groups of "
-            f"norm_batch={group}; these do: {', '.join(map(str, fits))}"
+            f"batch norm: a batch of {total} images{where} does not split into groups of "
+            f"norm_batch={group}; these do: {sizes}"
         )
     if group * h * w == 1:
         raise ValueError(
-            f"batch norm: one value per channel (norm_batch={group} on a {h}x{w} map), so its "
+            f"batch norm: one value per channel (norm_batch={group} on a {h}x{w} map), so that its "
             "output would be its bias whatever the input; use norm_batch >= 2, a larger image, "
-            "fewer pyramid levels, or a norm that does not use the batch"
+            "fewer pyramid levels, or layer norm"
         )
 
 
-def _wide(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+def _check_several(name, count, shape, remedy):
+    if count == 1:
+        raise ValueError(
+            f"{name}: a map of shape {shape} has one value in each set of statistics, so that the "
+            f"output would be the bias whatever the input; use {remedy}"
+        )
+
+
+def _prepared(name, x, mask, **vectors):
+    """Returns maps ``[b h w c]``, mask ``[b h w]`` and vectors ``[1 1 1 c]``, in one wide dtype.
+
+    Raises:
+      TypeError: values that are not real floating-point numbers.
+      ValueError: shapes that do not fit.
+    """
+    for what, array in {"the map": x, **vectors}.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(
+                f"{name}: {what} is {array.dtype}, and a norm needs real floating-point numbers; "
+                "convert it first, pictures e.g. by x.astype(jnp.float32) / 255"
+            )
+    if x.ndim < 2:
+        raise ValueError(f"{name}: the map has shape {x.shape}; it must be [b, *space, c]")
+    b, *space, c = x.shape
+    for what, vector in vectors.items():
+        if vector.shape != (c,):
+            raise ValueError(
+                f"{name}: {what} has shape {vector.shape}, and the map {x.shape}; it must be ({c},)"
+            )
+    if mask is not None and (mask.shape != x.shape[:-1] or mask.dtype != bool):
+        raise ValueError(
+            f"{name}: the mask is {mask.dtype} of shape {mask.shape}, and the map of shape "
+            f"{x.shape}; it must be bool of shape {x.shape[:-1]}"
+        )
+    # NumPy's rules, which JAX's strict mode of promotion leaves alone.
+    dtypes = [x.dtype, *(v.dtype for v in vectors.values())]
+    dtype = functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
+    h, w = space if len(space) == 2 else (math.prod(space), 1)
+    maps = x.astype(dtype).reshape(b, h, w, c)
+    mask = None if mask is None else jnp.asarray(mask).reshape(b, h, w)
+    return maps, mask, [v.astype(dtype)[None, None, None] for v in vectors.values()]

@@ -5,7 +5,10 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fpnlab.ops.sharding import compiler_sharded
 
+
+@compiler_sharded(lambda spec: spec)
 def max_pool(
     x: Float[Array, "b h w c"], *, size: int = 3, stride: int = 2, padding: int = 1
 ) -> Float[Array, "b _ _ c"]:

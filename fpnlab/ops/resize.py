@@ -3,7 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from fpnlab.ops.sharding import compiler_sharded
 
+
+@compiler_sharded(lambda spec: spec)
 def upsample_nearest(x: Num[Array, "*b h w c"], factor: int = 2) -> Num[Array, "*b y x c"]:
     """Returns maps ``factor`` times as high and wide, each value repeated.
 

@@ -58,7 +58,7 @@ def _moments(resnet, mode, params, state, images, mask):
 
     def watch(name, x):
         inside = _mask_of(x, mask)
-        parts, _ = local_moments(x.astype(jnp.float32), (1, 2), inside)
+        parts, *_ = local_moments(x.astype(jnp.float32), (1, 2), inside)
         flat = lambda leaf: leaf.reshape(len(x), -1)
         count, mean, var = flat(parts.count)[:, 0], flat(parts.mean), flat(parts.var)
         whole = merge_moments(Moments(count=count, mean=mean, var=var))

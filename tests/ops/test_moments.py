@@ -40,7 +40,7 @@ def exact_moments(x, axes, mask=None):
 def test_moments_agree_with_float64_however_large_the_mean(axes, masked, offset, key):
     x = jax.random.normal(key, SHAPE) + offset
     mask = mask_of(key) if masked else None
-    found, shift = local_moments(x, axes, mask)
+    found, shift, _ = local_moments(x, axes, mask)
     mean, var = exact_moments(x, axes, mask)
     np.testing.assert_allclose(found.mean, mean, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(found.var, var, rtol=1e-5, atol=1e-7)
@@ -53,7 +53,8 @@ def test_moments_agree_with_float64_however_large_the_mean(axes, masked, offset,
         assert found.count[:, 0, 0, 0].tolist() == pixels.tolist()
 
 
-BOUND = 32 * 4 * np.finfo(np.float32).eps
+# Rounding grows by 17 at most. A sum of 100 squares, one after another, errs by several eps.
+BOUND = 17 * 7 * np.finfo(np.float32).eps
 
 
 def check_digits(shift, mean, square, x, axes):
@@ -73,7 +74,7 @@ WAYS = [moments._shift_by_part, moments._shift_if_far]
 def test_a_first_row_far_from_the_others_costs_few_digits(way, h, far, seed):
     # A shift that is the first rows' mean is the worst it can be.
     x = np.random.default_rng(seed).normal(size=(1, h, 2, 1)).astype(np.float32)
-    x[:, : max(h // 16, 1)] += np.float32(far)
+    x[:, : (h + 15) // 16] += np.float32(far)
     check_digits(*way((1, 2), jnp.asarray(x)), x, (1, 2))
 
 
@@ -91,9 +92,9 @@ def test_a_mean_of_any_size_costs_few_digits(way, axes, deviations, key):
 def test_the_part_that_gives_a_shift_is_the_first_sixteenth_of_the_rows(key):
     x = jax.random.normal(key, (2, 31, 50, 3))
     shift, *_ = moments._shift_by_part((1, 2), x)
-    np.testing.assert_allclose(shift, x[:, :1].mean((1, 2), keepdims=True), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(shift, x[:, :2].mean((1, 2), keepdims=True), rtol=1e-4, atol=1e-6)
     shift, *_ = moments._shift_by_part((1, 2), jnp.concatenate([x, x], 1))
-    np.testing.assert_allclose(shift, x[:, :3].mean((1, 2), keepdims=True), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(shift, x[:, :4].mean((1, 2), keepdims=True), rtol=1e-4, atol=1e-6)
 
 
 def test_equal_values_under_a_mask_have_no_negative_variance():
@@ -101,7 +102,7 @@ def test_equal_values_under_a_mask_have_no_negative_variance():
     x = jnp.broadcast_to(values[:, None, None, None], (500, 37, 3, 5))
     mask = jnp.broadcast_to(jnp.arange(37)[:, None] < 29, (500, 37, 3))
     for axes in ((1, 2), (1, 2, 3)):
-        found, _ = local_moments(x, axes, mask)
+        found, *_ = local_moments(x, axes, mask)
         assert (found.var >= 0).all()
 
 
@@ -115,7 +116,7 @@ def test_a_shift_is_taken_only_where_the_mean_is_far(key):
 
 def test_squares_that_overflow_are_no_reason_to_lose_the_variance(key):
     x = 3e19 + 1e18 * jax.random.normal(key, (1, 16, 9, 8))
-    found, _ = local_moments(x, (1, 2))
+    found, *_ = local_moments(x, (1, 2))
     _, var = exact_moments(x, (1, 2))
     np.testing.assert_allclose(found.var, var, rtol=1e-4)
 
@@ -125,7 +126,7 @@ def test_equal_values_have_no_variance_and_never_a_negative_one():
     values[:4] = 0.0, 7.0, -1e4, 3.3e-5
     x = jnp.broadcast_to(values[:, None, None, None], (500, 37, 3, 5))
     for axes in AXES:
-        found, _ = local_moments(x, axes)
+        found, *_ = local_moments(x, axes)
         mean, var = (np.asarray(a).reshape(500, -1) for a in (found.mean, found.var))
         np.testing.assert_allclose(mean, np.broadcast_to(values[:, None], mean.shape), rtol=1e-6)
         assert (var >= 0).all()
@@ -133,8 +134,9 @@ def test_equal_values_have_no_variance_and_never_a_negative_one():
 
 
 def normalized(x, gain, bias, axes, mask):
-    moments, shift = local_moments(x, axes, mask)
-    return rescale(x, shift, moments.mean, gain * jax.lax.rsqrt(moments.var + 1e-3), bias)
+    moments, shift, offset = local_moments(x, axes, mask)
+    gain, bias = gain[None, None, None], bias[None, None, None]
+    return rescale(x, shift, offset, gain * jax.lax.rsqrt(moments.var + 1e-3), bias)
 
 
 def plain(x, gain, bias, axes, mask):

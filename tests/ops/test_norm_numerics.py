@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.model.norm import BatchNorm
+from fpnlab.model.norm import BatchNorm, InstanceNorm
 
 from .norm_cases import ARMS, EPS, define, double, fill, maps, run, sets, some_pixels
 
@@ -136,23 +136,36 @@ def test_one_pixel_of_one_image_is_refused_by_batch_statistics_and_defined_elsew
         with pytest.raises(ValueError, match="one value per channel"):
             compute(dataclasses.replace(arm, norm=norm), params, state, x, x)
         return
+    if isinstance(arm.norm, InstanceNorm):
+        with pytest.raises(ValueError, match=r"\(1, 1, 1, 4\) has one value in each set"):
+            compute(arm, params, state, x, x)
+        return
     y, _, _, gradient = compute(arm, params, state, x, cotangents(x.shape))
     exact = defined(arm, params, state, x)
     np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-6)
     assert jnp.isfinite(gradient).all()
-    # An instance norm has one value to centre: nothing is left of it.
-    assert (name == "instance_norm") == (not gradient.any())
-    assert (name == "instance_norm") == (not without_bias(params, y).any())
+    assert gradient.any()
+    assert without_bias(params, y).any()
 
 
-@pytest.mark.parametrize("name", ["layer_norm_hwc", "layer_norm_c", "group_norm"])
-def test_one_value_in_all_is_mapped_to_the_bias(name):
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("layer_norm_hwc", (2, 1, 1, 1)),
+        ("layer_norm_hwc", (2, 1)),
+        ("layer_norm_c", (2, 3, 3, 1)),
+        ("group_norm", (2, 1, 1, 4)),
+        ("group_norm", (2, 4)),
+        ("instance_norm", (2, 1, 1, 4)),
+        ("instance_norm", (2, 4)),
+    ],
+)
+def test_one_value_in_each_set_of_statistics_is_an_error_that_offers_what_works(name, shape):
     arm = ARMS[name]
     if name == "group_norm":
         arm = dataclasses.replace(arm, norm=dataclasses.replace(arm.norm, group_channels=1))
-    params, state = fill(arm, 1)
-    y, _ = run(arm, params, state, jnp.full((2, 1, 1, 1), 3.0))
-    np.testing.assert_array_equal(y, np.full((2, 1, 1, 1), params.bias))
+    with pytest.raises(ValueError, match=r"one value in each set of statistics.*; use "):
+        run(arm, *fill(arm, shape[-1]), jnp.full(shape, 3.0))
 
 
 def test_ghosts_of_one_pixel_are_refused_in_any_batch():

@@ -177,6 +177,9 @@ def inputs(draw):
 @hypothesis.settings(max_examples=3, deadline=None, phases=PHASES)
 def test_norms_and_their_gradients_are_those_of_three_frameworks(name, drawn):
     groups, *arrays = drawn
+    b, h, w, c = arrays[0].shape
+    sets = {"instance_norm": h * w, "group_norm": h * w * c // groups, "layer_norm_c": c}
+    hypothesis.assume(sets.get(name, h * w * c) > 1)  # One value alone is an error.
     with jax.enable_x64(True):
         exact = exact_numbers(name, groups, *(jnp.asarray(a) for a in arrays))
         exact = jax.tree.map(np.asarray, exact)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import flax.struct
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -25,9 +26,17 @@ def tree(cls: type[T]) -> type[T]:
     """Returns ``cls`` as a frozen pytree dataclass: parameters, state, or a batch.
 
     Its constructor is left unchecked by shape checkers, because ``eval_shape``, ``vmap``
-    and ``tree.map`` rebuild it around leaves that are not arrays.
+    and ``tree.map`` rebuild it around leaves that are not arrays. Programs that take or return it
+    can be exported and serialized (``jax.export``).
     """
-    return typing.no_type_check(flax.struct.dataclass(cls, kw_only=True))
+    built = typing.no_type_check(flax.struct.dataclass(cls, kw_only=True))
+    jax.export.register_pytree_node_serialization(
+        built,
+        serialized_name=f"{cls.__module__}.{cls.__qualname__}",
+        serialize_auxdata=lambda _: b"",  # All fields are leaves.
+        deserialize_auxdata=lambda _: (),
+    )
+    return built
 
 
 @spec

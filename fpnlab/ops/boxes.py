@@ -1,18 +1,26 @@
 """Geometry of boxes: areas, overlaps, and offsets against anchors.
 
+Boxes of integers or of narrow floats are taken to float32 first, and so are the results: the area
+of 300 x 300 pixels is beyond float16.
+
 Boxes are ``xyxy`` in pixels. A box whose right edge is not right of its left one (or whose
 bottom is not below its top) is empty: its area is 0, and so is its overlap with anything.
 Values and gradients are finite for every finite box, the zeros of padding included.
 """
 
+import functools
 import math
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 MAX_LOG_SCALE = math.log(1000 / 16)
 """``decode`` lets a box be at most ``exp(MAX_LOG_SCALE)`` = 62.5 times its anchor's side."""
+
+TIE = 1e-6
+"""Overlaps that differ by less are equal: which of them rounding makes larger depends on how a
+program was compiled."""
 
 # Below these, a size or an area counts as zero: their logarithm and the square of their inverse
 # still fit into float32, in which the gradients of a log and of a quotient are computed.
@@ -20,26 +28,28 @@ _MIN_SIDE = 1e-6
 _MIN_AREA = 1e-12
 
 
-def area(boxes_xyxy: Float[Array | np.ndarray, "*b 4"]) -> Float[Array, "*b"]:
+def area(boxes_xyxy: Num[Array | np.ndarray, "*b 4"]) -> Float[Array, "*b"]:
     """Returns the area of each box in square pixels; 0 for an empty one."""
+    (boxes_xyxy,) = _wide(boxes_xyxy)
     sides = jnp.maximum(boxes_xyxy[..., 2:] - boxes_xyxy[..., :2], 0)
     return sides[..., 0] * sides[..., 1]
 
 
 def iou(
-    a: Float[Array | np.ndarray, "*#b n 4"], b: Float[Array | np.ndarray, "*#b m 4"]
+    a: Num[Array | np.ndarray, "*#b n 4"], b: Num[Array | np.ndarray, "*#b m 4"]
 ) -> Float[Array, "*#b n m"]:
     """Returns the intersection over union of every box of ``a`` with every box of ``b``.
 
     Coordinates are continuous: the sides of a box are ``x2 - x1`` and ``y2 - y1``, without the
     ``+ 1`` of Pascal VOC's tools. Two empty boxes have the overlap 0.
     """
+    a, b = _wide(a, b)
     intersection, union = _intersection_and_union(a[..., :, None, :], b[..., None, :, :])
     return _ratio(intersection, union)
 
 
 def giou_pairs(
-    a: Float[Array | np.ndarray, "*#b 4"], b: Float[Array | np.ndarray, "*#b 4"]
+    a: Num[Array | np.ndarray, "*#b 4"], b: Num[Array | np.ndarray, "*#b 4"]
 ) -> Float[Array, "*#b"]:
     """Returns the generalized overlap, -1 to 1, of each box of ``a`` with its partner in ``b``.
 
@@ -48,6 +58,7 @@ def giou_pairs(
     empty. Unlike the IoU it has a gradient where the boxes are apart. It pairs row with row,
     where ``iou`` crosses all rows.
     """
+    a, b = _wide(a, b)
     intersection, union = _intersection_and_union(a, b)
     top_left = jnp.minimum(a[..., :2], b[..., :2])
     hull = area(jnp.concatenate([top_left, jnp.maximum(a[..., 2:], b[..., 2:])], -1))
@@ -55,7 +66,7 @@ def giou_pairs(
 
 
 def encode(
-    boxes_xyxy: Float[Array | np.ndarray, "*#b 4"], anchors_xyxy: Float[Array | np.ndarray, "*#b 4"]
+    boxes_xyxy: Num[Array | np.ndarray, "*#b 4"], anchors_xyxy: Num[Array | np.ndarray, "*#b 4"]
 ) -> Float[Array, "*#b 4"]:
     """Returns the offsets ``(dx, dy, dw, dh)`` that lead from the anchors to the boxes.
 
@@ -64,6 +75,7 @@ def encode(
     further weights or standard deviations are applied. Sides shorter than a millionth of a
     pixel count as that long, so that padding has finite offsets.
     """
+    boxes_xyxy, anchors_xyxy = _wide(boxes_xyxy, anchors_xyxy)
     box_centre, box_side = _centre_and_side(boxes_xyxy)
     anchor_centre, anchor_side = _centre_and_side(anchors_xyxy)
     box_side = jnp.maximum(box_side, _MIN_SIDE)
@@ -73,7 +85,7 @@ def encode(
 
 
 def decode(
-    deltas: Float[Array | np.ndarray, "*#b 4"], anchors_xyxy: Float[Array | np.ndarray, "*#b 4"]
+    deltas: Num[Array | np.ndarray, "*#b 4"], anchors_xyxy: Num[Array | np.ndarray, "*#b 4"]
 ) -> Float[Array, "*#b 4"]:
     """Returns the boxes to which the offsets lead from the anchors: the inverse of ``encode``.
 
@@ -81,6 +93,7 @@ def decode(
     (as detectron does), because ``exp`` of an untrained head's outputs overflows; beyond it
     their gradient is zero.
     """
+    deltas, anchors_xyxy = _wide(deltas, anchors_xyxy)
     anchor_centre, anchor_side = _centre_and_side(anchors_xyxy)
     centre = anchor_centre + deltas[..., :2] * anchor_side
     half = 0.5 * anchor_side * jnp.exp(jnp.minimum(deltas[..., 2:], MAX_LOG_SCALE))
@@ -88,15 +101,32 @@ def decode(
 
 
 def clip(
-    boxes_xyxy: Float[Array | np.ndarray, "*b n 4"], extent_hw: Float[Array | np.ndarray, "*b 2"]
+    boxes_xyxy: Num[Array | np.ndarray, "*b n 4"], extent_hw: Num[Array | np.ndarray, "*b 2"]
 ) -> Float[Array, "*b n 4"]:
     """Returns the parts of the boxes inside the picture, whose height and width are given.
 
     A box wholly outside becomes an empty one on the picture's edge.
     """
+    boxes_xyxy, extent_hw = _wide(boxes_xyxy, extent_hw)
     height, width = extent_hw[..., 0], extent_hw[..., 1]
     limit = jnp.stack([width, height, width, height], -1)[..., None, :]
     return jnp.clip(boxes_xyxy, 0, limit)
+
+
+def _wide(*arrays):
+    """Returns arrays in one floating dtype, float32 or wider.
+
+    Raises:
+      TypeError: an array is neither of integers nor of real floating-point numbers.
+    """
+    for array in arrays:
+        if not jnp.issubdtype(array.dtype, jnp.floating) and (
+            not jnp.issubdtype(array.dtype, jnp.integer)
+        ):
+            raise TypeError(f"boxes: an array is {array.dtype}; give integers or floats, in pixels")
+    floats = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
+    dtype = functools.reduce(np.promote_types, floats, np.dtype(np.float32))
+    return [jnp.asarray(array).astype(dtype) for array in arrays]
 
 
 def _centre_and_side(boxes_xyxy):

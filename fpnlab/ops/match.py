@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from fpnlab.ops import boxes as box_ops
 from fpnlab.types import tree
@@ -20,8 +20,8 @@ class Matches:
 
 
 def match_max_iou(
-    anchors: Float[Array | np.ndarray, "a 4"],
-    boxes: Float[Array | np.ndarray, "m 4"],
+    anchors: Num[Array | np.ndarray, "a 4"],
+    boxes: Num[Array | np.ndarray, "m 4"],
     valid: Bool[Array | np.ndarray, " m"],
     *,
     positive: float = 0.5,
@@ -29,6 +29,9 @@ def match_max_iou(
     force: bool = True,
 ) -> Matches:
     """Returns each anchor's box and label, for one image; ``vmap`` it over a batch.
+
+    Overlaps that differ by less than ``boxes.TIE`` = 1e-6 are equal, and reach a threshold that is
+    as near, so that the matches do not depend on how the program was compiled.
 
     See "Focal Loss for Dense Object Detection", Lin et al. 2017, arXiv:1708.02002, sec. 4. An
     anchor takes the valid box it overlaps most (of equals, the first). It is positive from the
@@ -44,7 +47,7 @@ def match_max_iou(
 
     Args:
       anchors: ``xyxy``, in pixels.
-      boxes: ``xyxy``, in pixels; at least one row, valid or not.
+      boxes: ``xyxy``, in pixels; without any, all anchors are negative.
       valid: which rows of ``boxes`` are boxes.
       positive: IoU from which an anchor is positive.
       negative: IoU below which an anchor is negative.
@@ -58,9 +61,13 @@ def match_max_iou(
             f"match_max_iou: negative {negative} is greater than positive {positive}; an anchor "
             "between them would be both"
         )
+    if len(boxes) == 0 or len(anchors) == 0:
+        nothing = jnp.zeros(len(anchors), jnp.int32)
+        return Matches(index=nothing, label=nothing)
     overlaps = jnp.where(valid[:, None], box_ops.iou(boxes, anchors), -1)
     best, index = _best_box(overlaps)
-    label = jnp.where(best >= positive, 1, jnp.where(best < negative, 0, -1))
+    reached = best + box_ops.TIE
+    label = jnp.where(reached >= positive, 1, jnp.where(reached < negative, 0, -1))
     if force:
         claimed, box = _claims(overlaps), jnp.arange(len(boxes))
         index = index.at[claimed].set(box, mode="drop")
@@ -70,16 +77,17 @@ def match_max_iou(
 
 def _best_box(overlaps: Float[Array, "m a"]) -> tuple[Float[Array, " a"], Int[Array, " a"]]:
     """Returns each anchor's largest overlap, at least -1, and the first box that has it."""
+    boxes, anchors = overlaps.shape
 
     # One whole row at a time: on a CPU five times faster than argmax over the leading axis.
-    def take(box, so_far):
-        best, index = so_far
-        better = overlaps[box] > best
-        return jnp.where(better, overlaps[box], best), jnp.where(better, box, index)
+    largest = lambda box, best: jnp.maximum(best, overlaps[box])
+    best = jax.lax.fori_loop(0, boxes, largest, jnp.full(anchors, -1.0, overlaps.dtype))
 
-    boxes, anchors = overlaps.shape
-    nothing = jnp.full(anchors, -1.0, overlaps.dtype), jnp.zeros(anchors, jnp.int32)
-    return jax.lax.fori_loop(0, boxes, take, nothing)
+    def first(turn, index):
+        box = boxes - 1 - turn
+        return jnp.where(overlaps[box] >= best - box_ops.TIE, box, index)
+
+    return best, jax.lax.fori_loop(0, boxes, first, jnp.zeros(anchors, jnp.int32))
 
 
 def _claims(overlaps: Float[Array, "m a"]) -> Int[Array, " m"]:
@@ -87,9 +95,11 @@ def _claims(overlaps: Float[Array, "m a"]) -> Int[Array, " m"]:
     boxes, anchors = overlaps.shape
     # `top_k` and `argmax` are no faster, and XLA runs `top_k` on all images of all devices.
     bid = overlaps.max(1)
-    from_end = jnp.where(overlaps == bid[:, None], anchors - jnp.arange(anchors), 0)
-    anchor = anchors - from_end.max(1)
+    equal = overlaps >= bid[:, None] - box_ops.TIE
+    anchor = anchors - jnp.where(equal, anchors - jnp.arange(anchors), 0).max(1)
+    same = anchor == anchor[:, None]
+    highest = jnp.where(same, bid, -1).max(1)
+    among = bid >= highest - box_ops.TIE
     number = jnp.arange(boxes)
-    outbid = (bid > bid[:, None]) | ((bid == bid[:, None]) & (number < number[:, None]))
-    lost = (outbid & (anchor == anchor[:, None])).any(1)
-    return jnp.where((bid > 0) & ~lost, anchor, anchors)
+    won = among & ~(same & among & (number < number[:, None])).any(1)
+    return jnp.where((bid > box_ops.TIE) & won, anchor, anchors)

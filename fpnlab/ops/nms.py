@@ -2,14 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from fpnlab.ops import boxes as box_ops
 from fpnlab.types import Detections
 
 
 def nms(
-    boxes: Float[Array, "n 4"],
+    boxes: Num[Array, "n 4"],
     scores: Float[Array, " n"],
     classes: Int[Array, " n"],
     *,
@@ -21,10 +21,11 @@ def nms(
     """Returns the candidates that no better one of their class overlaps; for one image.
 
     Exact greedy suppression: from the best score down, a candidate is kept unless its IoU with
-    a kept one of the same class is above ``iou_threshold``. Of equal scores the earlier
+    a kept one of the same class is above ``iou_threshold`` (by more than ``boxes.TIE``). Of
+    equal scores the earlier
     candidate counts as the better. Candidates that are not finite are never kept. All shapes
-    are fixed, so that it can be jitted, and mapped over a batch. For suppression across classes
-    give all candidates one class.
+    are fixed, so that it can be jitted, and mapped over a batch. Without candidates, all rows are
+    invalid. For suppression across classes give all candidates one class.
 
     Args:
       boxes: ``xyxy``.
@@ -35,7 +36,18 @@ def nms(
       pre_nms: only this many of the best candidates, over all classes, are looked at. Time and
         memory grow with its square.
       max_detections: number of rows that come back.
+
+    Raises:
+      ValueError: ``pre_nms`` or ``max_detections`` is negative.
     """
+    if pre_nms < 0 or max_detections < 0:
+        raise ValueError(
+            f"nms: pre_nms is {pre_nms} and max_detections {max_detections}; they must be 0 or more"
+        )
+    if pre_nms == 0 or len(scores) == 0:
+        # One candidate that cannot be kept: nothing is gathered from empty arrays.
+        boxes, classes = jnp.zeros((1, 4), boxes.dtype), jnp.zeros(1, classes.dtype)
+        scores, pre_nms = jnp.full(1, -jnp.inf, scores.dtype), 1
     finite = jnp.isfinite(boxes).all(-1) & jnp.isfinite(scores)
     scores = jnp.where(finite & (scores > score_threshold), scores, -jnp.inf)
     scores, order = jax.lax.top_k(scores, min(pre_nms, len(scores)))
@@ -43,7 +55,8 @@ def nms(
 
     # A matrix of overlaps and one cheap row per step: on a CPU faster, at 200 to 1000
     # candidates, than repeating all rows until nothing changes, and than packing rows in bits.
-    rivals = (box_ops.iou(boxes, boxes) > iou_threshold) & (classes[:, None] == classes)
+    overlapping = box_ops.iou(boxes, boxes) > iou_threshold + box_ops.TIE
+    rivals = overlapping & (classes[:, None] == classes)
     ranks = jnp.arange(len(scores))
 
     def suppress(i, keep):

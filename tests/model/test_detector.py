@@ -2,7 +2,9 @@
 
 import dataclasses
 
+import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from fpnlab.model.detector import (
 )
 from fpnlab.model.norm import BatchNorm, LayerNorm
 from fpnlab.ops.boxes import encode
-from fpnlab.types import Mode
+from fpnlab.types import Detections, Mode
 
 
 def test_there_is_one_output_row_an_anchor(detector, key):
@@ -130,3 +132,23 @@ def test_stochastic_depth_is_drawn_by_the_key_and_only_where_the_mode_is_stochas
     np.testing.assert_array_equal(run(one, Mode.EVAL), run(two, Mode.EVAL))
     with pytest.raises(ValueError, match="mode stochastic; give a key"):
         run(None, Mode.TRAIN)
+
+
+def test_a_detector_is_exported_for_batches_of_any_size_and_read_back(detector, key):
+    pytest.importorskip("flatbuffers", reason="jax.export needs it to serialize")
+    params, state = init_detector(key, detector)
+    anchors = detector_anchors(detector, 32, 32)
+
+    def find(images, extent):  # Its weights are constants of the program.
+        output, _ = apply_detector(detector, params, state, images, Mode.EVAL, extent=extent)
+        return detect(detector, output, anchors, extent)
+
+    (b,) = jax.export.symbolic_shape("b")
+    of = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    exported = jax.export.export(jax.jit(find))(of(b, 32, 32, 3), of(b, 2))
+    again = jax.export.deserialize(exported.serialize())
+    images = 255 * jax.random.uniform(key, (3, 32, 32, 3))
+    extent = jnp.full((3, 2), 32.0)
+    found, expected = again.call(images, extent), find(images, extent)
+    assert type(found) is Detections
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -1,3 +1,5 @@
+import inspect
+
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -162,3 +164,30 @@ def test_clip_keeps_each_box_inside_its_own_picture():
     clipped = boxes.clip(np.stack([given, given]), np.array([[40.0, 60], [200, 200]], np.float32))
     np.testing.assert_array_equal(clipped[0], [[0, 3, 50, 40], [60, 40, 60, 40]])
     np.testing.assert_array_equal(clipped[1], [[0, 3, 50, 90], [70, 80, 90, 99]])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8", "int8", "int32", "uint32"])
+def test_overlaps_of_narrow_types_are_those_of_float64(dtype):
+    # Whole numbers that every type holds; their products are beyond most of the types.
+    a = np.array([[0, 0, 100, 100], [10, 20, 90, 120], [64, 64, 96, 96]])
+    b = np.array([[0, 0, 100, 100], [0, 0, 50, 50], [100, 100, 120, 120]])
+    narrow = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
+    np.testing.assert_allclose(boxes.iou(*narrow), oracle_iou(a, b), rtol=1e-6)
+    wide = boxes.giou_pairs(a.astype(np.float32), b.astype(np.float32))
+    np.testing.assert_allclose(boxes.giou_pairs(*narrow), wide, rtol=1e-6)
+    np.testing.assert_allclose(boxes.decode(boxes.encode(*narrow), narrow[1]), a, atol=1e-3)
+
+
+def test_products_of_sides_beyond_the_type_are_right():
+    large = jnp.asarray([[0, 0, 300, 300]], "float16")
+    assert boxes.area(large)[0] == 90_000
+    assert boxes.iou(large, large)[0, 0] == 1.0
+    assert boxes.giou_pairs(large, large)[0] == 1.0
+    whole, third = ([[0, 0, 60_000, side]] for side in (60_000, 20_000))
+    found = boxes.iou(jnp.asarray(whole, "int32"), jnp.asarray(third, "int32"))
+    np.testing.assert_allclose(found, 1 / 3, rtol=1e-6)
+
+
+def test_boxes_that_are_no_real_numbers_are_an_error():
+    with pytest.raises(TypeError, match="boxes: an array is complex64"):
+        inspect.unwrap(boxes.area)(jnp.ones((1, 4), "complex64"))

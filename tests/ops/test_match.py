@@ -14,6 +14,7 @@ from fpnlab.ops import match
 
 ANCHORS = anchor_ops.level_anchors((3, 4), 3, scale=2.0, octaves=1)
 ALL = np.ones(3, bool)
+TIE = 1e-6
 
 
 @functools.partial(jax.jit, static_argnames=("positive", "negative", "force"))
@@ -26,16 +27,81 @@ def oracle_match(overlaps, valid, positive, negative, force):
     boxes, n = np.flatnonzero(valid), overlaps.shape[1]
     index, label = np.zeros(n, int), np.zeros(n, int)
     for a in range(n):
-        best = max(boxes, key=lambda m: (overlaps[m, a], -m), default=None)
+        best = max((overlaps[m, a] for m in boxes), default=None)
         if best is not None:
-            index[a] = best
-            label[a] = 1 if overlaps[best, a] >= positive else -int(overlaps[best, a] >= negative)
+            index[a] = next(m for m in boxes if overlaps[m, a] >= best - TIE)
+            label[a] = 1 if best >= positive - TIE else -int(best >= negative - TIE)
     if force:
-        claims = [(overlaps[m].max(), -m, overlaps[m].argmax()) for m in boxes]
-        for value, minus_m, a in sorted(claims):  # the best claim is written last
-            if value > 0:
-                index[a], label[a] = -minus_m, 1
+        bids = {m: overlaps[m].max() for m in boxes}
+        wanted = {m: np.flatnonzero(overlaps[m] >= bids[m] - TIE)[0] for m in boxes}
+        for a in set(wanted.values()):
+            rivals = [m for m in boxes if wanted[m] == a]
+            highest = max(bids[m] for m in rivals)
+            winner = next(m for m in rivals if bids[m] >= highest - TIE)
+            if bids[winner] > TIE:
+                index[a], label[a] = winner, 1
     return index, label
+
+
+def exact_overlaps(boxes, anchors):
+    """The IoU of every pair, in float64 NumPy."""
+    a, b = np.asarray(boxes, np.float64)[:, None], np.asarray(anchors, np.float64)
+    sides = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0)
+    inside = sides.prod(-1)
+    area = lambda boxes: (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    return inside / (area(a) + area(b) - inside)
+
+
+def unrolled(f):
+    """The same in a scan whose steps are written out one by one, another way to compile it."""
+    return lambda *batch: jax.lax.scan(lambda _, one: (None, f(*one)), None, batch, unroll=True)[1]
+
+
+WAYS = {
+    "eager": lambda f: (
+        lambda *batch: jax.tree.map(
+            lambda *rows: jnp.stack(rows), *[f(*one) for one in zip(*batch)]
+        )
+    ),
+    "vmap": jax.vmap,
+    "jit of vmap": lambda f: jax.jit(jax.vmap(f)),
+    "unrolled scan": lambda f: jax.jit(unrolled(f)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_of_equal_anchors_the_first_is_matched_however_it_is_compiled(way):
+    # Boxes centred between anchors, so that two or four of them overlap each alike.
+    rng = np.random.default_rng(0)
+    anchors = np.asarray(anchor_ops.level_anchors((12, 12), 3, scale=3.0, octaves=3))
+    centre = rng.integers(1, 11, (64, 4, 2)) * 8 + rng.choice([0, 4], (64, 4, 2))
+    half = rng.uniform(6, 20, (64, 4, 1))
+    boxes = np.concatenate([centre - half, centre + half], -1).astype(np.float32)
+    valid = np.ones((64, 4), bool)
+    found = WAYS[way](lambda b, v: match.match_max_iou(anchors, b, v))(
+        jnp.asarray(boxes), jnp.asarray(valid)
+    )
+    for i in range(64):
+        index, label = oracle_match(exact_overlaps(boxes[i], anchors), valid[i], 0.5, 0.4, True)
+        np.testing.assert_array_equal(found.index[i], index)
+        np.testing.assert_array_equal(found.label[i], label)
+
+
+def test_bids_that_tie_with_their_neighbours_only_still_leave_one_winner():
+    # 0.8e-6 apart: the second ties with both others, which do not tie.
+    side = lambda overlap: (0.0, 0.0, 10.0, 10.0 * overlap)
+    anchors = np.array([[0.0, 0.0, 10.0, 10.0]], np.float32)
+    boxes = np.array([side(0.9 + 8e-7 * i) for i in range(3)], np.float32)
+    found = match.match_max_iou(anchors, boxes, np.ones(3, bool), positive=0.95)
+    assert found.label.tolist() == [1]
+
+
+@pytest.mark.parametrize(("boxes", "anchors"), [(0, 3), (2, 0), (0, 0)])
+def test_without_boxes_or_anchors_nothing_is_positive(boxes, anchors):
+    of = lambda n: np.tile(np.array([[0.0, 0.0, 4.0, 4.0]], np.float32), (n, 1))
+    found = match.match_max_iou(of(anchors), of(boxes), np.ones(boxes, bool))
+    assert found.index.shape == found.label.shape == (anchors,)
+    assert not found.label.any()
 
 
 @hypothesis.settings(max_examples=40, deadline=None)
@@ -47,8 +113,7 @@ def test_matches_equal_a_plain_loop_over_anchors_and_boxes(seed, valid, force):
     corner = rng.integers(-8, 32, (5, 2))  # whole pixels: ties do occur
     boxes = np.concatenate([corner, corner + rng.integers(0, 20, (5, 2))], 1).astype(np.float32)
     got = run(boxes, np.array(valid), positive=0.5, negative=0.3, force=force)
-    overlaps = np.asarray(jax.jit(box_ops.iou)(boxes, ANCHORS))
-    index, label = oracle_match(overlaps, np.array(valid), 0.5, 0.3, force)
+    index, label = oracle_match(exact_overlaps(boxes, ANCHORS), np.array(valid), 0.5, 0.3, force)
     np.testing.assert_array_equal(got.label, label)
     np.testing.assert_array_equal(
         np.where(label == 1, got.index, -1), np.where(label == 1, index, -1)

@@ -36,7 +36,7 @@ def oracle_nms(boxes, scores, classes, iou_threshold, score_threshold, pre_nms, 
     kept = []
     for i in queue[:pre_nms]:
         rivals = [j for j in kept if classes[j] == classes[i]]
-        if all(overlaps[i, j] <= iou_threshold for j in rivals):
+        if all(overlaps[i, j] <= iou_threshold + 1e-6 for j in rivals):
             kept.append(i)
     return kept[:max_detections]
 
@@ -108,3 +108,31 @@ def test_mapped_over_a_batch_equals_image_by_image():
     for i in range(3):
         alone = run(*(x[i] for x in batch))
         chex.assert_trees_all_equal(jax.tree.map(lambda x, i=i: x[i], got), alone)
+
+
+NOTHING = [{"pre_nms": 0}, {"max_detections": 0}, {"score_threshold": 2.0}]
+
+
+@pytest.mark.parametrize("options", NOTHING)
+@pytest.mark.parametrize("n", [0, 3])
+def test_without_candidates_all_rows_are_padding(n, options):
+    options = OPTIONS | options
+    found = nms(jnp.ones((n, 4)), jnp.ones(n), jnp.zeros(n, jnp.int32), **options)
+    assert found.boxes.shape == (options["max_detections"], 4)
+    assert not found.valid.any()
+    assert (found.classes == -1).all()
+    assert not found.scores.any()
+
+
+def test_negative_numbers_of_candidates_are_an_error():
+    with pytest.raises(ValueError, match="pre_nms is -1 and max_detections 8; they must be 0 or"):
+        nms(jnp.ones((1, 4)), jnp.ones(1), jnp.zeros(1, jnp.int32), **OPTIONS | {"pre_nms": -1})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8", "int32"])
+def test_twins_in_narrow_types_are_suppressed(dtype):
+    side = 200 if dtype == "uint8" else 300
+    boxes = jnp.tile(jnp.asarray([[0, 0, side, side]], dtype), (3, 1))
+    scores = jnp.asarray([0.9, 0.8, 0.7], "float32")
+    found = nms(boxes, scores, jnp.zeros(3, jnp.int32), **OPTIONS)
+    assert found.valid.sum() == 1

@@ -83,7 +83,7 @@ _NAMES = {
     "train.step": ("AdamW", "Sgd", "Train", "TrainState", "init_train", "train_step"),
     "evaluate.accuracy": ("accuracy_metrics", "evaluate_classifier"),
     "evaluate.coco": ("coco_metrics",),
-    "evaluate.population": ("forgetful", "population_state"),
+    "evaluate.population": ("population_state",),
 }
 _HOMES = {name: f"fpnlab.{module}" for module, names in _NAMES.items() for name in names}
 

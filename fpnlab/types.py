@@ -48,19 +48,23 @@ class Mode:
 
     stats: typing.Literal["batch", "running"] = "batch"
     """The statistics that normalize: those of this batch, or the running ones."""
-    update: bool = True
-    """Whether the running statistics take this batch in."""
+    update: typing.Literal["none", "running", "moments"] = "running"
+    """What becomes of the statistics in the state: nothing, a running average that takes this
+    batch in, or the moments of all values so far, into which those of this batch are merged by
+    count (from a state whose counts are 0; "precise" statistics are made so)."""
     stochastic: bool = True
     """Whether what is random in training (stochastic depth) is so here."""
 
     TRAIN: ClassVar["Mode"]
     EVAL: ClassVar["Mode"]
     BATCH_EVAL: ClassVar["Mode"]
+    MOMENTS: ClassVar["Mode"]
 
 
-Mode.TRAIN = Mode(stats="batch", update=True, stochastic=True)
-Mode.EVAL = Mode(stats="running", update=False, stochastic=False)
-Mode.BATCH_EVAL = Mode(stats="batch", update=False, stochastic=False)
+Mode.TRAIN = Mode(stats="batch", update="running", stochastic=True)
+Mode.EVAL = Mode(stats="running", update="none", stochastic=False)
+Mode.BATCH_EVAL = Mode(stats="batch", update="none", stochastic=False)
+Mode.MOMENTS = Mode(stats="batch", update="moments", stochastic=False)
 
 
 def picture_mask(

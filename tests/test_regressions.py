@@ -153,9 +153,9 @@ def test_batch_statistics_without_an_update_and_the_reverse_can_be_had(x):
     """google/flax: use_running_average couples both; mlcommons/algorithmic-efficiency#783."""
     norm = BatchNorm()
     params, state = init_norm(norm, 3)
-    y, same = apply_norm(norm, params, state, x, Mode(stats="batch", update=False))
+    y, same = apply_norm(norm, params, state, x, Mode(stats="batch", update="none"))
     assert same is state
-    z, moved = apply_norm(norm, params, state, x, Mode(stats="running", update=True))
+    z, moved = apply_norm(norm, params, state, x, Mode(stats="running", update="running"))
     assert (moved.mean != state.mean).all()
     assert not jnp.allclose(y, z)
 

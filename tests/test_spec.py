@@ -66,7 +66,7 @@ def test_a_changed_copy_is_checked_too():
 
 
 @pytest.mark.parametrize(
-    "wrong", [lambda: Mode(stats="eval"), lambda: LayerNorm(axes="whc"), lambda: Mode(update=1)]
+    "wrong", [lambda: Mode(stats="eval"), lambda: LayerNorm(axes="whc"), lambda: Mode(update=True)]
 )
 def test_specs_of_the_package_check_their_literals_in_python(wrong):
     with pytest.raises(SpecError, match="it must be"):

@@ -47,6 +47,6 @@ class Organ(nn.Module):
         state = self.variable("batch_stats", "organ", lambda: this.init(jax.random.key(0))[1])
         *outputs, new = this.apply(params, state.value, x, mode, **options)
         # Making the module must not count as a step of training.
-        if mode.update and not self.is_initializing():
+        if mode.update != "none" and not self.is_initializing():
             state.value = new
         return outputs[0] if len(outputs) == 1 else tuple(outputs)

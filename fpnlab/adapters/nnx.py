@@ -56,7 +56,7 @@ class Organ(nnx.Module):
         """Returns what the organ's ``apply_`` function returns, without the state."""
         mode = mode_of((mode, use_running_average), (self.mode, self.use_running_average))
         *outputs, new = self.organ.apply(*self.trees(), x, mode, **options)
-        if mode.update:
+        if mode.update != "none":
             for name, leaf in zip(_names(new), jax.tree.leaves(new)):
                 self.batch_stats[name].set_value(leaf)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)

@@ -77,7 +77,7 @@ def evaluate_classifier(
         classifier,
         state,
         measure=measure,
-        collect=lambda spec, images: _collect(spec, precision, params, state, images),
+        collect=lambda spec, state, images: _collect(spec, precision, params, state, images),
         population=population.images,
         batch_size=batch_size,
         norm_batch=norm_batch,
@@ -168,5 +168,5 @@ def _logits(classifier, mode, precision, params, state, images):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _collect(classifier, precision, params, state, images):
-    mode = Mode(stats="batch", update=True, stochastic=False)
-    return apply_classifier(classifier, params, state, images.astype(precision), mode)[1]
+    images = images.astype(precision)
+    return apply_classifier(classifier, params, state, images, Mode.MOMENTS)[1]

@@ -105,7 +105,7 @@ def evaluate_detector(
         detector,
         state,
         measure=measure,
-        collect=lambda spec, batch: _collect(spec, precision, params, state, batch),
+        collect=lambda spec, state, batch: _collect(spec, precision, params, state, batch),
         population=(population.images, population.extent),
         batch_size=evaluate.batch_size,
         norm_batch=norm_batch,
@@ -162,6 +162,5 @@ def _detect(detector, mode, precision, params, state, images, extent, anchors):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _collect(detector, precision, params, state, batch):
     images, extent = batch
-    mode = Mode(stats="batch", update=True, stochastic=False)
     images = images.astype(precision)
-    return apply_detector(detector, params, state, images, mode, extent=extent)[1]
+    return apply_detector(detector, params, state, images, Mode.MOMENTS, extent=extent)[1]

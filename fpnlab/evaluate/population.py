@@ -1,6 +1,7 @@
 """Population statistics: what running averages only estimate, computed with frozen weights."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -9,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fpnlab.model.norm import NormState, grouped, replace_batch_norms
-from fpnlab.ops.moments import merge_moments
-from fpnlab.types import Mode, Moments
+from fpnlab.types import Mode
 
 Spec = TypeVar("Spec")
 State = TypeVar("State")
@@ -29,7 +29,7 @@ def three_sources(
     state: State,
     *,
     measure: Callable[[Spec, State, Mode, int], Result],
-    collect: Callable[[Spec, Any], State],
+    collect: Callable[[Spec, State, Any], State],
     population: Any,
     batch_size: int,
     norm_batch: int,
@@ -45,7 +45,7 @@ def three_sources(
       state: its running statistics.
       measure: (spec, state, mode, multiple) to a result; batches of the test images must be a
         multiple of so many images.
-      collect: (spec, batch of the population) to the state that it leaves behind.
+      collect: (spec, state, batch of the population) to the state after `Mode.MOMENTS`.
       population: training images as training saw them: arrays with one leading axis; what does
         not fill a last batch is left out.
       batch_size: images per forward pass, made a multiple of ``norm_batch``.
@@ -70,8 +70,7 @@ def three_sources(
         jax.tree.map(lambda leaf, i=i: leaf[i : i + group], population)
         for i in range(0, count, group)
     )
-    quiet = forgetful(spec)
-    exact = population_state(lambda batch: collect(quiet, batch), chunks, state)
+    exact = population_state(functools.partial(collect, spec), chunks, state)
     return {
         "running": running,
         "precise": measure(spec, exact, Mode.EVAL, 1),
@@ -94,58 +93,50 @@ def filled_batches(total: int, size: int) -> Iterator[np.ndarray]:
 
 
 def population_state(
-    collect: Callable[[Any], State], batches: Iterable[Any], state: State
+    collect: Callable[[State, Any], State], batches: Iterable[Any], state: State
 ) -> State:
     """Returns ``state`` with its running statistics replaced by those of ``batches`` together.
 
     "Precise BN" (arXiv:2105.07576, section 3.1): with frozen weights every batch is normalized
     by its own statistics, and the moments of all are merged by count (Chan's formula), so that
-    the variance includes how the batches' means differ.
+    the variance includes how the batches' means differ. Where pyramid levels share statistics,
+    those of all levels are merged (section 5.2).
 
     Args:
-      collect: a batch to the state that ``forgetful`` norms leave behind (one batch's moments).
+      collect: (state, batch) to the state after a network in `Mode.MOMENTS`.
       batches: training batches; 10^3 to 10^4 images are enough.
-      state: the running statistics to replace, for their structure.
+      state: the running statistics to replace; those of norms that see no value are kept.
 
     Raises:
       ValueError: there are no batches.
     """
     is_state = lambda node: isinstance(node, NormState)
-    total = None
-    merge = lambda a, b: _merge(a, b) if is_state(a) else a
-    batches_seen = 0
+    of_norms = lambda change, *trees: jax.tree.map(
+        lambda node, *others: change(node, *others) if is_state(node) else node,
+        *trees,
+        is_leaf=is_state,
+    )
+    start = total = of_norms(_without_values, state)
     for batch in batches:
-        batches_seen += 1
-        found = collect(batch)
-        total = found if total is None else jax.tree.map(merge, total, found, is_leaf=is_state)
-    if total is None:
+        total = collect(total, batch)
+    if total is start:
         raise ValueError("population_state: no batches; give at least one")
-
-    def restore(old, new):
-        if not is_state(old):
-            return old
-        # Every batch was collected on top of what training had seen.
-        seen = new.seen - (batches_seen - 1) * old.seen
-        return dataclasses.replace(new, count=old.count, seen=seen)
-
-    return jax.tree.map(restore, state, total, is_leaf=is_state)
+    return of_norms(_filled, total, state)
 
 
-def forgetful(spec: Spec) -> Spec:
-    """Returns ``spec`` whose batch norms keep the (biased) moments of the last batch only."""
-    return replace_batch_norms(
-        spec, lambda norm: dataclasses.replace(norm, decay=0.0, unbiased=False)
+def _without_values(state):
+    nothing = jnp.zeros_like
+    return dataclasses.replace(
+        state, mean=nothing(state.mean), var=nothing(state.var), count=nothing(state.count)
     )
 
 
-def _merge(total, batch):
-    """Merges two states, each the moments of ``count`` values (or of a fixed share of them)."""
-    stack = lambda name: jnp.stack([getattr(total, name), getattr(batch, name)])
-    merged = merge_moments(Moments(count=stack("count"), mean=stack("mean"), var=stack("var")))
-    return dataclasses.replace(
-        total,
-        mean=merged.mean,
-        var=merged.var,
-        count=merged.count,
-        seen=total.seen + batch.seen,
+def _filled(moments, running):
+    """Returns the moments with the count of training; the running ones where there is no value."""
+    some = (moments.count > 0)[..., None]
+    return NormState(
+        mean=jnp.where(some, moments.mean, running.mean),
+        var=jnp.where(some, moments.var, running.var),
+        count=running.count,
+        seen=moments.seen,
     )

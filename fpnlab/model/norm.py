@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fpnlab.ops import norm as ops
+from fpnlab.ops.moments import merge_moments
 from fpnlab.spec import Bounds, Count, Fraction, NonNegative, Positive, spec
-from fpnlab.types import Mode, tree
+from fpnlab.types import Mode, Moments, tree
 
 T = TypeVar("T")
 
@@ -229,7 +230,8 @@ class NormState:
     var: Float[Array, "*l c"]
     """Running variance."""
     count: Float[Array, "*l"]
-    """Values per channel in one statistics group of the last update; 0 before the first."""
+    """Values per channel in one statistics group of the last update, or, of moments, in all; 0
+    before the first."""
     seen: Float[Array, "*l"]
     """Images taken in by all updates; 0 for statistics that nobody collected."""
 
@@ -400,10 +402,10 @@ def _is_state(node):
 def _apply_batch_norm(norm, params, state, x, mode, mask):
     affine = (params.scale, params.bias)
     evaluated = lambda: ops.batch_norm_eval(x, state.mean, state.var, *affine, eps=norm.eps)
-    if mode.stats == "running" and not mode.update:
+    if mode.stats == "running" and mode.update == "none":
         return evaluated(), state
     group = {"norm_batch": norm.norm_batch, "mask": mask, "axis_name": norm.axis_name}
-    if norm.renorm and mode.update:
+    if norm.renorm and mode.update == "running":
         limits = _renorm_limits(norm.renorm, state.seen)
         y, batch = ops.batch_renorm_train(
             x, state.mean, state.var, *affine, eps=norm.eps, **limits, **group
@@ -412,9 +414,11 @@ def _apply_batch_norm(norm, params, state, x, mode, mask):
         y, batch = ops.batch_norm_train(x, *affine, eps=norm.eps, **group)
     if mode.stats == "running":
         y = evaluated()
-    if not mode.update:
+    if mode.update == "none":
         return y, state
     images = x.shape[0] * (jax.lax.axis_size(norm.axis_name) if norm.axis_name else 1)
+    if mode.update == "moments":
+        return y, _with_moments(state, batch, images)
     # A batch without a single valid pixel teaches nothing.
     keep = jnp.where(batch.count > 0, norm.decay ** (images / norm.reference_batch), 1.0)
     var = batch.var
@@ -426,8 +430,25 @@ def _apply_batch_norm(norm, params, state, x, mode, mask):
         count=batch.count * (norm.norm_batch or images) / images,
         seen=state.seen + images,
     )
-    # Statistics keep their dtypes, whatever that of the map, so that steps can be scanned.
-    return y, jax.tree.map(lambda new, old: jnp.asarray(new, jnp.asarray(old).dtype), after, state)
+    return y, _as_before(state, after)
+
+
+def _with_moments(state, batch, images):
+    """Returns the state as the moments of all values so far, those of a batch merged in."""
+    both = jax.tree.map(
+        lambda *parts: jnp.stack(parts),
+        Moments(count=state.count, mean=state.mean, var=state.var),
+        batch,
+    )
+    whole = merge_moments(both)
+    seen = state.seen + images
+    after = NormState(mean=whole.mean, var=whole.var, count=whole.count, seen=seen)
+    return _as_before(state, after)
+
+
+def _as_before(state, after):
+    """Returns ``after`` in the dtypes of ``state``, whatever the map's: steps can be scanned."""
+    return jax.tree.map(lambda new, old: jnp.asarray(new, jnp.asarray(old).dtype), after, state)
 
 
 def _renorm_limits(renorm, seen):

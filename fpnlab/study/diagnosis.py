@@ -87,7 +87,7 @@ def _signals(experiment, params, state, views):
         params.backbone,
         state.backbone,
         (images - model.pixel_mean) / model.pixel_deviation,
-        Mode(stats=train.statistics, update=False, stochastic=False),
+        Mode(stats=train.statistics, update="none", stochastic=False),
         mask=batch.mask if masked else None,
     )
     return [_rounded(dataclasses.asdict(signal)) for signal in signals]
@@ -120,7 +120,7 @@ def _noise(experiment, params, state, views):
         )
 
     train = experiment.train
-    mode = Mode(stats=train.statistics, update=True, stochastic=False)
+    mode = Mode(stats=train.statistics, update="running", stochastic=False)
     norm_batches = [2**k for k in range(1, size.bit_length() - 1)]
     key = named_key(jax.random.key(experiment.seed), "gradient noise")
     noise = gradient_noise(gradient, key, size, norm_batches, draws=draws)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fpnlab.evaluate.accuracy import accuracy_metrics, class_logits, evaluate_classifier
-from fpnlab.evaluate.population import forgetful, population_state
+from fpnlab.evaluate.population import population_state
 from fpnlab.model.backbone import ResNet, Stem
 from fpnlab.model.classifier import Classifier, apply_classifier, init_classifier
 from fpnlab.model.norm import BatchNorm, GroupNorm, grouped
@@ -88,8 +88,8 @@ def test_each_evaluation_of_batch_norm_uses_its_own_statistics():
     norm = BatchNorm()
     metrics, found, population, _ = measure(norm)
     classifier, params, state = trained(norm)
-    spec = forgetful(grouped(classifier, 2))
-    collect = jax.jit(lambda x: apply_classifier(spec, params, state, x, Mode(stochastic=False))[1])
+    spec = grouped(classifier, 2)
+    collect = jax.jit(lambda state, x: apply_classifier(spec, params, state, x, Mode.MOMENTS)[1])
     images = POPULATION.images.astype(np.float32)
     exact = population_state(collect, [images[i : i + 2] for i in range(0, 8, 2)], state)
     by_batch = logits(

@@ -12,7 +12,7 @@ from fpnlab.data.load import load
 from fpnlab.data.scenes import CLASS_NAMES, Scenes
 from fpnlab.evaluate.coco import coco_metrics
 from fpnlab.evaluate.detection import Evaluate, detections, evaluate_detector
-from fpnlab.evaluate.population import forgetful, population_state
+from fpnlab.evaluate.population import population_state
 from fpnlab.model.detector import apply_detector, init_detector
 from fpnlab.model.norm import BatchNorm, LayerNorm, grouped
 from fpnlab.types import Mode
@@ -67,9 +67,9 @@ def measure(trained, scenes):
 def exact(trained, scenes):
     """Population statistics over all ten training images, in the groups of training: twos."""
     detector, params, state = trained(BatchNorm())
-    spec = forgetful(grouped(detector, 2))
+    spec = grouped(detector, 2)
     collect = jax.jit(
-        lambda x: apply_detector(spec, params, state, x.astype("float32"), Mode.TRAIN)[1]
+        lambda state, x: apply_detector(spec, params, state, x.astype("float32"), Mode.MOMENTS)[1]
     )
     images = scenes.train.images
     return population_state(collect, [images[i : i + 2] for i in range(0, 8, 2)], state)
@@ -136,9 +136,9 @@ def test_running_statistics_that_are_the_population_give_the_precise_result(meas
 def test_precise_statistics_come_from_the_groups_of_training(measure, trained, scenes, exact):
     # Groups of four whitened images differ from groups of two in every layer after the first.
     detector, params, state = trained(BatchNorm())
-    spec = forgetful(grouped(detector, 4))
+    spec = grouped(detector, 4)
     collect = jax.jit(
-        lambda x: apply_detector(spec, params, state, x.astype("float32"), Mode.TRAIN)[1]
+        lambda state, x: apply_detector(spec, params, state, x.astype("float32"), Mode.MOMENTS)[1]
     )
     images = scenes.train.images
     fours = population_state(collect, [images[:4], images[4:8]], state)

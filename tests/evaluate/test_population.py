@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.evaluate.population import forgetful, has_batch_norm, population_state
+from fpnlab.evaluate.population import has_batch_norm, population_state
+from fpnlab.model.head import RetinaHead, apply_head, init_head
 from fpnlab.model.norm import (
     BatchNorm,
     GroupNorm,
@@ -20,6 +21,7 @@ from fpnlab.model.norm import (
     init_norm,
     put_level,
 )
+from fpnlab.ops.conv import conv
 from fpnlab.types import Mode
 
 EPS = 1e-5
@@ -40,10 +42,9 @@ def collector(norm, level=None):
     """What one batch leaves behind in a lone norm; from a state that must not matter."""
     params, state = init_norm(norm, 2, state_levels=None if level is None else 3)
     state = jax.tree.map(lambda leaf: leaf + 7.0, state)
-    norm = forgetful(norm)
 
-    def collect(x):
-        _, one = apply_norm(norm, params, at_level(state, level), x, Mode.TRAIN)
+    def collect(state, x):
+        _, one = apply_norm(norm, params, at_level(state, level), x, Mode.MOMENTS)
         return put_level(state, one, level)
 
     return state, collect
@@ -102,12 +103,11 @@ def test_levels_that_share_a_norm_keep_their_own_statistics(batches):
 
 def test_a_second_layer_sees_batches_normalized_by_their_own_statistics(batches):
     first, second = (init_norm(NORM, 2) for _ in range(2))
-    quiet = forgetful(NORM)
 
     @jax.jit
-    def collect(x):
-        x, one = apply_norm(quiet, first[0], first[1], x, Mode.TRAIN)
-        _, two = apply_norm(quiet, second[0], second[1], jax.nn.relu(x), Mode.TRAIN)
+    def collect(state, x):
+        x, one = apply_norm(NORM, first[0], state["one"], x, Mode.MOMENTS)
+        _, two = apply_norm(NORM, second[0], state["two"][0], jax.nn.relu(x), Mode.MOMENTS)
         return {"one": one, "two": (two, None)}
 
     found = population_state(collect, batches, {"one": first[1], "two": (second[1], None)})
@@ -143,17 +143,11 @@ def test_grouped_fills_in_the_training_groups_where_a_norm_leaves_them_open(make
     assert found == (BatchNorm(decay=0.5, norm_batch=8),) * 2 + (BatchNorm(norm_batch=2),)
 
 
-def test_forgetful_keeps_one_batch_only_and_changes_nothing_else(make_detector):
-    norm = BatchNorm(unbiased=True, norm_batch=4, eps=0.1)
-    found = forgetful(make_detector(norm))
-    assert found == make_detector(dataclasses.replace(norm, decay=0.0, unbiased=False))
-
-
 @pytest.mark.parametrize("norm", [LayerNorm(axes="c"), GroupNorm(groups=2), NoNorm()])
 def test_specs_without_batch_norm_are_left_alone(norm, make_detector):
     detector = make_detector(norm)
     assert not has_batch_norm(detector)
-    assert grouped(detector, 8) == forgetful(detector) == detector
+    assert grouped(detector, 8) == detector
 
 
 def test_one_batch_norm_anywhere_is_found(make_detector):
@@ -161,3 +155,36 @@ def test_one_batch_norm_anywhere_is_found(make_detector):
     head = dataclasses.replace(detector.head, norm=BatchNorm())
     assert has_batch_norm(dataclasses.replace(detector, head=head))
     assert has_batch_norm(BatchNorm())
+
+
+@pytest.mark.parametrize("affine", ["shared", "separate"])
+@pytest.mark.parametrize("statistics", ["separate", "shared", "joint"])
+def test_precise_statistics_of_a_head_are_the_moments_of_its_levels(statistics, affine, key):
+    head = RetinaHead(depth=1, norm=NORM, level_statistics=statistics, level_affine=affine)
+    params, state = init_head(key, head, channels=2, levels=3, anchors=1, classes=2)
+    sizes = {3: 8, 4: 4, 5: 2}
+    draw = lambda i, level: (
+        level
+        * jax.random.normal(jax.random.fold_in(key, 9 * i + level), (2, *[sizes[level]] * 2, 2))
+    )
+    batches = [{level: draw(i, level) + 10 * i for level in sizes} for i in range(3)]
+    collect = lambda state, pyramid: apply_head(head, params, state, pyramid, Mode.MOMENTS)[-1]
+    found = population_state(jax.jit(collect), batches, state)
+
+    kernel = params.class_tower[0].kernel
+    maps = {
+        level: [np.asarray(conv(b[level], kernel), np.float64) for b in batches] for level in sizes
+    }
+    flat = {level: np.concatenate([x.reshape(-1, 2) for x in xs]) for level, xs in maps.items()}
+    sets = (
+        list(flat.values()) if statistics == "separate" else [np.concatenate(list(flat.values()))]
+    )
+    own = found.class_tower[0]
+    np.testing.assert_allclose(np.atleast_2d(own.mean), [x.mean(0) for x in sets], rtol=1e-4)
+    np.testing.assert_allclose(np.atleast_2d(own.var), [x.var(0) for x in sets], rtol=1e-4)
+
+
+def test_moments_of_no_value_leave_the_running_statistics():
+    state, _ = collector(NORM)
+    found = population_state(lambda state, batch: dataclasses.replace(state), [None], state)
+    chex.assert_trees_all_equal(found, state)

@@ -48,7 +48,7 @@ STATELESS = [
 MODES = [
     Mode(stats=stats, update=update, stochastic=stochastic)
     for stats in ("batch", "running")
-    for update in (True, False)
+    for update in ("none", "running", "moments")
     for stochastic in (True, False)
 ]
 
@@ -90,9 +90,11 @@ def test_source_and_update_are_independent_switches(mode, x):
     params, state = init_norm(BN, 4)
     y, new = apply_norm(BN, params, state, x, mode)
     by_batch, updated = apply_norm(BN, params, state, x, Mode.TRAIN)
+    _, merged = apply_norm(BN, params, state, x, Mode.MOMENTS)
     by_running = x / np.sqrt(1 + BN.eps)
     np.testing.assert_allclose(y, by_batch if mode.stats == "batch" else by_running, rtol=1e-5)
-    chex.assert_trees_all_equal(new, updated if mode.update else state)
+    after = {"none": state, "running": updated, "moments": merged}
+    chex.assert_trees_all_equal(new, after[mode.update])
 
 
 @pytest.mark.parametrize("norm", STATELESS, ids=lambda n: n.kind)
@@ -444,7 +446,7 @@ def test_a_standardized_kernel_forgets_the_scale_of_its_weights(kernel, key):
 
 def test_running_statistics_can_normalize_in_training(x):
     params, state = init_norm(BN, 4)
-    mode = Mode(stats="running", update=True)
+    mode = Mode(stats="running", update="running")
     y, new = apply_norm(BN, params, state, x, mode)
     np.testing.assert_allclose(
         y, batch_norm_eval(x, state.mean, state.var, params.scale, params.bias, eps=BN.eps)

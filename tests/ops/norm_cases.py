@@ -33,7 +33,7 @@ EPS = 1e-3
 SHAPE = (4, 2, 2, 4)
 # For what is compiled to run once, where compiling takes nearly all the time.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
-RUNNING = Mode(stats="running", update=True)
+RUNNING = Mode(stats="running", update="running")
 # With the 8 images that `fill` says were seen: factors within 1.2, shifts within 0.1.
 LIMITS = Renorm(r_max=1.4, d_max=0.2, start=0, r_full=16, d_full=16)
 
@@ -51,7 +51,7 @@ class Arm:
     @property
     def takes_mask(self):
         """Whether a mask can change anything: where statistics of pixels are taken."""
-        updates = isinstance(self.norm, BatchNorm) and self.mode.update
+        updates = isinstance(self.norm, BatchNorm) and self.mode.update != "none"
         return "h" not in self.sees or updates
 
 
@@ -185,7 +185,7 @@ def _moments(x, number, valid):
 
 
 def _updated(arm, state, x, valid):
-    if isinstance(arm.norm, FrozenBatchNorm) or not arm.mode.update:
+    if isinstance(arm.norm, FrozenBatchNorm) or arm.mode.update == "none":
         return state.mean, state.var
     mean, var = (moment[0, 0, 0] for moment in _moments(x, sets("c", x.shape), valid))
     count = valid[..., 0].sum()

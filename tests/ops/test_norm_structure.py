@@ -80,7 +80,7 @@ def declared(arm, mask):
         allowed |= {(moment, moment): equal(each, each) for moment in ("mean", "var")}
         if arm.mode.stats == "running" or isinstance(arm.norm, FrozenBatchNorm):
             allowed |= {("y", moment): own for moment in ("mean", "var")}
-        if arm.mode.update and isinstance(arm.norm, BatchNorm):
+        if arm.mode.update != "none" and isinstance(arm.norm, BatchNorm):
             allowed |= {(moment, "x"): equal(each, channel) & counts for moment in ("mean", "var")}
     return allowed
 

@@ -61,6 +61,8 @@ Count = Bounds(least=1.0, below=2.0**31)
 """A number of things, that fits an int32 on a device."""
 Fraction = Bounds(least=0.0, below=1.0)
 """A share that must leave something: momentum, decay, dropped branches."""
+Inside = Bounds(above=0.0, below=1.0)
+"""A share that is neither nothing nor all."""
 Share = Bounds(least=0.0, most=1.0)
 """A share of a whole."""
 

@@ -119,7 +119,7 @@ NORM = "model.backbone.norm"
             "model.classes: is 3, but the data has 4 classes .*set model.classes = 4",
         ),
         ("model.head.depth", -1, "model.head: depth is -1; it must be 0 or more"),
-        ("objective.smooth_l1_beta", 0.0, "beta must be positive"),
+        ("objective.smooth_l1_beta", 0.0, "objective.smooth_l1_beta: is 0.0; it must be above 0"),
         ("train.batch_size", "8", "train.batch_size: is '8'; it must be a valid integer"),
         ("train.batch_size", 8.5, "train.batch_size: is 8.5; it must be a valid integer"),
         ("train.batch_size", True, "train.batch_size: is True; it must be a valid integer"),
@@ -128,7 +128,7 @@ NORM = "model.backbone.norm"
             "cubic",
             "train.rule: is 'cubic'; it must be 'constant', 'linear' or 'sqrt'",
         ),
-        ("train.learning_rate", -1.0, "train.learning_rate: is -1.0; it must be above 0"),
+        ("train.learning_rate", -1.0, "train.learning_rate: is -1.0; it must be at least 1.2e-38"),
         ("train.learning_rate", float("nan"), "train.learning_rate: is nan; it must be a finite"),
         ("evaluate.area_bounds", [1.0], "evaluate.area_bounds.1: is required"),
         (

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from fpnlab.model.detector import (
     detect,
     detector_anchors,
 )
-from fpnlab.spec import spec
+from fpnlab.spec import Bounds, Count, Positive, SpecError, spec
 from fpnlab.types import Batch, Detections, Mode
 
 
@@ -25,23 +25,20 @@ from fpnlab.types import Batch, Detections, Mode
 class Evaluate:
     """How a trained detector is measured."""
 
-    batch_size: int = 64
+    batch_size: Annotated[int, Count] = 64
     """Images per forward pass; a multiple of the training batch, or the reverse."""
-    population_examples: int = 1024
+    population_examples: Annotated[int, Bounds(least=2.0, most=1e7)] = 1024
     """Training images from which precise statistics are computed (arXiv:2105.07576)."""
-    area_bounds: tuple[float, float] = (32.0**2, 96.0**2)
+    area_bounds: Annotated[tuple[float, float], Positive] = (32.0**2, 96.0**2)
     """Areas in square pixels that end `small` and `medium`; COCO's suit images of 640 pixels."""
-    gradient_draws: int | None = None
+    gradient_draws: Annotated[int | None, Bounds(least=2.0, below=2.0**31)] = None
     """Gradients a norm batch from which the noise of batch norm is measured; none: it is not."""
 
     def __post_init__(self):
-        if self.batch_size < 1 or self.population_examples < 1:
-            raise ValueError("batch_size and population_examples must be 1 or more")
-        if self.gradient_draws is not None and self.gradient_draws < 2:
-            raise ValueError(
-                f"gradient_draws is {self.gradient_draws}; a spread needs 2 or more (8 are a good "
-                "number), and none measures nothing"
-            )
+        small, medium = self.area_bounds
+        if small >= medium:
+            wrong = f"is {self.area_bounds}; the bound of small must be below that of medium"
+            raise SpecError("Evaluate", [("area_bounds", wrong)])
 
 
 class Evaluation(NamedTuple):

@@ -55,6 +55,20 @@ def write_csv(study: Study, path: pathlib.Path) -> None:
                 writer.writerow([*own, examples_per_second(trial), evaluation, *measured])
 
 
+def group_sizes(norm_batch: dict[str, int | None] | int | None) -> int | str | None:
+    """Returns the images in a statistics group: one number, or, where positions differ, of each.
+
+    Args:
+      norm_batch: by position; older results have one number.
+    """
+    if not isinstance(norm_batch, dict):
+        return norm_batch
+    groups = {position: size for position, size in norm_batch.items() if size is not None}
+    if len(set(groups.values())) <= 1 and len(groups) in (0, len(norm_batch)):
+        return next(iter(groups.values()), None)
+    return " ".join(f"{position}={size}" for position, size in groups.items())
+
+
 def axis_column(path: str) -> str:
     """Returns the name of the axis value's column: the field's, if no other column has that."""
     name = path.rpartition(".")[2]
@@ -62,7 +76,10 @@ def axis_column(path: str) -> str:
 
 
 def _own(trial: Trial, field: str) -> Any:
-    return trial.name if field == "trial" else trial.result.get(field)
+    if field == "trial":
+        return trial.name
+    value = trial.result.get(field)
+    return group_sizes(value) if field == "norm_batch" else value
 
 
 def examples_per_second(trial: Trial) -> float | None:

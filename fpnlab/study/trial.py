@@ -8,6 +8,7 @@ there is never run again.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -22,6 +23,7 @@ import numpy as np
 from fpnlab.config import Experiment, Trial, config_hash, resolved
 from fpnlab.data.dataset import Dataset
 from fpnlab.model.norm import NormState
+from fpnlab.model.positions import norm_batches
 from fpnlab.probe.finite import first_not_finite
 from fpnlab.study.diagnosis import diagnose
 from fpnlab.study.environment import environment
@@ -31,7 +33,9 @@ from fpnlab.study.task import evaluated, measure, without_loss
 from fpnlab.study.training import Interrupted, Run, checkpoints_of, initial_state, train
 from fpnlab.study.views import batch_at, population_size, training_view
 from fpnlab.train.parallel import of_first
+from fpnlab.train.passes import split_passes
 from fpnlab.train.step import TrainState, step_loss
+from fpnlab.types import unwatched
 
 
 def run_trial(
@@ -168,7 +172,7 @@ def _measure(trial, dataset, folder, state):
         "examples": steps * experiment.train.batch_size,
         "steps": steps,
         "class_names": list(dataset.class_names),
-        "norm_batch": _norm_batch(state, experiment) if counts else None,
+        "norm_batch": norm_batches(experiment.model, experiment.train.statistics_group),
         "smallest_count": min(counts, default=None),
         "final_loss": records[-1]["loss"] if records else math.nan,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
@@ -192,21 +196,35 @@ def _divergence(experiment, dataset, state):
     Every later one was refused too, so that the state is the one before it but for its count.
     """
     at = int(state.step) - int(state.refused)
-    batch = batch_at(experiment, dataset, at)
     before = dataclasses.replace(state, step=jnp.asarray(at))
-
-    def loss_of(params, watch):
-        spec = experiment.model, experiment.objective, experiment.train
-        return step_loss(*spec, before, batch, watch)(params)[0]
-
-    inputs = {"batch": batch, "state": state.state}
-    where = first_not_finite(loss_of, state.params, inputs) or "the update"
+    where = first_of_step(experiment, before, batch_at(experiment, dataset, at)) or "the update"
     return f"loss or gradient not finite at step {at + 1}; first not finite: {where}"
 
 
-def _norm_batch(state, experiment):
-    norm = experiment.model.backbone.norm
-    return getattr(norm, "norm_batch", None) or experiment.train.statistics_group
+def first_of_step(experiment: Experiment, state: TrainState, batch: Any) -> str | None:
+    """Returns what is not finite first in a step, pass by pass as in training; None if nothing is.
+
+    Args:
+      experiment: what is trained.
+      state: the state before the step.
+      batch: its images.
+    """
+    train = experiment.train
+    for i, images in enumerate(split_passes(batch, train.passes)):
+        number = jnp.asarray(i, jnp.int32) if train.passes > 1 else None
+        run = functools.partial(_pass_loss, experiment, state, images, number)
+        loss_of = lambda params, watch, run=run: run(params, watch)[0]
+        inputs = {"batch": images, "state": state.state}
+        if first := first_not_finite(loss_of, state.params, inputs):
+            return first
+        _, (_, statistics) = jax.jit(run, static_argnums=1)(state.params, unwatched)
+        state = dataclasses.replace(state, state=statistics)
+    return None
+
+
+def _pass_loss(experiment, state, images, number, params, watch):
+    spec = experiment.model, experiment.objective, experiment.train
+    return step_loss(*spec, state, images, watch, number)(params)
 
 
 def _claim(folder, experiment):

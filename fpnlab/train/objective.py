@@ -1,6 +1,6 @@
 """What a network is trained to say, and how wrong it is."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from fpnlab.model.detector import DetectorOutput
 from fpnlab.ops import boxes as box_ops
 from fpnlab.ops.losses import giou_loss, sigmoid_focal_loss, smooth_l1
 from fpnlab.ops.match import match_max_iou
-from fpnlab.spec import spec
+from fpnlab.spec import Fraction, Inside, NonNegative, Positive, Share, spec
 from fpnlab.types import Batch, LabelledBatch
 
 
@@ -21,14 +21,8 @@ class CrossEntropy:
     """Cross-entropy of a classifier's classes."""
 
     kind: Literal["cross_entropy"] = "cross_entropy"
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Fraction] = 0.0
     """Share of every target given to all classes alike (arXiv:1512.00567, section 7)."""
-
-    def __post_init__(self):
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1"
-            )
 
 
 @spec
@@ -36,26 +30,26 @@ class Objective:
     """Focal loss for classes plus a loss for boxes (arXiv:1708.02002, section 4)."""
 
     kind: Literal["detection"] = "detection"
-    positive_iou: float = 0.5
+    positive_iou: Annotated[float, Share] = 0.5
     """An anchor that overlaps a box by this much or more is trained to find it."""
-    negative_iou: float = 0.4
+    negative_iou: Annotated[float, Share] = 0.4
     """An anchor below it is background; those between take no part."""
-    focal_alpha: float = 0.25
+    focal_alpha: Annotated[float, Inside] = 0.25
     """Weight of positives against negatives."""
-    focal_gamma: float = 2.0
+    focal_gamma: Annotated[float, NonNegative] = 2.0
     """How strongly well-classified anchors are discounted."""
     box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
     """Loss of positive anchors' boxes: on offsets, or on overlap (arXiv:1902.09630)."""
-    smooth_l1_beta: float = 0.11
+    smooth_l1_beta: Annotated[float, Positive] = 0.11
     """Offset at which smooth L1 turns from quadratic to linear."""
-    box_weight: float = 1.0
+    box_weight: Annotated[float, NonNegative] = 1.0
     """Weight of the box loss against the class loss."""
 
     def __post_init__(self):
-        if not 0 <= self.negative_iou <= self.positive_iou <= 1:
+        if self.negative_iou > self.positive_iou:
             raise ValueError(
                 f"negative_iou is {self.negative_iou} and positive_iou {self.positive_iou}; "
-                "they must lie between 0 and 1, the negative one not above the positive"
+                "the negative one must not be above the positive"
             )
 
 

@@ -45,7 +45,7 @@ def gradient(
         sums = jax.tree.map(lambda mean: jnp.maximum(count, 1) * mean, means)
         return (state, jax.tree.map(jnp.add, total, (sums, count))), None
 
-    split = jax.tree.map(lambda leaf: leaf.reshape(passes, -1, *leaf.shape[1:]), batch)
+    split = _by_pass(batch, passes)
     first = jax.tree.map(lambda leaf: leaf[0], split)
     _, *like = jax.eval_shape(one, state, first, jnp.zeros((), jnp.int32))
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tuple(like))
@@ -56,3 +56,13 @@ def gradient(
     )
     found, logs = jax.tree.map(lambda total: total / jnp.maximum(count, 1), sums)
     return found, logs, state
+
+
+def split_passes(batch: Any, passes: int) -> list[Any]:
+    """Returns the images of each pass of a batch, in their order."""
+    split = _by_pass(batch, passes)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], split) for i in range(passes)]
+
+
+def _by_pass(batch, passes):
+    return jax.tree.map(lambda leaf: leaf.reshape(passes, -1, *leaf.shape[1:]), batch)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from fpnlab.model.norm import grouped
 from fpnlab.ops.keys import named_key
-from fpnlab.spec import Count, Positive, spec
+from fpnlab.spec import Bounds, Count, Fraction, NonNegative, Positive, SpecError, spec
 from fpnlab.train.objective import CrossEntropy, Objective
 from fpnlab.train.passes import gradient
 from fpnlab.train.schedule import Cosine, Schedule, scheduled
@@ -27,7 +27,7 @@ class Sgd:
     """Stochastic gradient descent with Nesterov momentum."""
 
     kind: Literal["sgd"] = "sgd"
-    momentum: float = 0.9
+    momentum: Annotated[float, Fraction] = 0.9
     """Share of the old velocity kept per step."""
 
 
@@ -36,9 +36,9 @@ class AdamW:
     """Adam with decoupled weight decay (arXiv:1711.05101)."""
 
     kind: Literal["adamw"] = "adamw"
-    b1: float = 0.9
+    b1: Annotated[float, Fraction] = 0.9
     """Share of the old first moment kept per step."""
-    b2: float = 0.999
+    b2: Annotated[float, Fraction] = 0.999
     """Share of the old second moment kept per step."""
 
 
@@ -52,13 +52,13 @@ class Train:
     """Optimizer steps in all, as many at every batch size; none: those of `examples`."""
     batch_size: Annotated[int, Count]
     """Images per optimizer step."""
-    micro_batch: int | None = None
+    micro_batch: Annotated[int | None, Count] = None
     """Images per pass through the network; a step sums the gradients of its passes; none: all."""
-    norm_batch: int | None = None
+    norm_batch: Annotated[int | None, Count] = None
     """Images per statistics group of every batch norm that leaves it open; none: the batch."""
     optimizer: Sgd | AdamW = Sgd()
     """What turns gradients into updates."""
-    learning_rate: Annotated[float, Positive]
+    learning_rate: Annotated[float, Bounds(least=1.2e-38, most=3.4e38)]
     """Peak rate at `reference_batch` images a step."""
     rule: Literal["constant", "linear", "sqrt"] = "linear"
     """How the peak rate grows with `batch_size / reference_batch` (arXiv:1706.02677)."""
@@ -66,11 +66,11 @@ class Train:
     """Batch size to which `learning_rate` refers."""
     schedule: Schedule = Cosine()
     """Share of the peak rate over the examples seen."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, NonNegative] = 1e-4
     """L2 decay of kernels; never of scales and biases."""
-    clip_norm: float | None = 10.0
+    clip_norm: Annotated[float | None, Positive] = 10.0
     """Largest norm of the whole gradient; none: no limit."""
-    ema_examples: int | None = None
+    ema_examples: Annotated[int | None, Count] = None
     """Evaluate weights averaged over about so many last examples; none: the last weights."""
     statistics: Literal["batch", "running"] = "batch"
     """What normalizes in training: the batch, or the running statistics that it then updates."""
@@ -83,14 +83,18 @@ class Train:
             raise ValueError(f"give examples or updates ({given} given); the other is none")
         if self.batch_size > self.total_examples:
             raise ValueError(f"batch_size is {self.batch_size}, more than examples={self.examples}")
+        if self.total_examples >= 2**31:
+            wrong = f"is {self.updates}, which is {self.total_examples} examples; below 2**31"
+            raise SpecError("Train", [("updates", wrong)])
         self._check_divides("micro_batch", "batch_size", "passes")
         whole = "batch_size" if self.micro_batch is None else "micro_batch"
         self._check_divides("norm_batch", whole, "groups")
 
     def _check_divides(self, part: str, whole: str, parts: str) -> None:
         size, total = getattr(self, part), getattr(self, whole)
-        if size is not None and (size < 1 or total % size):
-            fits = [k for k in range(1, total + 1) if total % k == 0]
+        if size is not None and total % size:
+            low = [k for k in range(1, math.isqrt(total) + 1) if total % k == 0]
+            fits = sorted({*low, *(total // k for k in low)})
             raise ValueError(
                 f"{part} is {size}, and {whole}={total} does not split into such {parts}; these "
                 f"do: {', '.join(map(str, fits))}"
@@ -107,6 +111,11 @@ class Train:
     def steps(self) -> int:
         """Optimizer steps in all; examples that do not fill a last batch are not used."""
         return self.total_examples // self.batch_size
+
+    @property
+    def passes(self) -> int:
+        """Passes through the network in a step."""
+        return self.batch_size // (self.micro_batch or self.batch_size)
 
     @property
     def statistics_group(self) -> int:
@@ -194,11 +203,10 @@ def train_step(
         its = dataclasses.replace(state, state=statistics)
         return step_loss(model, objective, train, its, images, number=number)(params)
 
-    passes = train.batch_size // (train.micro_batch or train.batch_size)
-    found, logs, statistics = gradient(loss_of, state.params, state.state, batch, passes)
+    found, logs, statistics = gradient(loss_of, state.params, state.state, batch, train.passes)
     seen = state.step * train.batch_size
     peak = train.peak_rate if peak_rate is None else peak_rate
-    rate = peak * scheduled(train.schedule, train.total_examples, seen)
+    rate = peak * scheduled(train.schedule, train.total_examples, seen, train.batch_size)
     params = cast(Any, state.params)  # optax has no name for trees of dataclasses
     updates, optimizer = _optimizer(train).update(found, state.optimizer, params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)

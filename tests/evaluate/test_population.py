@@ -162,23 +162,19 @@ def test_one_batch_norm_anywhere_is_found(make_detector):
 def test_precise_statistics_of_a_head_are_the_moments_of_its_levels(statistics, affine, key):
     head = RetinaHead(depth=1, norm=NORM, level_statistics=statistics, level_affine=affine)
     params, state = init_head(key, head, channels=2, levels=3, anchors=1, classes=2)
-    sizes = {3: 8, 4: 4, 5: 2}
-    draw = lambda i, level: (
-        level
-        * jax.random.normal(jax.random.fold_in(key, 9 * i + level), (2, *[sizes[level]] * 2, 2))
+    sides = {3: 8, 4: 4, 5: 2}
+    random = np.random.default_rng(0)
+    draw = lambda i, level: jnp.asarray(
+        random.normal(10 * i, level, (2, sides[level], sides[level], 2)), jnp.float32
     )
-    batches = [{level: draw(i, level) + 10 * i for level in sizes} for i in range(3)]
+    batches = [{level: draw(i, level) for level in sides} for i in range(3)]
     collect = lambda state, pyramid: apply_head(head, params, state, pyramid, Mode.MOMENTS)[-1]
     found = population_state(jax.jit(collect), batches, state)
 
     kernel = params.class_tower[0].kernel
-    maps = {
-        level: [np.asarray(conv(b[level], kernel), np.float64) for b in batches] for level in sizes
-    }
-    flat = {level: np.concatenate([x.reshape(-1, 2) for x in xs]) for level, xs in maps.items()}
-    sets = (
-        list(flat.values()) if statistics == "separate" else [np.concatenate(list(flat.values()))]
-    )
+    values = lambda x: np.asarray(conv(x, kernel), np.float64).reshape(-1, 2)
+    levels = [np.concatenate([values(batch[level]) for batch in batches]) for level in sides]
+    sets = levels if statistics == "separate" else [np.concatenate(levels)]
     own = found.class_tower[0]
     np.testing.assert_allclose(np.atleast_2d(own.mean), [x.mean(0) for x in sets], rtol=1e-4)
     np.testing.assert_allclose(np.atleast_2d(own.var), [x.var(0) for x in sets], rtol=1e-4)

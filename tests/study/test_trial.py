@@ -24,12 +24,14 @@ from fpnlab.config import config_hash, resolved
 from fpnlab.data.dataset import Dataset, stream_order
 from fpnlab.evaluate.detection import Evaluation
 from fpnlab.model.norm import NoNorm
+from fpnlab.study import trial as trial_module
 from fpnlab.study.files import RunFolderError
 from fpnlab.study.training import Interrupted, initial_state
-from fpnlab.study.trial import evaluate_run, restored_state
+from fpnlab.study.trial import evaluate_run, first_of_step, restored_state
 from fpnlab.study.verify import verify
-from fpnlab.study.views import training_view
+from fpnlab.study.views import batch_at, training_view
 from fpnlab.train.checkpoint import CheckpointError, Checkpoints
+from fpnlab.train.step import step_loss
 from fpnlab.types import Batch
 
 STEPS_LOGGED = [2, 4, 6, 8, 10, 12]
@@ -88,7 +90,11 @@ def test_a_run_leaves_all_its_files_and_a_full_result(unbroken, experiment, data
     assert "jax" in json.loads((unbroken / "env.json").read_text())["versions"]
     result = json.loads((unbroken / "result.json").read_text())
     assert (result["status"], result["error"]) == ("done", None)
-    assert (result["steps"], result["examples"], result["norm_batch"]) == (12, 48, 4)
+    assert (result["steps"], result["examples"]) == (12, 48)
+    assert set(result["norm_batch"].values()) == {4}
+    assert list(result["norm_batch"]) == [
+        *("stem", "branch", "last", "shortcut", "lateral", "output", "head")
+    ]
     assert result["smallest_count"] == 4 * 2 * 2
     assert list(result["metrics"]) == ["running", "precise", "batch"]
     assert result["final_loss"] == records(unbroken)[-1]["loss"]
@@ -342,7 +348,7 @@ def test_a_diverged_run_keeps_its_last_finite_parameters_and_is_measured(
     first = int(re.match(r"loss or gradient not finite at step (\d+); first", result["error"])[1])
     assert steps[-1] - 2 < first <= steps[-1]
     assert result["final_loss"] is None
-    assert (result["norm_batch"], result["smallest_count"]) == (None, None)
+    assert (set(result["norm_batch"].values()), result["smallest_count"]) == ({None}, None)
     assert set(result["metrics"]) == {"running", "precise", "batch"}
     state = restored_state(tmp_path, diverging)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.state)))
@@ -411,3 +417,19 @@ def test_a_moved_run_folder_is_still_the_same_run(unbroken, experiment, no_data,
     shutil.copytree(unbroken, moved)
     assert run(experiment, no_data, moved)[1] == []
     assert fingerprint(moved, experiment) == fingerprint(unbroken, experiment)
+
+
+def test_a_diverged_step_is_replayed_in_the_passes_of_training(experiment, dataset, monkeypatch):
+    split = dataclasses.replace(experiment.train, micro_batch=2, batch_size=4, norm_batch=2)
+    split = dataclasses.replace(experiment, train=split)
+    replayed = []
+
+    def spy(model, objective, train, state, batch, watch, number):
+        replayed.append((len(batch.images), int(number)))
+        return step_loss(model, objective, train, state, batch, watch, number)
+
+    monkeypatch.setattr(trial_module, "step_loss", spy)
+    state = initial_state(split)
+    assert first_of_step(split, state, batch_at(split, dataset, 0)) is None
+    assert set(replayed) == {(2, 0), (2, 1)}
+    assert len(replayed) == 4  # each traced for the loss, and for the statistics after it

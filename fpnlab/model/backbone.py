@@ -1,7 +1,7 @@
 """ResNet: a stem and stages of residual blocks, giving one map a pyramid level."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxtyping import Array, Bool, Float
 
@@ -19,7 +19,7 @@ from fpnlab.model.block import (
 from fpnlab.model.norm import Norm, NormState, activate
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.pooling import max_pool
-from fpnlab.spec import spec
+from fpnlab.spec import Bounds, Fraction, SpecError, spec
 from fpnlab.types import Features, Key, Mode, Watch, tree, unwatched
 
 
@@ -27,18 +27,16 @@ from fpnlab.types import Features, Key, Mode, Watch, tree, unwatched
 class Stem:
     """The layers before the first block."""
 
-    size: int = 7
+    size: Annotated[int, Bounds(least=1.0, most=99.0)] = 7
     """Kernel size of the convolution, pixels; odd."""
-    stride: int = 2
-    """Stride of the convolution: 1, 2 or 4."""
+    stride: Literal[1, 2, 4] = 2
+    """Stride of the convolution."""
     pool: bool = True
     """Whether a 3x3 max pooling of stride 2 follows."""
 
     def __post_init__(self):
         if self.size % 2 == 0:
             raise ValueError(f"size is {self.size}; it must be odd, so that the padding is even")
-        if self.stride not in (1, 2, 4):
-            raise ValueError(f"stride is {self.stride}; it must be 1, 2 or 4")
 
 
 @spec
@@ -47,9 +45,9 @@ class ResNet:
 
     block: Literal["basic", "bottleneck"] = "basic"
     """Kind of residual block."""
-    depths: tuple[int, ...]
+    depths: Annotated[tuple[int, ...], Bounds(least=1.0, most=10_000.0)]
     """Blocks in each stage; every stage but the first halves the map."""
-    widths: tuple[int, ...]
+    widths: Annotated[tuple[int, ...], Bounds(least=1.0, most=1e5)]
     """Channels inside the blocks of each stage; a bottleneck's maps are four times wider."""
     stem: Stem = Stem()
     """The layers before the first block; as wide as the first stage's `widths`."""
@@ -64,19 +62,18 @@ class ResNet:
     shortcut: Literal["projection", "pad"] = "projection"
     """Where a block changes the shape: a 1x1 convolution (option B), or the input subsampled and
     padded with channels of zeros (option A)."""
-    drop_path: float = 0.0
+    drop_path: Annotated[float, Fraction] = 0.0
     """Stochastic depth: share of dropped branches in the last block, rising from 0 at the first."""
 
     def __post_init__(self):
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path is {self.drop_path}; it must be at least 0 and below 1")
         if len(self.depths) != len(self.widths):
             raise ValueError(
                 f"depths has {len(self.depths)} stages and widths {len(self.widths)}; "
                 "give one number a stage in both"
             )
-        if not self.depths or min(*self.depths, *self.widths) < 1:
-            raise ValueError("depths and widths must be lists of numbers of 1 or more")
+        if not 1 <= len(self.depths) <= 16:
+            wrong = f"has {len(self.depths)} stages; it must have 1 to 16"
+            raise SpecError("ResNet", [("depths", wrong)])
 
     @property
     def first_level(self) -> int:

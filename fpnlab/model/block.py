@@ -1,7 +1,7 @@
 """The convolution with its norm, and the residual blocks made of it."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from fpnlab.ops.conv import conv
 from fpnlab.ops.kernel import scale_standardize_kernel, standardize_kernel
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.residual import drop_path
-from fpnlab.spec import spec
+from fpnlab.spec import Count, Fraction, spec
 from fpnlab.types import Key, Mode, tree
 
 
@@ -34,15 +34,16 @@ def init_conv_norm(
     outputs: int,
     *,
     scale: float = 1.0,
+    deviation: float | None = None,
     affine_levels: int | None = None,
     state_levels: int | None = None,
 ) -> tuple[ConvNormParams, NormState | None]:
     """Returns a ``size x size`` kernel and its norm.
 
-    The kernel is drawn from a normal distribution of variance 2 / fan-out (arXiv:1502.01852,
-    section 2.2); the other arguments are those of ``init_norm``.
+    The kernel is drawn from a normal distribution of the ``deviation`` given, or of variance 2 /
+    fan-out (arXiv:1502.01852, section 2.2); the other arguments are those of ``init_norm``.
     """
-    deviation = math.sqrt(2 / (size * size * outputs))
+    deviation = math.sqrt(2 / (size * size * outputs)) if deviation is None else deviation
     kernel = deviation * jax.random.normal(key, (size, size, inputs, outputs))
     norm_params, state = init_norm(
         norm, outputs, scale=scale, affine_levels=affine_levels, state_levels=state_levels
@@ -94,12 +95,12 @@ class Block:
 
     kind: Literal["basic", "bottleneck"]
     """`basic`: two 3x3; `bottleneck`: 1x1, 3x3 (which carries the stride), 1x1 four times wider."""
-    inputs: int
+    inputs: Annotated[int, Count]
     """Channels of the maps that come in."""
-    width: int
+    width: Annotated[int, Count]
     """Channels inside the branch."""
-    stride: int
-    """1, or 2 to halve the map."""
+    stride: Literal[1, 2]
+    """2 halves the map."""
     norm: Norm
     """After each convolution of the branch but the last."""
     last_norm: Norm
@@ -109,7 +110,7 @@ class Block:
     shortcut: Literal["projection", "pad"] = "projection"
     """What a shortcut is where the shape changes: a 1x1 convolution (option B), or the input
     subsampled and padded with channels of zeros, without parameters (option A)."""
-    drop_path: float = 0.0
+    drop_path: Annotated[float, Fraction] = 0.0
     """Share of the images for which the branch is left out in training."""
 
     def __post_init__(self):

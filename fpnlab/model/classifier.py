@@ -1,16 +1,17 @@
 """The classifier: a backbone, its last map averaged over space, and one dense layer."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fpnlab.model.backbone import ResNet, ResNetParams, ResNetState, apply_resnet, init_resnet
+from fpnlab.model.pixels import standardize_pixels
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.pooling import global_average_pool
-from fpnlab.spec import spec
+from fpnlab.spec import Count, Fraction, Positive, spec
 from fpnlab.types import Key, Mode, Watch, tree, unwatched
 
 
@@ -19,22 +20,16 @@ class Classifier:
     """A residual network with global average pooling and a dense layer (arXiv:1512.03385)."""
 
     kind: Literal["classifier"] = "classifier"
-    classes: int
+    classes: Annotated[int, Count]
     """Number of classes; equal to that of the data."""
     backbone: ResNet
     """Images to maps, of which the last is classified."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Fraction] = 0.0
     """Share of the pooled features set to 0 in training (arXiv:1207.0580)."""
     pixel_mean: float = 127.5
     """Subtracted from the images."""
-    pixel_deviation: float = 64.0
+    pixel_deviation: Annotated[float, Positive] = 64.0
     """Divides the images after that."""
-
-    def __post_init__(self):
-        if self.classes < 1:
-            raise ValueError(f"classes is {self.classes}; it must be 1 or more")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
 
 @tree
@@ -91,17 +86,18 @@ def apply_classifier(
       classifier: what to compute.
       params: its parameters, float32.
       state: its running statistics, float32.
-      images: pixels from 0 to 255; their dtype is that of the backbone's computation (float32,
-        bfloat16). Pooling and the dense layer compute in float32.
+      images: pixels from 0 to 255; the dtype of floats is that of the backbone's computation, that
+        of integers is float32. Pooling and the dense layer compute in float32.
       mode: where norms take their statistics from, and whether features are dropped.
       key: draws the features and branches to drop; needed where ``dropout`` or the backbone's
         ``drop_path`` is above 0 and the mode stochastic.
       watch: called with the name and the output of each layer.
 
     Raises:
+      TypeError: images of booleans or complex numbers.
       ValueError: something is to be dropped and there is no key.
     """
-    x = (images - classifier.pixel_mean) / classifier.pixel_deviation
+    x = standardize_pixels(images, classifier.pixel_mean, classifier.pixel_deviation)
     features, backbone = apply_resnet(
         classifier.backbone,
         params.backbone,

@@ -1,6 +1,6 @@
 """The one-stage detector: backbone, neck and head composed, and boxes read off their outputs."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,12 @@ from jaxtyping import Array, Float
 from fpnlab.model.backbone import ResNet, ResNetParams, ResNetState, apply_resnet, init_resnet
 from fpnlab.model.head import HeadParams, HeadState, RetinaHead, apply_head, init_head
 from fpnlab.model.neck import Fpn, FpnParams, FpnState, apply_fpn, init_fpn
+from fpnlab.model.pixels import standardize_pixels
 from fpnlab.ops import boxes as box_ops
 from fpnlab.ops.anchors import pyramid_anchors
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.nms import nms
-from fpnlab.spec import spec
+from fpnlab.spec import Bounds, Count, Positive, Share, SpecError, spec
 from fpnlab.types import Detections, Key, Mode, Watch, picture_mask, tree, unwatched
 
 
@@ -22,12 +23,17 @@ from fpnlab.types import Detections, Key, Mode, Watch, picture_mask, tree, unwat
 class Anchors:
     """Reference boxes at every cell of every level (arXiv:1708.02002, section 4)."""
 
-    scale: float = 4.0
+    scale: Annotated[float, Positive] = 4.0
     """Side of the smallest square anchor of a level, in strides of the level."""
-    octaves: int = 3
+    octaves: Annotated[int, Bounds(least=1.0, most=100.0)] = 3
     """Sizes a level: scale * 2**(i / octaves)."""
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    ratios: Annotated[tuple[float, ...], Positive] = (0.5, 1.0, 2.0)
     """Height over width, at equal area."""
+
+    def __post_init__(self):
+        if not 1 <= len(self.ratios) <= 100:
+            wrong = f"has {len(self.ratios)} numbers; it must have 1 to 100"
+            raise SpecError("Anchors", [("ratios", wrong)])
 
     @property
     def per_cell(self) -> int:
@@ -39,19 +45,14 @@ class Anchors:
 class Postprocess:
     """How boxes are picked from the outputs."""
 
-    score_threshold: float = 0.05
+    score_threshold: Annotated[float, Share] = 0.05
     """Lowest score of a detection."""
-    candidates: int = 256
+    candidates: Annotated[int, Bounds(least=1.0, most=1e5)] = 256
     """Best-scored (anchor, class) pairs of an image that enter suppression."""
-    nms_iou: float = 0.5
+    nms_iou: Annotated[float, Share] = 0.5
     """A box that overlaps a better one of its class by more is dropped."""
-    max_detections: int = 100
+    max_detections: Annotated[int, Bounds(least=1.0, most=1e5)] = 100
     """Detections kept an image."""
-
-    def __post_init__(self):
-        for name in ("candidates", "max_detections"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
 
 
 @spec
@@ -59,7 +60,7 @@ class Detector:
     """A RetinaNet: ResNet, feature pyramid and shared dense head (arXiv:1708.02002)."""
 
     kind: Literal["detector"] = "detector"
-    classes: int
+    classes: Annotated[int, Count]
     """Number of classes; equal to that of the data."""
     backbone: ResNet
     """Images to maps."""
@@ -75,7 +76,7 @@ class Detector:
     """Whether the padding around letterboxed pictures stays out of all statistics."""
     pixel_mean: float = 127.5
     """Subtracted from the images."""
-    pixel_deviation: float = 64.0
+    pixel_deviation: Annotated[float, Positive] = 64.0
     """Divides the images after that."""
 
 
@@ -147,19 +148,21 @@ def apply_detector(
       detector: what to compute.
       params: its parameters, float32.
       state: its running statistics, float32.
-      images: pixels from 0 to 255; their dtype is that of the computation (float32, bfloat16).
+      images: pixels from 0 to 255; the dtype of floats is that of the computation, that of integers
+        is float32.
       mode: where norms take their statistics from.
       extent: height and width of the pictures inside the images; needed for ``mask_padding``.
       key: draws the branches to drop; needed for stochastic depth.
       watch: called with the name and the output of each layer.
 
     Raises:
+      TypeError: images of booleans or complex numbers.
       ValueError: ``mask_padding`` without an ``extent``, or the images are smaller than one cell
         of the coarsest level.
     """
     _, height, width, _ = images.shape
     _check_image(detector, (height, width))
-    x = (images - detector.pixel_mean) / detector.pixel_deviation
+    x = standardize_pixels(images, detector.pixel_mean, detector.pixel_deviation)
     mask = None
     if detector.mask_padding:
         if extent is None:

@@ -1,7 +1,7 @@
 """The RetinaNet head: two small towers shared over the pyramid, for classes and for boxes."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from fpnlab.model.norm import (
 )
 from fpnlab.ops.conv import conv
 from fpnlab.ops.keys import named_key
-from fpnlab.spec import spec
+from fpnlab.spec import Bounds, Inside, Positive, spec
 from fpnlab.types import Features, Key, Mode, Watch, tree, unwatched
 
 
@@ -35,7 +35,7 @@ class RetinaHead:
     normalized by themselves fit none of them at test time.
     """
 
-    depth: int = 4
+    depth: Annotated[int, Bounds(least=0.0, most=100.0)] = 4
     """3x3 convolutions in each tower."""
     norm: Norm = NoNorm()
     """After each convolution of a tower."""
@@ -44,14 +44,13 @@ class RetinaHead:
     levels' values together, which then also normalize in training."""
     level_affine: Literal["shared", "separate"] = "shared"
     """One set of norm parameters, or one a level."""
-    prior: float = 0.01
+    prior: Annotated[float, Inside] = 0.01
     """Probability of an object that every anchor starts with (arXiv:1708.02002, section 4.1)."""
+    kernel_deviation: Annotated[float, Positive] = 0.01
+    """Standard deviation of the kernels as they are drawn, of towers and predictors alike
+    (arXiv:1708.02002, section 4.1; torchvision's too)."""
 
     def __post_init__(self):
-        if self.depth < 0:
-            raise ValueError(f"depth is {self.depth}; it must be 0 or more")
-        if not 0 < self.prior < 1:
-            raise ValueError(f"prior is {self.prior}; it must lie between 0 and 1")
         if self.level_statistics == "joint" and not isinstance(self.norm, BatchNorm):
             raise ValueError(
                 f"level_statistics is 'joint' and norm {self.norm.kind!r}; only the statistics of "
@@ -98,6 +97,7 @@ def init_head(
                 3,
                 channels,
                 channels,
+                deviation=head.kernel_deviation,
                 affine_levels=levels if head.level_affine == "separate" else None,
                 state_levels=levels if head.level_statistics == "separate" else None,
             )
@@ -106,7 +106,9 @@ def init_head(
         return tuple(p for p, _ in made), tuple(s for _, s in made)
 
     def predictor(name, outputs, bias):
-        kernel = 0.01 * jax.random.normal(named_key(key, name), (3, 3, channels, outputs))
+        kernel = head.kernel_deviation * jax.random.normal(
+            named_key(key, name), (3, 3, channels, outputs)
+        )
         return Predictor(kernel=kernel, bias=jnp.full((outputs,), bias, jnp.float32))
 
     class_tower, class_state = tower("class_tower")

@@ -1,6 +1,6 @@
 """The feature pyramid network: every level gets the meaning of the coarser ones."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 from jaxtyping import Array, Bool, Float
@@ -9,7 +9,7 @@ from fpnlab.model.block import ConvNormParams, apply_conv_norm, init_conv_norm, 
 from fpnlab.model.norm import NoNorm, Norm, NormState
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.resize import upsample_nearest
-from fpnlab.spec import spec
+from fpnlab.spec import Bounds, spec
 from fpnlab.types import Features, Key, Mode, Watch, tree, unwatched
 
 
@@ -17,11 +17,11 @@ from fpnlab.types import Features, Key, Mode, Watch, tree, unwatched
 class Fpn:
     """A top-down pyramid with lateral connections (arXiv:1612.03144, figure 3)."""
 
-    channels: int = 256
+    channels: Annotated[int, Bounds(least=1.0, most=1e5)] = 256
     """Channels of every pyramid map."""
-    min_level: int = 3
+    min_level: Annotated[int, Bounds(least=0.0, most=16.0)] = 3
     """Finest level; its stride is 2**min_level pixels."""
-    max_level: int = 7
+    max_level: Annotated[int, Bounds(least=0.0, most=16.0)] = 7
     """Coarsest level; those above the backbone's are made by 3x3 convolutions of stride 2."""
     extra_from: Literal["p", "c"] = "p"
     """Whether the levels above the backbone start from its pyramid map or from its own map."""
@@ -33,10 +33,10 @@ class Fpn:
     """After each output convolution; none: `norm`."""
 
     def __post_init__(self):
-        if not 0 <= self.min_level <= self.max_level:
+        if self.min_level > self.max_level:
             raise ValueError(
                 f"min_level is {self.min_level} and max_level {self.max_level}; "
-                "levels are 0 or more, and min_level is not above max_level"
+                "min_level must not be above max_level"
             )
 
     @property

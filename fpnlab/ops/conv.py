@@ -45,9 +45,20 @@ def conv(
         does; XLA's ``"SAME"`` is shifted by a pixel where ``stride`` is even.
 
     Raises:
-      TypeError: ``x`` and ``w`` differ in dtype.
-      ValueError: ``padding`` is left out for a kernel of even size.
+      TypeError: ``x`` is not of real floating-point numbers, or ``w`` of another dtype.
+      ValueError: ``x`` or ``w`` has not four axes, or ``padding`` is left out for a kernel of even
+        size.
     """
+    if x.ndim != 4 or w.ndim != 4:
+        raise ValueError(
+            f"conv: x has shape {x.shape} and w {w.shape}; give images [b, h, w, i] and a kernel "
+            "[kh, kw, i, o]"
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"conv: x is {x.dtype}; it must be of real floating-point numbers, pictures e.g. "
+            "x.astype(jnp.float32)"
+        )
     if x.dtype != w.dtype:
         raise TypeError(f"conv: x is {x.dtype} and w is {w.dtype}; cast one of them")
     if padding is None:

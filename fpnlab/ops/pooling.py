@@ -27,7 +27,16 @@ def max_pool(
       size: height and width of the window, in pixels.
       stride: step of the window, in pixels.
       padding: rows and columns of minus infinity on each side.
+
+    Raises:
+      ValueError: the map has not four axes, or no pixels, or is smaller than the window.
     """
+    _check_maps("max_pool", x)
+    if min(x.shape[1:3]) + 2 * padding < size:
+        raise ValueError(
+            f"max_pool: a map of {x.shape[1]}x{x.shape[2]} with padding {padding} is smaller than "
+            f"the window of {size}x{size}; use a larger map or a smaller window"
+        )
     spans = [(n + 2 * padding - size) // stride * stride + 1 for n in x.shape[1:3]]
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = jnp.pad(x, pads, constant_values=-jnp.inf)
@@ -40,5 +49,15 @@ def max_pool(
 
 
 def global_average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
-    """Returns the mean of each channel over the map."""
+    """Returns the mean of each channel over the map.
+
+    Raises:
+      ValueError: the map has not four axes, or no pixels.
+    """
+    _check_maps("global_average_pool", x)
     return x.mean(axis=(1, 2))
+
+
+def _check_maps(name, x):
+    if x.ndim != 4 or 0 in x.shape[1:3]:
+        raise ValueError(f"{name}: x has shape {x.shape}; give maps [b, h, w, c] with pixels")

@@ -13,6 +13,8 @@ def upsample_nearest(x: Num[Array, "*b h w c"], factor: int = 2) -> Num[Array, "
     The top-down step of "Feature Pyramid Networks", Lin et al. 2017, arXiv:1612.03144,
     figure 3. Repeating, not a transposed convolution: no weights and no checkerboard.
     """
+    if x.ndim < 3:
+        raise ValueError(f"upsample_nearest: x has shape {x.shape}; give maps [..., h, w, c]")
     *b, h, w, c = x.shape
     repeated = jnp.broadcast_to(x[..., :, None, :, None, :], (*b, h, factor, w, factor, c))
     return repeated.reshape(*b, h * factor, w * factor, c)
@@ -34,6 +36,8 @@ def sample_linear(
       axis: the axis they run along.
     """
     size = x.shape[axis]
+    if size == 0:
+        raise ValueError(f"sample_linear: x has shape {x.shape}: no value along axis {axis}")
     inside = jnp.clip(positions - 0.5, 0, size - 1)
     low = jnp.floor(inside).astype(jnp.int32)
     high = jnp.minimum(low + 1, size - 1)

@@ -1,6 +1,7 @@
 """The composed detector: rows meet anchors, planted outputs become boxes, sizes are checked."""
 
 import dataclasses
+import inspect
 
 import chex
 import jax
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fpnlab.model.backbone import ResNet, Stem
 from fpnlab.model.detector import (
+    Anchors,
     DetectorOutput,
     Postprocess,
     apply_detector,
@@ -17,8 +20,13 @@ from fpnlab.model.detector import (
     detector_anchors,
     init_detector,
 )
+from fpnlab.model.head import RetinaHead, init_head
+from fpnlab.model.neck import Fpn
 from fpnlab.model.norm import BatchNorm, LayerNorm
+from fpnlab.model.pixels import standardize_pixels
 from fpnlab.ops.boxes import encode
+from fpnlab.ops.conv import conv
+from fpnlab.spec import SpecError
 from fpnlab.types import Detections, Mode
 
 
@@ -152,3 +160,63 @@ def test_a_detector_is_exported_for_batches_of_any_size_and_read_back(detector, 
     found, expected = again.call(images, extent), find(images, extent)
     assert type(found) is Detections
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32])
+def test_pictures_of_integers_are_those_of_floats(dtype, detector, key):
+    params, state = init_detector(key, detector)
+    images = jax.random.randint(key, (2, 32, 32, 3), 0, 256)
+    apply = inspect.unwrap(apply_detector)
+    expected, _ = apply(detector, params, state, images.astype(jnp.float32), Mode.EVAL)
+    found, _ = apply(detector, params, state, images.astype(dtype), Mode.EVAL)
+    chex.assert_trees_all_equal(found, expected)
+    with pytest.raises(TypeError, match="images are complex64; give pixels from 0 to 255"):
+        inspect.unwrap(standardize_pixels)(images.astype(jnp.complex64), 0.0, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.complex64, bool])
+def test_convolutions_of_no_real_numbers_are_an_error(dtype):
+    with pytest.raises(TypeError, match=f"conv: x is {jnp.dtype(dtype)}; it must be"):
+        jax.eval_shape(
+            lambda x: inspect.unwrap(conv)(x, jnp.ones((3, 3, 3, 4), x.dtype)),
+            jax.ShapeDtypeStruct((2, 32, 32, 3), dtype),
+        )
+
+
+def test_towers_start_with_the_deviation_of_the_paper(detector, key):
+    head = dataclasses.replace(detector.head, depth=2)
+    params, _ = init_head(key, head, channels=64, levels=2, anchors=1, classes=2)
+    for layer in (*params.class_tower, *params.box_tower):
+        np.testing.assert_allclose(layer.kernel.std(), 0.01, rtol=0.02)
+    wide = dataclasses.replace(head, kernel_deviation=0.05)
+    params, _ = init_head(key, wide, channels=64, levels=2, anchors=1, classes=2)
+    np.testing.assert_allclose(params.class_tower[0].kernel.std(), 0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: Anchors(octaves=10**9), "octaves"),
+        (lambda: Anchors(octaves=0), "octaves"),
+        (lambda: Anchors(scale=0.0), "scale"),
+        (lambda: Anchors(ratios=()), "ratios"),
+        (lambda: Anchors(ratios=(1.0, -1.0)), "ratios"),
+        (lambda: Postprocess(nms_iou=1.5), "nms_iou"),
+        (lambda: Postprocess(score_threshold=-0.1), "score_threshold"),
+        (lambda: Postprocess(candidates=0), "candidates"),
+        (lambda: Fpn(channels=0), "channels"),
+        (lambda: Fpn(min_level=-1), "min_level"),
+        (lambda: RetinaHead(prior=1.0), "prior"),
+        (lambda: RetinaHead(depth=-1), "depth"),
+        (lambda: RetinaHead(kernel_deviation=0.0), "kernel_deviation"),
+        (lambda: Stem(stride=3), "stride"),
+        (lambda: ResNet(depths=(10**9,), widths=(4,), norm=BatchNorm()), "depths"),
+        (lambda: ResNet(depths=(), widths=(), norm=BatchNorm()), "depths"),
+        (lambda: ResNet(depths=(1,), widths=(0,), norm=BatchNorm()), "widths"),
+        (lambda: ResNet(depths=(1,), widths=(4,), norm=BatchNorm(), drop_path=1.0), "drop_path"),
+    ],
+)
+def test_fields_out_of_range_are_named(make, field):
+    with pytest.raises(SpecError) as caught:
+        make()
+    assert [name for name, _ in caught.value.invalid] == [field]

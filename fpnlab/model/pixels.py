@@ -1,0 +1,26 @@
+"""Pictures to what networks compute with."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+
+def standardize_pixels(
+    images: Num[Array, "b h w 3"], mean: float, deviation: float
+) -> Float[Array, "b h w 3"]:
+    """Returns ``(images - mean) / deviation``; in float32 where the images are of integers.
+
+    Args:
+      images: pixels from 0 to 255. Floats keep their dtype, in which the network then computes.
+      mean: subtracted.
+      deviation: divides after that.
+
+    Raises:
+      TypeError: images of booleans or complex numbers.
+    """
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        images = images.astype(jnp.float32)
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(
+            f"images are {images.dtype}; give pixels from 0 to 255, as integers or floats"
+        )
+    return (images - mean) / deviation

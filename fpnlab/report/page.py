@@ -59,6 +59,7 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
         "legend": _legend(class_names),
         "sections": _draw_summary(study.summary, folder) if study.summary else {},
         "claims": _draw_verdicts(study.summary or {}, folder),
+        "family": tables.family_note(study.summary or {}),
     }
     page.write_text(_environment().get_template("study.html").render(context), encoding="utf-8")
     return page
@@ -283,6 +284,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "mean": tables.mean_and_half_width,
+        "bounds": tables.bounds_note,
         "points": _points,
         "fixed": lambda value, digits: "-" if value is None else f"{value:,.{digits}f}",
         "count": lambda value: "-" if value is None else f"{value:,}",

@@ -129,11 +129,15 @@ class Block:
     def branch(self) -> list[tuple[int, int, int, Norm]]:
         """Kernel size, channels out, stride and norm of each convolution of the branch."""
         if self.kind == "basic":
-            layers = [(3, self.width, self.stride), (3, self.width, 1)]
-        else:
-            layers = [(1, self.width, 1), (3, self.width, self.stride), (1, self.outputs, 1)]
-        norms = [self.norm] * (len(layers) - 1) + [self.last_norm]
-        return [(*layer, norm) for layer, norm in zip(layers, norms)]
+            return [
+                (3, self.width, self.stride, self.norm),
+                (3, self.width, 1, self.last_norm),
+            ]
+        return [
+            (1, self.width, 1, self.norm),
+            (3, self.width, self.stride, self.norm),
+            (1, self.outputs, 1, self.last_norm),
+        ]
 
     @property
     def projects(self) -> bool:

@@ -62,6 +62,7 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
         "sections": _draw_summary(study.summary, folder) if study.summary else {},
         "claims": _draw_verdicts(study.summary or {}, folder),
         "doubts": _doubts(study.trials),
+        "family": tables.family_note(study.summary or {}),
     }
     page.write_text(_environment().get_template("study.html").render(context), encoding="utf-8")
     return page
@@ -294,6 +295,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "mean": tables.mean_and_half_width,
+        "bounds": tables.bounds_note,
         "points": _points,
         "fixed": lambda value, digits: "-" if value is None else f"{value:,.{digits}f}",
         "count": lambda value: "-" if value is None else f"{value:,}",

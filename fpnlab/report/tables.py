@@ -7,6 +7,8 @@ from typing import Any
 from fpnlab.report.folder import Study, Trial
 
 Row = dict[str, Any]
+BEYOND = "*"
+"""Marks intervals of means that leave 0 to 100."""
 TRIAL_FIELDS = (
     "trial",
     "arm",
@@ -27,7 +29,8 @@ TRIAL_FIELDS = (
 def write_csv(study: Study, path: pathlib.Path) -> None:
     """Writes a row for each trial and evaluation; metrics from 0 to 1, as in ``result.json``.
 
-    The test loss of classifiers, in nats, comes last.
+    ``test_images`` is the number of images that they are measured on. The test loss of classifiers,
+    in nats, comes last.
 
     A trial without a measurement has one row, whose evaluation and metrics are empty. The axis
     value's column is named by `axis_column`.
@@ -46,13 +49,15 @@ def write_csv(study: Study, path: pathlib.Path) -> None:
         writer = csv.writer(file)
         losses = {t.name: t.result.get("test_loss") or {} for t in study.trials}
         last = ["test_loss"] if any(losses.values()) else []
-        writer.writerow([*fields, "examples_per_second", "evaluation", *metrics, *last])
+        before = ["examples_per_second", "test_images", "evaluation"]
+        writer.writerow([*fields, *before, *metrics, *last])
+        images = study.description.get("dataset", {}).get("test_images")
         for trial in study.trials:
             own = [_own(trial, field) for field in TRIAL_FIELDS]
             for evaluation, numbers in (trial.result.get("metrics") or {"": {}}).items():
                 measured = [numbers.get(metric) for metric in metrics]
                 measured += [losses[trial.name].get(evaluation)] if last else []
-                writer.writerow([*own, examples_per_second(trial), evaluation, *measured])
+                writer.writerow([*own, examples_per_second(trial), images, evaluation, *measured])
 
 
 def group_sizes(norm_batch: dict[str, int | None] | int | None) -> int | str | None:
@@ -133,9 +138,48 @@ def second_opinions(summary: Row, claim: int, rule: int) -> list[Row]:
 
 
 def mean_and_half_width(row: Row | None) -> str:
-    """Returns "41.2 ± 0.8", "41.2" where there is no interval, "-" where there is no value."""
+    """Returns "41.2 ± 0.8", "41.2" where there is no interval, "-" where there is no value.
+
+    An interval that leaves 0 to 100 is marked with `BEYOND`.
+    """
     if row is None or row["mean"] is None:
         return "-"
     if row["low"] is None:
         return f"{row['mean']:.1f}"
-    return f"{row['mean']:.1f} ± {row['high'] - row['mean']:.1f}"
+    mark = BEYOND if beyond_points(row) else ""
+    return f"{row['mean']:.1f} ± {row['high'] - row['mean']:.1f}{mark}"
+
+
+def beyond_points(row: Row) -> bool:
+    """Returns whether the interval of a mean leaves 0 to 100, where all metrics lie."""
+    return row["low"] is not None and (row["low"] < 0 or row["high"] > 100)
+
+
+def bounds_note(lines: list[Row]) -> str:
+    """Returns what the mark of intervals that leave 0 to 100 means; empty where none is marked."""
+    cells = [cell for line in lines for cell in line["cells"] if cell is not None]
+    if not any(map(beyond_points, cells)):
+        return ""
+    return (
+        f"{BEYOND} The interval leaves 0 to 100, where every mean lies: Student's does not know "
+        "these bounds, and so few seeds say no more."
+    )
+
+
+def family_note(summary: Row) -> str:
+    """Returns how the tests of a study's claims are adjusted; empty for a single claim."""
+    verdicts = summary.get("verdicts", [])
+    if len(verdicts) < 2:
+        return ""
+    alphas = [verdict["alpha"] for verdict in verdicts]
+    if summary.get("holm_over", "claim") == "study":
+        return (
+            f"p-values are adjusted by Holm's procedure over the rules of all {len(verdicts)} "
+            "claims: where no effect is true, one or more is decided in at most "
+            f"{100 * max(alphas):g} % of studies."
+        )
+    return (
+        'Each claim is tested by itself (holm_over = "claim"): where no effect is true, one or '
+        f"more of these {len(verdicts)} is decided in up to {min(100.0, 100 * sum(alphas)):g} % of "
+        "studies."
+    )

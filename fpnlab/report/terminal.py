@@ -5,7 +5,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fpnlab.report.tables import mean_and_half_width, means_by_axis, second_opinions
+from fpnlab.report.tables import (
+    bounds_note,
+    family_note,
+    mean_and_half_width,
+    means_by_axis,
+    second_opinions,
+)
 
 STYLES = {"SUPPORTED": "bold green", "REFUTED": "bold red", "PARTIAL": "bold yellow"}
 """Of verdicts."""
@@ -17,19 +23,21 @@ def summary_table(summary: dict[str, Any]) -> Table:
     A cell is the mean over seeds in points, with the half width of its 95 % Student-t interval.
     An arm whose statistics at test time matter has a row for each source of them.
     """
-    counts = summary["counts"]
+    counts, lines = summary["counts"], means_by_axis(summary, summary["metric"])
+    note = bounds_note(lines)
     table = Table(
         title=Text(f"{summary['metric']} by {summary['axis_label']}"),
         caption=Text(
             f"{counts['done']} of {counts['planned']} trials done. "
             "Points: mean ± half the width of the 95 % Student-t interval over seeds."
+            f"{' ' if note else ''}{note}"
         ),
     )
     table.add_column("arm")
     table.add_column("source")
     for value in summary["axis_values"]:
         table.add_column(Text(str(value)), justify="right")
-    for line in means_by_axis(summary, summary["metric"]):
+    for line in lines:
         # Without spaces five columns fit into a terminal of 80.
         cells = [mean_and_half_width(cell).replace(" ", "") for cell in line["cells"]]
         table.add_row(*(Text(text) for text in (line["arm"], line["evaluation"], *cells)))
@@ -46,4 +54,6 @@ def verdict_text(summary: dict[str, Any]) -> Text:
             text.append(f"  - {outcome['sentence']}\n")
             for opinion in second_opinions(summary, claim, rule):
                 text.append(f"    {opinion['sentence']}\n", style="dim")
+    if note := family_note(summary):
+        text.append(f"{note}\n", style="dim")
     return text

@@ -2,10 +2,13 @@
 
 The rule of every comparison: it is decided when its 95 % interval lies on one side of zero, and
 undecided otherwise; never "equal". With fewer than two seeds there is no interval and no verdict.
+Where trials diverged or failed, a side that leaving them out favours is undecided too.
 """
 
 from collections.abc import Iterator
 from typing import Any
+
+from fpnlab.report.tables import beyond_points
 
 Row = dict[str, Any]
 
@@ -73,23 +76,43 @@ def _turned(row: Row) -> Row:
     return turned
 
 
+def _side(row: Row) -> str:
+    """Where the interval lies, whatever else keeps that from being decided."""
+    if row["low"] is None:
+        return "unmeasured"
+    return "above" if row["low"] > 0 else "below" if row["high"] < 0 else "undecided"
+
+
 def _differing(row: Row) -> str:
     """What to add to a sentence if the second opinion is another about zero."""
-    verdict = row.get("second_opinion", row)["verdict"]
-    if verdict == row["verdict"]:
+    opinion = row.get("second_opinion")
+    if opinion is None or opinion["verdict"] == _side(row):
         return ""
-    return f" The bootstrap {'includes' if verdict == 'undecided' else 'leaves out'} zero."
+    return (
+        f" The bootstrap {'includes' if opinion['verdict'] == 'undecided' else 'leaves out'} zero."
+    )
 
 
 def _compare(row: Row, subject: str, above: str, below: str, topic: str) -> str:
-    """A sentence after the verdict; ``{}`` in ``above`` and ``below`` takes the size."""
+    """A sentence after the verdict; ``{}`` in ``above`` and ``below`` takes the size.
+
+    What failed trials keep from being decided is a second one.
+    """
+    sentence = _decided(row, subject, above, below, topic)
+    return " ".join(filter(None, [sentence, row.get("failures")]))
+
+
+def _decided(row: Row, subject: str, above: str, below: str, topic: str) -> str:
     match row["verdict"]:
         case "above" | "below":
             claim = (above if row["verdict"] == "above" else below).format(number(abs(row["mean"])))
             sizes = _interval(row if row["verdict"] == "above" else _turned(row))
             return f"{subject} {claim} (95 % interval {sizes}).{_differing(row)}"
-        case "undecided":
+        case "undecided" if _side(row) == "undecided":
             spread = f"{number(row['mean'])}, and the interval ({_interval(row)}) includes zero"
+            return f"{topic} is undecided: {spread}.{_differing(row)}"
+        case "undecided":
+            spread = f"{number(row['mean'])} (95 % interval {_interval(row)}) without failed trials"
             return f"{topic} is undecided: {spread}.{_differing(row)}"
         case _ if row["n"] == 1:
             mean = number(row["mean"])
@@ -196,6 +219,8 @@ def _best(summary: dict[str, Any]) -> Iterator[str]:
     if (row := summary["best"]) is not None:
         place = _place(summary, row["arm"], row["axis_value"])
         spread = _interval(row) if row["n"] > 1 else "1 seed"
+        if beyond_points(row):
+            spread += "; no mean lies beyond 0 to 100, which the interval does not know"
         yield f"The best mean is {number(row['mean'])} {_unit(summary)}: {place} ({spread})."
 
 

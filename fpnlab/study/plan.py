@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from fpnlab.spec import spec
-from fpnlab.study.rules import Claim, check_claims, label, write_claims
+from fpnlab.study.rules import Claim, HolmOver, check_claims, label, write_claims
 
 DetectionMetric = Literal["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
 ClassificationMetric = Literal["accuracy", "top5"]
@@ -137,6 +137,12 @@ class Study:
     """A field to tune on validation images for each arm and axis value; none: nothing."""
     claims: tuple[Claim, ...] = ()
     """What the study is to decide on, with the rules that decide, fixed before it runs."""
+    holm_over: HolmOver = "claim"
+    """Whether p-values are adjusted for the rules of each claim, or for those of all claims.
+
+    Each claim is a question of its own by default, whose answer does not depend on what else is
+    asked; of several claims without a true effect, one or more is then decided in up to the sum of
+    their alphas of all studies. "study" holds that share to the largest alpha."""
 
     def __post_init__(self):
         for name in ("axes", "seeds", "arms"):
@@ -266,6 +272,7 @@ def description(study: Study) -> dict[str, Any]:
         "metric": study.metric,
         "tune": None if study.tune is None else study.tune.field,
         "claims": write_claims(study.claims, study.metric),
+        "holm_over": study.holm_over,
     }
 
 

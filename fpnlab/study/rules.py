@@ -22,6 +22,8 @@ from fpnlab.spec import spec
 
 Evaluation = Literal["running", "precise", "batch"]
 """Where the statistics of batch norm come from at test time; the first is what users get."""
+HolmOver = Literal["claim", "study"]
+"""The family of rules whose p-values are adjusted together."""
 
 
 @dataclasses.dataclass(frozen=True)

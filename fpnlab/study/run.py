@@ -110,7 +110,7 @@ def run_study(
         all_points = {point.name: point for point in points(experiment)}
         site = Site(folder, experiment, all_points, dataset, ledger, pack)
         study = _describe(experiment, dataset, plan, command)
-        _expect_claims(site, study["claims"])
+        _expect_claims(site, study)
         _take_up(site)
         write_json(folder / "study.json", study)
         watcher.start(plan, workers)
@@ -129,7 +129,7 @@ def run_study(
         return summary
 
 
-def _expect_claims(site, claims):
+def _expect_claims(site, study):
     """Refuses claims other than those that the study had when its first trial ended."""
     path = site.folder / "study.json"
     ended = any(row.status not in OPEN for row in site.ledger.rows().values())
@@ -137,10 +137,11 @@ def _expect_claims(site, claims):
     if not (ended and path.exists()):
         return
     try:
-        begun = json.loads(path.read_text()).get("claims", [])
+        begun = json.loads(path.read_text())
+        fixed = {"claims": begun.get("claims", []), "holm_over": begun.get("holm_over", "claim")}
     except (ValueError, AttributeError) as error:
         raise RunFolderError(f"{path}: not the description of a study ({error})") from None
-    if changed := differences(begun, claims, "study.claims"):
+    if changed := differences(fixed, {name: study[name] for name in fixed}, "study"):
         raise RunFolderError(
             f"{site.folder}: its trials have ended under other claims; they differ in "
             f"{', '.join(changed)}; give the claims back as they were, or choose another folder "

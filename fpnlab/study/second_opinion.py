@@ -12,18 +12,16 @@ import collections
 import math
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from fpnlab.study.contrasts import Contrast, row_contrast, rule_contrasts
 from fpnlab.study.findings import write_findings
 from fpnlab.study.resampling import hierarchical_bootstrap
-from fpnlab.study.rules import Cell, Rule, pairs, read_claims
+from fpnlab.study.rules import Cell, Rule, read_claims
 from fpnlab.study.statistics import Interval
 
-Contrast = Mapping[Cell, float]
-"""A comparison: the weight of each of its cells."""
 Items = dict[Cell, dict[int, np.ndarray]]
 """By cell and seed, whether the trial is right about each test item."""
 Row = dict[str, Any]
@@ -58,7 +56,9 @@ def with_second_opinions(
         run_folder: From the name of a trial to its folder.
     """
     contrasts = {
-        part: [_contrast(part, row) if _told(summary, part, row) else {} for row in summary[part]]
+        part: [
+            row_contrast(part, row) if _told(summary, part, row) else {} for row in summary[part]
+        ]
         for part in COMPARISONS
     }
     claimed = list(_claimed(summary, study))
@@ -139,20 +139,6 @@ def _told(summary: Mapping[str, Any], part: str, row: Row) -> bool:
     return main and row["metric"] == summary["metric"] and row["low"] is not None
 
 
-def _contrast(part: str, row: Row) -> Contrast:
-    own = Cell(row["metric"], row["evaluation"], row.get("axis_value"), row["arm"])
-    match part:
-        case "differences":
-            return {own: 1.0, replace(own, arm=row["reference"]): -1.0}
-        case "gains":
-            return {own: 1.0, replace(own, evaluation="running"): -1.0}
-    change = {replace(own, axis_value=row["end"]): 1.0, replace(own, axis_value=row["start"]): -1.0}
-    if part == "changes":
-        return change
-    other = {replace(cell, arm=row["reference"]): -weight for cell, weight in change.items()}
-    return change | other
-
-
 def _claimed(
     summary: Mapping[str, Any], study: Mapping[str, Any]
 ) -> Iterator[tuple[int, int, Rule, Row, Contrast]]:
@@ -160,26 +146,9 @@ def _claimed(
     claims = read_claims(study.get("claims", []))
     for i, (claim, verdict) in enumerate(zip(claims, summary["verdicts"])):
         for j, (rule, outcome) in enumerate(zip(claim.rules, verdict["outcomes"])):
-            for estimate, contrast in zip(outcome["estimates"], _contrasts(rule)):
+            for estimate, contrast in zip(outcome["estimates"], rule_contrasts(rule)):
                 if estimate["low"] is not None:
                     yield i, j, rule, estimate, contrast
-
-
-def _contrasts(rule: Rule) -> list[Contrast]:
-    """The contrast of each number of a rule, in the order of its estimates."""
-    each: list[Contrast] = [{arm: 1.0, baseline: -1.0} for baseline, arm in pairs(rule)]
-    match rule.kind:
-        case "equivalence":
-            return each
-        case "difference":
-            weights = [1 / len(each)] * len(each)
-        case _:
-            weights = [-1.0, 1.0]
-    total: dict[Cell, float] = collections.defaultdict(float)
-    for weight, contrast in zip(weights, each):
-        for cell, sign in contrast.items():
-            total[cell] += weight * sign
-    return [total]
 
 
 def _bootstrap(

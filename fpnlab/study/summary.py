@@ -10,13 +10,22 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
+from fpnlab.study.contrasts import (
+    Contrast,
+    Failed,
+    failure_note,
+    failures,
+    least_deviation,
+    resolution,
+    row_contrast,
+)
 from fpnlab.study.findings import write_findings
 from fpnlab.study.rules import Cell, Evaluation, claim_hash, read_claims
 from fpnlab.study.statistics import Interval, paired_difference, t_interval
 from fpnlab.study.tuning import tuning_rows
-from fpnlab.study.verdict import judge
+from fpnlab.study.verdict import Evidence, judge_claims
 
 EVALUATIONS = get_args(Evaluation)
 LEVEL = 0.95
@@ -42,17 +51,21 @@ def summarize(
     * ``change_differences``: the change of each later arm minus that of the first.
     * ``gains``: precise or batch statistics minus the running ones, where the two differ.
 
+    Rows of the last four kinds have a ``verdict`` about zero (``above``, ``below``, ``undecided``
+    or ``unmeasured``), and say in ``failures`` what failed trials keep from being decided.
+
     Besides: ``best`` and ``worst`` (rows of the study's metric), ``speed`` (examples a second),
     ``left_out`` (trials without a measurement, and why), ``counts`` (trials by status),
     ``tuning`` (by arm and axis value: ``chosen``, and ``tried`` with its points), ``verdicts``
-    (see `judge_results`) and ``findings`` (sentences).
+    (see `judge_results`) with ``holm_over`` (the family of their tests), and ``findings``
+    (sentences).
 
     The result of an arm to which the axis does not apply has no axis value (``None``), and counts
     at every one.
 
-    Only trials whose status is ``done`` are measured. A diverged or failed one is left out and
-    named in ``left_out``: counted as zero it would swamp an interval of three seeds, left out in
-    silence it would flatter its arm.
+    Only trials whose status is ``done`` are measured. A diverged or failed one is left out of means
+    and named in ``left_out``: counted as zero it would swamp an interval of three seeds. In
+    comparisons it is worse than any number, so that none is decided for having left it out.
 
     Args:
         study: The content of ``study.json``.
@@ -65,8 +78,12 @@ def summarize(
     fixed = {result["arm"] for result in results if result["axis_value"] is None}
     values = _collect(done, arms, axis_values)
     metric = study["metric"]
-    changes = _changes(values, axis_values)
-    rows = [_row(t_interval(v.values(), LEVEL), v, **vars(cell)) for cell, v in values.items()]
+    compare = _Comparison(_failed(results, axis_values), _test_images(study), _axis_label(study))
+    changes = _changes(values, axis_values, compare)
+    rows = [
+        _row(t_interval(v.values(), LEVEL, compare.least_deviation({cell: 1.0})), v, **vars(cell))
+        for cell, v in values.items()
+    ]
     ranked = sorted(
         (
             row
@@ -89,16 +106,17 @@ def summarize(
         "counts": _counts(study, results),
         "left_out": _left_out(results),
         "rows": rows,
-        "differences": _differences(values, arms),
+        "differences": _differences(values, arms, compare),
         "changes": [row for row in changes if row["arm"] not in fixed],
-        "change_differences": _change_differences(changes, arms),
-        "gains": _gains(values),
+        "change_differences": _change_differences(changes, arms, compare),
+        "gains": _gains(values, compare),
         "best": everywhere(ranked[-1]) if ranked else None,
         "worst": everywhere(ranked[0]) if ranked else None,
         "speed": _speed(done, arms, axis_values),
         "tuning": tuning_rows(metric, tuning),
         "tuned": study.get("tune"),
         "verdicts": judge_results(study, results),
+        "holm_over": study.get("holm_over", "claim"),
     }
     return {**summary, "findings": write_findings(summary)}
 
@@ -109,8 +127,8 @@ def judge_results(
     """Returns the verdict on each claim of a study, finished or not, as JSON values.
 
     Each is a `verdict.Verdict` with the claim's ``statement`` and ``hash``. A rule is undecided
-    until all trials that it needs have ended. One that diverged or failed has ended, and its seed
-    is left out.
+    until all trials that it needs have ended. One that diverged or failed has ended, and counts as
+    worse than any number (see `fpnlab.study.contrasts`).
 
     Args:
         study: The content of ``study.json``, or of it what `plan.description` gives.
@@ -126,12 +144,25 @@ def judge_results(
         for seed in study["seeds"]
         if not ended & {(arm, value, seed), (arm, None, seed)}
     }
-    verdicts = []
-    for claim in claims:
-        found = judge(claim.rules, values, claim.alpha, _axis_label(study), unfinished)
-        named = {"statement": claim.statement, "hash": claim_hash(claim)}
-        verdicts.append(json.loads(json.dumps(named | dataclasses.asdict(found))))
-    return verdicts
+    metrics = {rule.metric for claim in claims for rule in claim.rules if rule.metric}
+    evidence = Evidence(
+        values,
+        _axis_label(study),
+        unfinished,
+        _failed(results, axis_values),
+        {metric: resolution(metric, _test_images(study)) for metric in metrics},
+    )
+    found = judge_claims(claims, evidence, study.get("holm_over", "claim"))
+    verdicts = [
+        {"statement": claim.statement, "hash": claim_hash(claim)} | dataclasses.asdict(verdict)
+        for claim, verdict in zip(claims, found)
+    ]
+    return json.loads(json.dumps(verdicts))
+
+
+def _test_images(study: Mapping[str, Any]) -> int | None:
+    """The number of test images, where that is known."""
+    return study.get("dataset", {}).get("test_images")
 
 
 def _axis_label(study: Mapping[str, Any]) -> str:
@@ -146,6 +177,18 @@ def _done(results: list[Mapping[str, Any]], axis_values: list[Any]) -> list[Mapp
         if result["status"] == "done"
         for value in (axis_values if result["axis_value"] is None else [result["axis_value"]])
     ]
+
+
+def _failed(results: list[Mapping[str, Any]], axis_values: list[Any]) -> Failed:
+    """The trials that ended without a value, by the places that they count at."""
+    failed: dict[tuple[str, Any], list[tuple[str, Any, int]]] = {}
+    for result in results:
+        if result["status"] == "done":
+            continue
+        arm, value, seed = result["arm"], result["axis_value"], result["seed"]
+        for place in axis_values if value is None else [value]:
+            failed.setdefault((arm, place), []).append((arm, value, seed))
+    return failed
 
 
 def _collect(
@@ -180,20 +223,43 @@ def _row(interval: Interval, values: Mapping[int, float], **keys: Any) -> dict[s
     }
 
 
-def _difference_row(a: Values, b: Values, **keys: Any) -> dict[str, Any]:
-    """The row of ``b - a`` with its verdict: does the interval leave zero on one side?"""
-    interval, by_seed = paired_difference(a, b, LEVEL)
-    verdict = {1: "above", -1: "below", 0: "undecided"}[interval.sign]
-    return _row(interval, by_seed, **keys, verdict=verdict if interval.n > 1 else "unmeasured")
+class _Comparison(NamedTuple):
+    """What rows of comparisons need to know of a study besides its numbers."""
+
+    failed: Failed
+    test_images: int | None
+    axis_label: str
+
+    def least_deviation(self, contrast: Contrast) -> float:
+        """The deviation that rounding gives a contrast, whose cells are of one metric."""
+        return least_deviation(contrast, resolution(next(iter(contrast)).metric, self.test_images))
+
+    def row(self, part: str, a: Values, b: Values, **keys: Any) -> dict[str, Any]:
+        """The row of ``b - a`` with its verdict: does the interval leave zero on one side?
+
+        A side that is favoured by leaving failed trials out is not decided.
+        """
+        contrast = row_contrast(part, keys)
+        interval, by_seed = paired_difference(a, b, LEVEL, self.least_deviation(contrast))
+        found = failures(contrast, self.failed)
+        verdict = "undecided" if math.isfinite(interval.low) else "unmeasured"
+        if interval.sign > 0 and not found.positive:
+            verdict = "above"
+        if interval.sign < 0 and not found.negative:
+            verdict = "below"
+        note = failure_note(found, self.axis_label)
+        return _row(interval, by_seed, **keys, verdict=verdict, failures=note)
 
 
-def _differences(values: dict[Cell, Values], arms: list[str]) -> list[dict[str, Any]]:
+def _differences(
+    values: dict[Cell, Values], arms: list[str], compare: _Comparison
+) -> list[dict[str, Any]]:
     rows = []
     for reference in dict.fromkeys(replace(cell, arm=arms[0]) for cell in values):
         for arm in arms[1:]:
             a, b = values.get(reference, {}), values.get(replace(reference, arm=arm), {})
             keys = vars(reference) | {"arm": arm, "reference": arms[0]}
-            rows.append(_difference_row(a, b, **keys))
+            rows.append(compare.row("differences", a, b, **keys))
     return rows
 
 
@@ -203,18 +269,22 @@ def _ends(axis_values: list[Any]) -> tuple[Any, Any] | None:
     return (min(axis_values), max(axis_values)) if numeric and len(axis_values) > 1 else None
 
 
-def _changes(values: dict[Cell, Values], axis_values: list[Any]) -> list[dict[str, Any]]:
+def _changes(
+    values: dict[Cell, Values], axis_values: list[Any], compare: _Comparison
+) -> list[dict[str, Any]]:
     if (ends := _ends(axis_values)) is None:
         return []
     rows = []
     for cell in dict.fromkeys(replace(cell, axis_value=ends[1]) for cell in values):
         large, small = values.get(cell, {}), values.get(replace(cell, axis_value=ends[0]), {})
         keys = {"metric": cell.metric, "evaluation": cell.evaluation, "arm": cell.arm}
-        rows.append(_difference_row(large, small, **keys, start=ends[1], end=ends[0]))
+        rows.append(compare.row("changes", large, small, **keys, start=ends[1], end=ends[0]))
     return rows
 
 
-def _change_differences(changes: list[dict[str, Any]], arms: list[str]) -> list[dict[str, Any]]:
+def _change_differences(
+    changes: list[dict[str, Any]], arms: list[str], compare: _Comparison
+) -> list[dict[str, Any]]:
     by_arm: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in changes:
         by_arm.setdefault((row["metric"], row["evaluation"]), {})[row["arm"]] = row
@@ -224,7 +294,8 @@ def _change_differences(changes: list[dict[str, Any]], arms: list[str]) -> list[
             a, b = (change[name]["values"] if name in change else {} for name in (arms[0], arm))
             keys = {"metric": metric, "evaluation": evaluation, "arm": arm, "reference": arms[0]}
             ends = {"start": changes[0]["start"], "end": changes[0]["end"]}
-            rows.append(_difference_row(_by_seed(a), _by_seed(b), **keys, **ends))
+            both = _by_seed(a), _by_seed(b)
+            rows.append(compare.row("change_differences", *both, **keys, **ends))
     return rows
 
 
@@ -232,7 +303,7 @@ def _by_seed(values: Mapping[str, float]) -> Values:
     return {int(seed): value for seed, value in values.items()}
 
 
-def _gains(values: dict[Cell, Values]) -> list[dict[str, Any]]:
+def _gains(values: dict[Cell, Values], compare: _Comparison) -> list[dict[str, Any]]:
     """Other statistics minus the running ones, for arms where any of the two differ."""
     pairs = [
         (cell, values[replace(cell, evaluation=EVALUATIONS[0])], other)
@@ -245,7 +316,7 @@ def _gains(values: dict[Cell, Values]) -> list[dict[str, Any]]:
         if any(abs(d) > 1e-9 for d in paired_difference(running, other).by_seed.values())
     }
     return [
-        _difference_row(running, other, **vars(cell))
+        compare.row("gains", running, other, **vars(cell))
         for cell, running, other in pairs
         if cell.arm in differing
     ]

@@ -15,7 +15,12 @@ def judge_table(study: Study, rows: Iterable[Mapping[str, str]]) -> list[dict[st
         study: The study, with its claims.
         rows: Those of a ``table.csv``, as ``csv.DictReader`` reads them.
     """
-    return judge_results(description(study), results_from_table(study, rows))
+    rows = list(rows)
+    # Tables from before there was this column do not say.
+    counts = {int(row["test_images"]) for row in rows if row.get("test_images")}
+    dataset = {"test_images": max(counts, default=None)}
+    known = {**description(study), "dataset": dataset}
+    return judge_results(known, results_from_table(study, rows))
 
 
 def results_from_table(study: Study, rows: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:

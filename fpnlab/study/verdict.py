@@ -14,7 +14,13 @@ has ``1 - 2 alpha`` (90 %) and must lie within the margins, which is the two one
 
 **Several rules** are several chances to err, so that their p-values are adjusted by Holm's
 procedure (`statistics.holm`), and a rule is decided only if its adjusted p is below ``alpha``. For
-one rule that is the same as the interval. The interval shown is not adjusted.
+one rule that is the same as the interval. The interval shown is not adjusted. The family is the
+rules of one claim, or those of all claims of a study (`plan.Study.holm_over`).
+
+**Equal values** decide nothing by themselves: no deviation is taken to be below that of the
+metric's rounding. **Failed trials** are worse than any number: what they would have been is not
+known, but on which side they are, and a decision that leaving them out favours is barred. Both are
+in `fpnlab.study.contrasts`.
 
 **Verdict of the claim**: the one that stands however the undecided rules would turn out.
 
@@ -32,15 +38,26 @@ needs have ended.
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from fpnlab.study.contrasts import (
+    STEP,
+    Contrast,
+    Failed,
+    failure_note,
+    failures,
+    least_deviation,
+    rule_contrasts,
+)
 from fpnlab.study.rules import (
     Cell,
+    Claim,
     Difference,
     DifferenceInDifferences,
     Equivalence,
+    HolmOver,
     Rule,
     cells,
     pairs,
@@ -73,7 +90,7 @@ class Estimate:
     low: float | None
     """Lower bound; none for fewer than two seeds."""
     high: float | None
-    """Upper bound; none for fewer than two seeds."""
+    """Upper bound; none where the lower one is."""
     level: float
     """Level of the interval."""
     by_seed: dict[int, float]
@@ -118,52 +135,86 @@ class Verdict:
     """The verdict and what it rests on, in words."""
 
 
-def judge(
-    rules: Sequence[Rule],
-    values: Values,
-    alpha: float = 0.05,
-    axis: str = "axis value",
-    unfinished: Collection[tuple[str, Any]] = (),
-) -> Verdict:
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """What a study has measured, as far as it bears on claims."""
+
+    values: Values
+    """A number by seed for each cell, in points. Values that are not finite, or absent, are left
+    out, as are their seeds in every difference that needs them."""
+    axis: str = "axis value"
+    """What the sentences call the axis, such as "batch size"."""
+    unfinished: Collection[tuple[str, Any]] = ()
+    """The arms and axis values some of whose trials have not ended."""
+    failed: Failed = dataclasses.field(default_factory=dict)
+    """The trials that ended without a value."""
+    steps: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Resolutions of metrics in points; `contrasts.STEP` for others."""
+
+
+def judge(rules: Sequence[Rule], evidence: Evidence, alpha: float = 0.05) -> Verdict:
     """Returns the outcome of each rule and the verdict on all of them; the module says how.
 
     The result consists of JSON values: ``json.dumps(dataclasses.asdict(verdict))``.
 
     Args:
         rules: The rules of one claim, as they were fixed before the run, each with its metric.
-        values: A number by seed for each cell, in points. Values that are not finite, or absent,
-            are left out, as are their seeds in every difference that needs them.
+        evidence: What was measured.
         alpha: Level of the tests.
-        axis: What the sentences call the axis, such as "batch size".
-        unfinished: The arms and axis values some of whose trials have not ended.
 
     Raises:
         ValueError: If there is no rule, one has no metric, or ``alpha`` is not between 0 and 0.5.
     """
     if not rules:
         raise ValueError("judge: no rules; a claim without a rule has no verdict")
-    if any(rule.metric is None for rule in rules):
-        raise ValueError("judge: a rule without a metric; write_claims gives it the study's")
     if not 0 < alpha < 0.5:
         raise ValueError(f"judge: alpha must lie between 0 and 0.5, as 0.05 does; got {alpha}")
-    waits = [any((c.arm, c.axis_value) in unfinished for c in cells(rule)) for rule in rules]
-    tested = [_test(rule, values, alpha, axis) for rule in rules]
-    ps = [1.0 if wait else min(both) for wait, (_, *both) in zip(waits, tested)]
+    tested = [_test(rule, evidence, alpha) for rule in rules]
+    return _verdict(tested, holm([test.p for test in tested]), evidence, alpha)
+
+
+def judge_claims(
+    claims: Sequence[Claim], evidence: Evidence, holm_over: HolmOver = "claim"
+) -> list[Verdict]:
+    """Returns the verdict on each claim of a study.
+
+    Args:
+        claims: The claims, each rule with its metric.
+        evidence: What was measured.
+        holm_over: Whether the p-values are adjusted for the rules of each claim or for those of
+            all claims. In the latter case a rule of a true null hypothesis is decided, in any of
+            the claims, in at most a share ``alpha`` (the largest of the claims') of all studies.
+
+    Raises:
+        ValueError: If a rule has no metric.
+    """
+    if holm_over == "claim":
+        return [judge(claim.rules, evidence, claim.alpha) for claim in claims]
+    tested = [[_test(rule, evidence, claim.alpha) for rule in claim.rules] for claim in claims]
+    adjusted = iter(holm([test.p for tests in tested for test in tests]))
+    return [
+        _verdict(tests, [next(adjusted) for _ in tests], evidence, claim.alpha)
+        for claim, tests in zip(claims, tested)
+    ]
+
+
+def _verdict(
+    tested: "Sequence[_Test]", adjusted: Sequence[float], evidence: Evidence, alpha: float
+) -> Verdict:
     outcomes = []
-    for rule, wait, test, p, adjusted in zip(rules, waits, tested, ps, holm(ps)):
-        estimates, p_for, p_against = test
+    for test, p_adjusted in zip(tested, adjusted):
         decision: Decision = "undecided"
-        if adjusted < alpha:
-            decision = "supported" if p_for < p_against else "refuted"
-        words = _topic(rule, axis), _claimed(rule)
-        outcome = Outcome(rule, *words, decision, estimates, p, adjusted, "")
-        outcomes.append(dataclasses.replace(outcome, sentence=_sentence(outcome, wait)))
+        if p_adjusted < alpha:
+            decision = "supported" if test.p_for < test.p_against else "refuted"
+        words = _topic(test.rule, evidence.axis), _claimed(test.rule)
+        outcome = Outcome(test.rule, *words, decision, test.estimates, test.p, p_adjusted, "")
+        outcomes.append(dataclasses.replace(outcome, sentence=_sentence(outcome, test)))
     decisions = [outcome.decision for outcome in outcomes]
     word = overall(decisions)
     tally = ", ".join(f"{decisions.count(d)} {d}" for d in get_args(Decision) if d in decisions)
-    rule_s = "rule" if len(rules) == 1 else "rules"
-    more = " Not all of their trials have ended." if any(waits) else ""
-    sentence = f"{word}: of {len(rules)} {rule_s}, {tally}.{more}"
+    rule_s = "rule" if len(tested) == 1 else "rules"
+    more = " Not all of their trials have ended." if any(test.waits for test in tested) else ""
+    sentence = f"{word}: of {len(tested)} {rule_s}, {tally}.{more}"
     return Verdict(word, alpha, tuple(outcomes), sentence)
 
 
@@ -177,49 +228,98 @@ def overall(decisions: Sequence[Decision]) -> Word:
     return "PARTIAL" if found >= {"supported", "refuted"} else "INCONCLUSIVE"
 
 
-def _test(
-    rule: Rule, values: Values, alpha: float, axis: str
-) -> tuple[tuple[Estimate, ...], float, float]:
+class _Test(NamedTuple):
     """A rule's numbers, and the p-values for it and against it."""
-    compared = pairs(rule)
+
+    rule: Rule
+    estimates: tuple[Estimate, ...]
+    p_for: float
+    p_against: float
+    waits: bool
+    """Whether some of its trials have not ended."""
+    notes: tuple[str, ...]
+    """What its failed trials keep from being decided, in sentences."""
+
+    @property
+    def p(self) -> float:
+        """The p-value that decides."""
+        return 1.0 if self.waits else min(self.p_for, self.p_against)
+
+
+def _test(rule: Rule, evidence: Evidence, alpha: float) -> _Test:
+    if rule.metric is None:
+        raise ValueError("judge: a rule without a metric; write_claims gives it the study's")
+    values, compared, contrasts = evidence.values, pairs(rule), rule_contrasts(rule)
     numbers = [(values.get(baseline, {}), values.get(arm, {})) for baseline, arm in compared]
     parts = [paired_difference(a, b).by_seed for a, b in numbers]
     match rule:
         case Equivalence():
+            each = [
+                _tests_of_equivalence(rule, part, contrast, evidence, alpha)
+                for part, contrast in zip(parts, contrasts)
+            ]
             estimates = tuple(
-                _estimate(rule, values, part, [pair], 1 - 2 * alpha, axis)
-                for part, pair in zip(parts, compared)
+                _estimate(rule, part, [pair], contrast, 1 - 2 * alpha, evidence)
+                for part, pair, contrast in zip(parts, compared, contrasts)
             )
-            samples = [list(part.values()) for part in parts]
-            p_for = max(_or_one(tost(sample, rule.margin, alpha).p) for sample in samples)
-            p_out = min(
-                _or_one(t_test(sample, sign * rule.margin, alternative))
-                for sample in samples
-                for sign, alternative in ((1, "greater"), (-1, "less"))
-            )
-            return estimates, p_for, min(1.0, 2 * len(parts) * p_out)
-        case DifferenceInDifferences():
-            (a, b), (a_end, b_end) = numbers
-            by_seed = difference_in_differences((a, a_end), (b, b_end)).by_seed
-        case Difference():
-            common = sorted(set(parts[0]).intersection(*parts))
-            by_seed = {seed: float(np.mean([part[seed] for part in parts])) for seed in common}
-    estimate = _estimate(rule, values, by_seed, compared, 1 - alpha, axis)
+            p_for = max(within for within, _ in each)
+            p_against = min(1.0, 2 * len(parts) * min(beyond for _, beyond in each))
+        case Difference() | DifferenceInDifferences():
+            if rule.kind == "difference_in_differences":
+                (a, b), (a_end, b_end) = numbers
+                by_seed = difference_in_differences((a, a_end), (b, b_end)).by_seed
+            else:
+                common = sorted(set(parts[0]).intersection(*parts))
+                by_seed = {seed: float(np.mean([part[seed] for part in parts])) for seed in common}
+            [contrast] = contrasts
+            level = 1 - alpha
+            estimates = (_estimate(rule, by_seed, compared, contrast, level, evidence),)
+            above, below = _p_values(rule, by_seed, contrast, evidence, rule.threshold)
+            above, below = min(1.0, 2 * above), min(1.0, 2 * below)
+            p_for, p_against = (above, below) if rule.side == "above" else (below, above)
+    waits = any((c.arm, c.axis_value) in evidence.unfinished for c in cells(rule))
+    notes = [failure_note(failures(c, evidence.failed), evidence.axis) for c in contrasts]
+    return _Test(
+        rule, estimates, p_for, p_against, waits, tuple(dict.fromkeys(filter(None, notes)))
+    )
+
+
+def _p_values(rule, by_seed, contrast, evidence, threshold):
+    """One-sided p-values that the mean is above the threshold, and that it is below.
+
+    Without a test, and where leaving failed trials out favours that side, it is 1.
+    """
+    least = _least_deviation(rule, contrast, evidence)
+    found = failures(contrast, evidence.failed)
     above, below = (
-        min(1.0, 2 * _or_one(t_test(by_seed.values(), rule.threshold, alternative)))
+        _or_one(t_test(by_seed.values(), threshold, alternative, least))
         for alternative in ("greater", "less")
     )
-    p_for, p_against = (above, below) if rule.side == "above" else (below, above)
-    return (estimate,), p_for, p_against
+    return 1.0 if found.positive else above, 1.0 if found.negative else below
 
 
-def _estimate(rule, values, by_seed, compared, level, axis):
+def _tests_of_equivalence(rule, by_seed, contrast, evidence, alpha):
+    """P-values that the mean is within the margins, and that it is beyond one of them."""
+    least = _least_deviation(rule, contrast, evidence)
+    within = _or_one(tost(by_seed.values(), rule.margin, alpha, least).p)
+    above, _ = _p_values(rule, by_seed, contrast, evidence, rule.margin)
+    _, below = _p_values(rule, by_seed, contrast, evidence, -rule.margin)
+    # Survivors within the margins say nothing about the runs that failed.
+    return 1.0 if any(failures(contrast, evidence.failed)) else within, min(above, below)
+
+
+def _least_deviation(rule: Rule, contrast: Contrast, evidence: Evidence) -> float:
+    return least_deviation(contrast, evidence.steps.get(rule.metric or "", STEP))
+
+
+def _estimate(rule, by_seed, compared, contrast, level, evidence):
     where = tuple(arm.axis_value for _, arm in compared)
-    seeds = {seed for pair in compared for cell in pair for seed in values.get(cell, ())}
-    mean, low, high, _ = t_interval(by_seed.values(), level)
+    seeds = {seed for pair in compared for cell in pair for seed in evidence.values.get(cell, ())}
+    least = _least_deviation(rule, contrast, evidence)
+    mean, low, high, _ = t_interval(by_seed.values(), level, least)
     mean, low, high = (bound if math.isfinite(bound) else None for bound in (mean, low, high))
     left_out = tuple(sorted(seeds - by_seed.keys()))
-    place = _place(rule, where, axis)
+    place = _place(rule, where, evidence.axis)
     return Estimate(where, place, mean, low, high, level, by_seed, left_out)
 
 
@@ -227,12 +327,12 @@ def _or_one(p):
     return 1.0 if math.isnan(p) else p
 
 
-def _sentence(outcome, waits):
+def _sentence(outcome, test):
     numbers = "; ".join(f"{e.place}: {_number(e)}" for e in outcome.estimates)
     adjusted = f", adjusted {outcome.p_adjusted:.2g}" if outcome.p_adjusted != outcome.p else ""
-    p = "not all of its trials have ended" if waits else f"p {outcome.p:.2g}{adjusted}"
+    p = "not all of its trials have ended" if test.waits else f"p {outcome.p:.2g}{adjusted}"
     claim = f"{outcome.claim.capitalize()}: {outcome.decision} ({p})"
-    return f"{outcome.topic}, {numbers}. {claim}."
+    return " ".join([f"{outcome.topic}, {numbers}. {claim}.", *test.notes])
 
 
 def _claimed(rule):

@@ -125,7 +125,10 @@ def test_evaluation_does_not_change_the_state(key):
             lambda: ResNet(depths=(1, 1), widths=(4,), norm=NoNorm()),
             "depths has 2 stages and widths 1",
         ),
-        (lambda: ResNet(depths=(0,), widths=(4,), norm=NoNorm()), "depths is .0,.; it must be at least 1"),
+        (
+            lambda: ResNet(depths=(0,), widths=(4,), norm=NoNorm()),
+            "depths is .0,.; it must be at least 1",
+        ),
         (lambda: Stem(size=4), "size is 4; it must be odd"),
         (lambda: Stem(stride=3), "stride is 3; it must be one of 1, 2, 4"),
     ],

@@ -245,7 +245,10 @@ def test_the_key_reaches_the_branches_to_drop(key):
 
 @pytest.mark.parametrize(
     ("fields", "says"),
-    [({"classes": 0}, "classes is 0; it must be at least 1"), ({"dropout": 1.0}, "dropout is 1.0; it must")],
+    [
+        ({"classes": 0}, "classes is 0; it must be at least 1"),
+        ({"dropout": 1.0}, "dropout is 1.0; it must"),
+    ],
 )
 def test_impossible_classifiers_are_refused(fields, says):
     with pytest.raises(ValueError, match=says):

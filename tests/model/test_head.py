@@ -75,7 +75,10 @@ def test_evaluation_reproduces_training_once_the_statistics_are_known(pyramid, k
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"prior": 1.0}, "prior is 1.0; it must be above 0 and below 1"), ({"depth": -1}, "depth is -1")],
+    [
+        ({"prior": 1.0}, "prior is 1.0; it must be above 0 and below 1"),
+        ({"depth": -1}, "depth is -1"),
+    ],
 )
 def test_impossible_heads_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

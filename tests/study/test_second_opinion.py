@@ -167,7 +167,8 @@ def test_seeds_that_agree_about_every_item_leave_the_binomial_noise_of_the_items
     cells = product(("BN", "LN"), (2, 32), range(3))
     trials = [write(tmp_path, *cell, {"accuracy_running": arrays[cell[0]]}) for cell in cells]
     found = row(opinions(trials, tmp_path), "differences", axis_value=2)
-    assert (found["low"], found["high"]) == pytest.approx((-20, -20))
+    # Student's interval is over seeds, which differ by nothing but the rounding of the accuracy.
+    assert (found["low"], found["high"]) == pytest.approx((-20, -20), abs=0.02)
     drawn = -100 * stats.binom(60, 12 / 60).ppf([0.975, 0.025]) / 60
     ends = found["second_opinion"]["low"], found["second_opinion"]["high"]
     # A quantile of 10,000 resamples may fall one item beside.

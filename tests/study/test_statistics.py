@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fpnlab.study.statistics import (
-    Interval,
     difference_in_differences,
     holm,
     paired_difference,
@@ -110,8 +109,43 @@ def test_fewer_than_two_values_have_no_interval():
     assert one.sign == none.sign == 0
 
 
-def test_equal_values_have_an_interval_without_width():
-    assert t_interval([2.0, 2.0, 2.0]) == Interval(2.0, 2.0, 2.0, 3)
+@pytest.mark.parametrize("values", [[2.0, 2.0], [0.0] * 5, [20.6 + 1e-14, 20.6]])
+def test_equal_values_have_a_mean_but_neither_interval_nor_p_value(values):
+    interval = t_interval(values)
+    assert (interval.n, interval.sign) == (len(values), 0)
+    assert interval.mean == pytest.approx(values[-1])
+    assert math.isnan(interval.low)
+    assert math.isnan(interval.high)
+    for alternative in ALTERNATIVES:
+        assert math.isnan(t_test(values, 1.0, alternative))
+    assert not tost(values, 30.0).equivalent
+    assert not tost(values, 0.5).equivalent
+
+
+def test_a_least_deviation_gives_equal_values_an_interval_by_hand():
+    # t(1; 0.975) = 12.7062 and t(1; 0.95) = 6.31375, over sqrt(2).
+    assert t_interval([20.6, 20.6], 0.95, 0.1) == pytest.approx(
+        (20.6, 20.6 - 0.898463, 20.6 + 0.898463, 2), abs=1e-5
+    )
+    assert t_interval([20.6, 20.6], 0.9, 0.1).high == pytest.approx(20.6 + 0.446449, abs=1e-5)
+    same = {0: 1.0, 1: 2.0}, {0: 21.6, 1: 22.6}
+    assert paired_difference(*same, 0.95, 0.1).interval == pytest.approx(
+        t_interval([20.6, 20.6], 0.95, 0.1)
+    )
+    flat = {0: 0.0, 1: 0.0}
+    found = difference_in_differences((flat, flat), same, 0.95, 0.1)
+    assert found.interval == pytest.approx(t_interval([20.6, 20.6], 0.95, 0.1))
+    assert not tost([0.0, 0.0], 0.44, 0.05, 0.1).equivalent
+    assert tost([0.0, 0.0], 0.45, 0.05, 0.1).equivalent
+
+
+def test_a_least_deviation_below_that_of_the_values_changes_nothing():
+    values = [1.0, 2.0, 4.0]
+    assert t_interval(values, 0.95, 1.5) == t_interval(values)
+    assert t_test(values, 0.5, "greater", 1.5) == t_test(values, 0.5, "greater")
+    assert t_interval(values, 0.95, 1.6).high > t_interval(values).high
+    with pytest.raises(ValueError, match="least_deviation is -1"):
+        t_interval(values, 0.95, -1.0)
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 95.0])
@@ -130,20 +164,26 @@ def test_p_value_is_that_of_scipys_t_test(values, threshold, alternative):
 
 
 @settings(deadline=None, max_examples=50)
-@given(values=VALUES, threshold=st.floats(-1e3, 1e3), alpha=st.floats(0.01, 0.5))
+@given(
+    values=VALUES,
+    threshold=st.floats(-1e3, 1e3),
+    alpha=st.floats(0.01, 0.5),
+    least=st.floats(1e-3, 10.0),
+)
 def test_p_is_below_alpha_exactly_when_the_interval_leaves_the_threshold_out(
-    values, threshold, alpha
+    values, threshold, alpha, least
 ):
-    p, interval = t_test(values, threshold), t_interval(values, 1 - alpha)
+    p = t_test(values, threshold, least_deviation=least)
+    interval = t_interval(values, 1 - alpha, least)
     assume(abs(p - alpha) > 1e-9)
     assert (p < alpha) == (not interval.low <= threshold <= interval.high)
 
 
-def test_equal_values_decide_with_certainty_and_one_value_not_at_all():
-    assert t_test([2.0, 2.0], 1.0) == t_test([2.0, 2.0], 1.0, "greater") == 0.0
-    assert t_test([2.0, 2.0], 1.0, "less") == t_test([2.0, 2.0], 2.0) == 1.0
-    assert math.isnan(t_test([2.0]))
-    assert math.isnan(t_test([2.0, math.nan]))
+def test_fewer_than_two_values_decide_nothing():
+    for values in ([], [2.0], [2.0, math.nan]):
+        assert math.isnan(t_test(values, least_deviation=0.1))
+        assert not tost(values, 1.0, least_deviation=0.1).equivalent
+    assert paired_difference({}, {0: 1.0}).interval.n == 0
 
 
 def test_difference_in_differences_by_hand():
@@ -178,13 +218,18 @@ def test_difference_in_differences_covers_the_true_one():
 
 
 @settings(deadline=None, max_examples=50)
-@given(values=VALUES, margin=st.floats(0.1, 2e3), alpha=st.floats(0.01, 0.4))
+@given(
+    values=VALUES,
+    margin=st.floats(0.1, 2e3),
+    alpha=st.floats(0.01, 0.4),
+    least=st.floats(1e-3, 10.0),
+)
 def test_equivalence_is_shown_exactly_when_its_interval_lies_within_the_margins(
-    values, margin, alpha
+    values, margin, alpha, least
 ):
-    found = tost(values, margin, alpha)
+    found = tost(values, margin, alpha, least)
     assume(abs(found.p - alpha) > 1e-9)
-    assert found.interval == t_interval(values, 1 - 2 * alpha)
+    assert found.interval == t_interval(values, 1 - 2 * alpha, least)
     assert found.equivalent == (-margin < found.interval.low and found.interval.high < margin)
 
 
@@ -287,6 +332,36 @@ def test_power_is_how_often_the_test_finds_the_effect():
 
 def test_power_of_an_effect_far_beyond_the_noise_is_one():
     assert paired_power(100.0, 1.0, 10) == paired_power(1.0, 1.0, 10**6) == 1.0
+    assert paired_power(5.0, 1.0, 60) == pytest.approx(1.0, abs=1e-12)
+    assert paired_power(1e300, 1e-300, 2) == paired_power(1e300, 1.0, 3) == 1.0
+
+
+@pytest.mark.parametrize("alpha", [1e-12, 0.001, 0.05, 0.5])
+def test_power_is_a_share_that_rises_with_effect_and_seeds_whatever_their_size(alpha):
+    effects = [0.0, 1e-9, *np.geomspace(0.01, 100.0, 25), 1e6]
+    seeds = [2, 3, 5, 17, 60, 100, 301, 10_000, 10**8]
+    power = np.array([[paired_power(e, 1.0, n, alpha) for n in seeds] for e in effects])
+    np.testing.assert_allclose(power[0], alpha, rtol=1e-6)
+    assert np.all((power >= alpha * (1 - 1e-6)) & (power <= 1.0))
+    assert np.all(np.diff(power, axis=0) >= -1e-12)
+    assert np.all(np.diff(power, axis=1)[1:] >= -1e-12)
+
+
+@pytest.mark.parametrize(("effect", "n", "found"), [(1.0, 10, 0.803097), (0.5, 34, 0.807778)])
+def test_power_is_that_of_published_tables(effect, n, found):
+    # R: power.t.test(n, delta = effect, type = "one.sample", strict = TRUE).
+    assert paired_power(effect, 1.0, n) == pytest.approx(found, abs=1e-5)
+
+
+@pytest.mark.parametrize("deviation", [1e-300, 1e-3])
+def test_an_effect_far_beyond_the_noise_needs_two_seeds(deviation):
+    assert seeds_needed(-1.0, deviation) == 2
+
+
+@pytest.mark.parametrize("effect", [1e-9, 5e-324])
+def test_an_effect_that_no_study_can_find_is_refused(effect):
+    with pytest.raises(ValueError, match="more than 1,000,000,000 seeds"):
+        seeds_needed(effect, 1.0)
 
 
 @settings(deadline=None, max_examples=20)
@@ -315,7 +390,10 @@ def test_an_effect_of_one_deviation_needs_ten_seeds():
     ("arguments", "fault"),
     [
         ((0.0, 1.0), "effect of 0"),
-        ((1.0, 0.0), "deviation must be above 0"),
+        ((1.0, 0.0), "deviation above 0 and finite"),
+        ((1.0, math.nan), "deviation above 0 and finite"),
+        ((math.nan, 1.0), "effect must be finite"),
+        ((math.inf, 1.0), "effect must be finite"),
         ((1.0, 1.0, 1.0), "power must lie"),
         ((1.0, 1.0, 0.8, 0.0), "alpha must lie"),
     ],

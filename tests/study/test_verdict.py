@@ -19,7 +19,8 @@ from fpnlab.study.rules import (
     cells,
 )
 from fpnlab.study.statistics import holm, t_interval
-from fpnlab.study.verdict import judge, overall
+from fpnlab.study.verdict import Evidence, judge_claims, overall
+from fpnlab.study.verdict import judge as judge_evidence
 
 CLEAR = (-0.1, 0.0, 0.1, 0.05, -0.05)
 """Noise of five seeds that leaves a difference of one clear."""
@@ -58,6 +59,10 @@ def change(side="above", threshold=0.0, start=32, end=2, **fields):
 def equivalence(margin=1.0, axis_values=(2,), **fields):
     fields = {"arm": "LN", "baseline": "BN", "metric": "AP"} | fields
     return Equivalence(axis_values=axis_values, margin=margin, **fields)
+
+
+def judge(rules, values, alpha=0.05, **known):
+    return judge_evidence(rules, Evidence(values, **known), alpha)
 
 
 def decide(rule, values, **kwargs):
@@ -208,6 +213,169 @@ def test_true_null_rules_err_in_alpha_of_all_families():
         }
         wrong += any(outcome.decision != "undecided" for outcome in judge(rules, rows).outcomes)
     assert wrong / 1500 < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 1500)
+
+
+FAILING = [
+    # What is claimed, the arm's mean, the arm and the value of the failed trial, the decision.
+    (difference(), 3.0, ("BN", 2), "supported"),
+    (difference(), 3.0, ("LN", 2), "undecided"),
+    (difference(), -3.0, ("BN", 2), "undecided"),
+    (difference(), -3.0, ("LN", 2), "refuted"),
+    (difference(side="below"), -3.0, ("BN", 2), "undecided"),
+    (difference(side="below"), -3.0, ("LN", 2), "supported"),
+    (difference((2, 8)), 6.0, ("BN", 8), "supported"),
+    (difference((2, 8)), 6.0, ("LN", 8), "undecided"),
+    (change(), 3.0, ("BN", 2), "supported"),
+    (change(), 3.0, ("LN", 2), "undecided"),
+    (change(), 3.0, ("BN", 32), "undecided"),
+    (change(), 3.0, ("LN", 32), "supported"),
+    (change(), -3.0, ("LN", 32), "undecided"),
+    (equivalence(), 0.1, ("BN", 2), "undecided"),
+    (equivalence(), 0.1, ("LN", 2), "undecided"),
+    (equivalence(), 3.0, ("BN", 2), "refuted"),
+    (equivalence(), 3.0, ("LN", 2), "undecided"),
+    (equivalence(), -3.0, ("LN", 2), "refuted"),
+    (equivalence(), -3.0, ("BN", 2), "undecided"),
+    # It is no part of the comparison.
+    (difference(), 3.0, ("LN", 32), "supported"),
+]
+
+
+@pytest.mark.parametrize(("rule", "mean", "place", "decision"), FAILING)
+def test_a_failed_trial_is_worse_than_any_and_bars_what_leaving_it_out_favours(
+    rule, mean, place, decision
+):
+    values = study(LN=(mean, 0.0, 0.0))
+    whole = decide(rule, values).decision
+    values[at(place[0], place[1])].pop(4)
+    outcome = decide(rule, values, axis="batch size", failed={place: [(*place, 4)]})
+    assert outcome.decision == decision
+    assert decision in (whole, "undecided")
+    arm, value = place
+    told = f"Diverged or failed: {arm} at batch size {value} (1 seed). That makes the mean too"
+    assert (told in outcome.sentence) == (place in {(c.arm, c.axis_value) for c in cells(rule)})
+
+
+def test_failures_on_both_sides_leave_everything_undecided():
+    values = study(LN=(3.0, 0.0, 0.0))
+    failed = {("LN", 2): [("LN", 2, 8)], ("BN", 2): [("BN", 2, 8), ("BN", 2, 9)]}
+    for rule in (difference(), difference(side="below"), equivalence(), equivalence(9.0)):
+        outcome = decide(rule, values, failed=failed)
+        assert (outcome.decision, outcome.p) == ("undecided", 1.0)
+        assert "LN at axis value 2 (1 seed), BN at axis value 2 (2 seeds)" in outcome.sentence
+        assert "favours both sides, and neither above nor below is decided" in outcome.sentence
+
+
+def test_a_trial_on_both_sides_of_a_comparison_favours_neither():
+    values = study(BN=(1.0, 0.0, 0.0))
+    values |= {at("BN", 2, "precise"): cell(3.0)}
+    rule = difference(arm="BN", evaluation="precise", baseline_evaluation="running")
+    outcome = decide(rule, values, failed={("BN", 2): [("BN", 2, 9)]})
+    assert outcome.decision == "supported"
+    assert "Diverged" not in outcome.sentence
+    # Once a seed, it counts at both axis values.
+    values = study(BN=(-6.0, 0.0, 0.0), LN=(0.0, 0.0, 0.0))
+    lost = [("LN", None, 9)]
+    assert decide(change(), values, failed={("LN", 2): lost, ("LN", 32): lost}).decision == (
+        "supported"
+    )
+
+
+def shares(studies, rules, known):
+    """How often each rule is supported; ``known`` are the failed trials of a study, or none."""
+    found = np.zeros(len(rules))
+    for values, failed in studies:
+        outcomes = judge(rules, values, failed=failed if known else {}).outcomes
+        found += [o.decision == "supported" for o in outcomes]
+    return found / len(studies)
+
+
+def studies_whose_worst_runs_diverge(number, arms, seeds=5):
+    """Studies without a difference, in which runs of ``arms`` one deviation down diverge."""
+    rng = np.random.default_rng(7)
+    for noise in rng.normal(size=(number, 2, seeds)):
+        values, failed = {}, {}
+        for arm, row in zip(("BN", "LN"), noise.tolist()):
+            lost = [seed for seed, value in enumerate(row) if arm in arms and value < -1.0]
+            values[at(arm, 2)] = {seed: v for seed, v in enumerate(row) if seed not in lost}
+            failed[arm, 2] = [(arm, 2, seed) for seed in lost]
+        yield values, failed
+
+
+@pytest.mark.parametrize("arms", [("BN",), ("LN",), ("BN", "LN")])
+def test_diverging_worst_runs_favour_no_arm_beyond_the_nominal_share(arms):
+    rules = [difference(), difference(side="below")]
+    found = list(studies_whose_worst_runs_diverge(2500, arms))
+    # Each rule by itself: no correction for two.
+    after = [shares(found, [rule], known=True)[0] for rule in rules]
+    # Four standard errors of a share of 0.025.
+    assert max(after) < 0.025 + 4 * math.sqrt(0.025 * 0.975 / len(found))
+    if len(arms) == 1:
+        before = [shares(found, [rule], known=False)[0] for rule in rules]
+        assert max(before) > 0.038
+
+
+def test_equal_seeds_are_decided_by_the_steps_of_the_metric_and_never_by_zero_width():
+    values = {at("BN", 2): {0: 1.0, 1: 2.0}, at("LN", 2): {0: 21.6, 1: 22.6}}
+    for steps, width in (({"AP": 1.0}, 1.0), ({}, 0.1)):
+        outcome = decide(difference(), values, steps=steps)
+        (estimate,) = outcome.estimates
+        half = 12.7062 * width / math.sqrt(6) / math.sqrt(2)
+        assert estimate.high - estimate.mean == pytest.approx(half, rel=1e-4)
+        assert outcome.decision == "supported"
+        assert outcome.p > 1e-4
+        assert decide(equivalence(20.6 + half), values, steps=steps).decision == "supported"
+        assert decide(equivalence(20.6 + half / 3), values, steps=steps).decision == "undecided"
+    # One seed in each of 500 pictures: the step is wider than the effect.
+    assert decide(difference(), values, steps={"AP": 20.0}).decision == "undecided"
+    zeros = {at("BN", 2): {0: 1.0, 1: 2.0}, at("LN", 2): {0: 1.0, 1: 2.0}}
+    for rule in (difference(), difference(side="below")):
+        assert decide(rule, zeros).decision == "undecided"
+
+
+def test_change_and_mean_over_values_have_the_least_deviation_of_their_own_cells():
+    values = study(LN=(3.0, 3.0, 0.0))
+    for cell_values in values.values():
+        for seed in cell_values:
+            cell_values[seed] = float(round(cell_values[seed]))
+    widths = {}
+    for name, rule in (("one", difference()), ("two", difference((2, 8))), ("change", change())):
+        (estimate,) = decide(rule, values, steps={"AP": 1.0}).estimates
+        widths[name] = estimate.high - estimate.low
+    assert widths["two"] == pytest.approx(widths["one"] / math.sqrt(2))
+    assert widths["change"] == pytest.approx(widths["one"] * math.sqrt(2))
+
+
+def four_claims(noise):
+    """Four arms against BN, each a claim of its own, and the evidence of one study."""
+    arms = ("BN", "LN", "GN", "IN", "RMS")
+    claims = [Claim(statement=arm, rules=(difference(arm=arm),)) for arm in arms[1:]]
+    values = {at(arm, 2): dict(enumerate(row.tolist())) for arm, row in zip(arms, noise)}
+    return claims, Evidence(values)
+
+
+def test_of_four_null_claims_one_is_decided_in_alpha_of_studies_with_holm_over_the_study():
+    # Arms of their own, so that the four tests are independent, which is the hardest case.
+    rng = np.random.default_rng(3)
+    supported = {"claim": 0, "study": 0}
+    for noise in rng.normal(size=(800, 5, 5)):
+        claims, evidence = four_claims(np.concatenate([np.zeros((1, 5)), noise[1:]]))
+        for family in supported:
+            words = [v.verdict for v in judge_claims(claims, evidence, family)]
+            supported[family] += "SUPPORTED" in words
+    # 1 - 0.975^4 = 0.096 and 1 - (1 - 0.025 / 4)^4 = 0.025.
+    assert abs(supported["claim"] / 800 - 0.096) < 4 * math.sqrt(0.096 * 0.904 / 800)
+    assert abs(supported["study"] / 800 - 0.025) < 4 * math.sqrt(0.025 * 0.975 / 800)
+
+
+def test_holm_over_the_study_adjusts_the_rules_of_all_claims_together():
+    claims, evidence = four_claims(np.random.default_rng(0).normal(size=(5, 5)))
+    claims[0] = dataclasses.replace(claims[0], rules=(difference(), difference(arm="GN")))
+    alone, together = (judge_claims(claims, evidence, family) for family in ("claim", "study"))
+    p = [outcome.p for verdict in alone for outcome in verdict.outcomes]
+    assert [o.p_adjusted for v in together for o in v.outcomes] == holm(p)
+    assert [o.p_adjusted for o in alone[0].outcomes] == holm(p[:2])
+    assert [v.outcomes[0].p_adjusted for v in alone[1:]] == p[2:]
 
 
 def test_the_verdict_stands_however_undecided_rules_turn_out():

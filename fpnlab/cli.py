@@ -3,16 +3,17 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from fpnlab.config import Experiment
-    from fpnlab.data.dataset import Dataset
+    from fpnlab.data.dataset import Dataset, Problem
 
 EXIT_CODES = """\b
 Exit codes: 0 done; 2 a config or command line that cannot be right; 3 data that cannot be
@@ -20,8 +21,22 @@ read; 4 the run diverged; 5 a folder or checkpoint that cannot be used; 75 inter
 saved: run the same command again to go on."""
 
 
+class Command(click.Command):
+    """A command without options of several letters behind one dash."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses the words; click would take ``-batch`` for ``-b -a -t -c -h`` and print help."""
+        for before, word in zip(["", *args], args):
+            value = before.startswith("--") and "=" not in before
+            if not value and re.match(r"-[A-Za-z][\w.-]", word):
+                raise click.UsageError(f"{word}: no such option; did you mean -{word}?", ctx)
+        return super().parse_args(ctx, args)
+
+
 class Laboratory(click.Group):
     """The group of all commands; an error that names its exit code is a message, not a trace."""
+
+    command_class = Command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
@@ -37,7 +52,7 @@ class Laboratory(click.Group):
             sys.exit(code)
 
 
-class Configured(click.Command):
+class Configured(Command):
     """A command that takes a config, and overrides of its fields as further options."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -479,9 +494,29 @@ def _data(experiment: "Experiment") -> "Dataset":
             f"fpnlab: {error}\nThe folder is the field data.root: --data.root PATH", err=True
         )
         sys.exit(3)
-    for problem in dataset.problems:
-        click.echo(f"data: {problem}", err=True)
+    for line in problem_lines(dataset.problems):
+        click.echo(f"data: {line}", err=True)
     return dataset
+
+
+def problem_lines(problems: "Sequence[Problem]", most: int = 20) -> list[str]:
+    """Returns a line for each kind of problem, the rarest first: equal ones are counted.
+
+    Args:
+      problems: what was left out or changed while loading.
+      most: lines at most; a last one says how many kinds were left out.
+    """
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        # Numbers (coordinates, sizes) differ where the fault is the same.
+        kinds.setdefault(re.sub(r"\d+(\.\d+)?", "#", problem.what), []).append(problem)
+    ordered = sorted(kinds.values(), key=len)
+    lines = [
+        str(alike[0]) + (f" (and {len(alike) - 1} more like it)" if len(alike) > 1 else "")
+        for alike in ordered
+    ]
+    rest = len(lines) - most
+    return lines if rest <= 0 else [*lines[:most], f"{rest} more kinds of problems"]
 
 
 def _print_metrics(metrics: dict[str, dict[str, float]]) -> None:

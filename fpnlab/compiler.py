@@ -104,8 +104,9 @@ def silence_false_alarms() -> None:
     warns of a crash that cannot come. Errors still raise exceptions. Call this before JAX is
     imported; a level that the user set stays.
     """
-    if jaxlib_version() == "0.10.1":
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # JAX itself sets 1 where nothing is set, also for the processes that a process starts.
+    if jaxlib_version() == "0.10.1" and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 
 def backend_started() -> bool:

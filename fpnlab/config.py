@@ -6,7 +6,7 @@ import hashlib
 import json
 import pathlib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import pydantic
@@ -16,9 +16,13 @@ from fpnlab.data.augment_images import AugmentImages
 from fpnlab.data.load import Data, LabelData
 from fpnlab.data.scenes import CLASS_NAMES, Scenes
 from fpnlab.evaluate.detection import Evaluate
-from fpnlab.faults import combination_faults, field_faults, number_faults, spec_members
+from fpnlab.faults import combination_faults, field_faults, number_faults
+from fpnlab.model.backbone import STANDARD, ResNet, cifar_resnet, resnet
+from fpnlab.model.norm import BatchNorm
+from fpnlab.schema import field_hint, spec_members, with_none
 from fpnlab.spec import spec
 from fpnlab.study.plan import Point, Study, applied, held_out, planned
+from fpnlab.study.rules import near
 from fpnlab.train.objective import CrossEntropy, Objective
 from fpnlab.train.step import Train
 from fpnlab.train.task import Model
@@ -31,6 +35,20 @@ CLASSIFICATION = {
     "augment": "classification",
 }
 """The kinds that images with a label each ask for."""
+
+
+PRESETS: dict[str, Callable[[], ResNet]] = {
+    **{f"resnet{layers}": functools.partial(resnet, layers, BatchNorm()) for layers in STANDARD},
+    **{
+        f"cifar_resnet{depth}": functools.partial(cifar_resnet, depth, norm=BatchNorm())
+        for depth in (8, 14, 20, 32, 44, 56, 110)
+    },
+}
+"""Published backbones by name, with batch norm; another norm is set by ``model.backbone.norm``."""
+
+
+MEASURED_ONLY = ("question", "evaluate", "log_examples", "checkpoint_seconds", "study")
+"""Fields that do not change the weights; nor does ``data.root``, where the data are."""
 
 
 class ConfigError(ValueError):
@@ -128,15 +146,18 @@ def load(path: str | pathlib.Path, overrides: Iterable[tuple[str, str]] = ()) ->
         once, each with its dotted path.
     """
     try:
-        table = tomllib.loads(pathlib.Path(path).read_text())
+        table = tomllib.loads(_text(pathlib.Path(path)))
     except FileNotFoundError:
         near = ", ".join(sorted(str(p) for p in pathlib.Path("configs").glob("*.toml")))
         remedy = f"these are here: {near}" if near else "give the path of a TOML file"
         raise ConfigError(f"{path}: no such file; {remedy}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{path}: not a readable TOML file: it is nested too deeply") from None
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
     for dotted, text in overrides:
-        table = applied(table, {dotted.replace("-", "_"): _value(text)})
+        dotted = _with_underscores(dotted)
+        table = applied(table, {dotted: _value(text, dotted, table)})
     try:
         experiment = validate(table)
         if experiment.study:
@@ -149,17 +170,22 @@ def load(path: str | pathlib.Path, overrides: Iterable[tuple[str, str]] = ()) ->
 def validate(table: dict[str, Any]) -> Experiment:
     """Returns the experiment in ``table``, checked as far as that goes without data or training.
 
-    The text "none" is None, for which TOML has no word (but a ``kind`` may have that name). The
-    kinds that follow from the data's, and the metric of a study, may be left out.
+    The text "none" is None, for which TOML has no word, where a field admits that. The kinds that
+    follow from the data's, and the metric of a study, may be left out; a backbone may be one of
+    `PRESETS` by its name.
 
     Raises:
       ConfigError: unknown fields, wrong types, impossible combinations; all of them.
     """
-    table = _with_kinds(_with_none(table))
-    faults = list(number_faults(table))
+    try:
+        table = with_none(_with_kinds(table), Experiment)
+        faults = list(number_faults(table))
+        text = json.dumps(table, default=str)
+    except (RecursionError, ValueError) as error:  # A number of thousands of digits, e.g.
+        raise ConfigError(f"a value that no field can have: {error}") from None
     try:
         # Strict, in JSON mode: "8" is no number, but a list may be a tuple.
-        experiment = _adapter().validate_json(json.dumps(table, default=str), strict=True)
+        experiment = _adapter().validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         faults = dict.fromkeys(faults + field_faults(error, table, Experiment))
         raise ConfigError("\n".join(faults)) from None
@@ -192,6 +218,22 @@ def config_hash(experiment: Experiment) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def training_hash(experiment: Experiment) -> str:
+    """Returns the SHA-256 of what decides the weights: all but `MEASURED_ONLY`."""
+    text = json.dumps(_trained(resolved(experiment)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def same_training(there: Any, here: Any) -> bool:
+    """Returns whether two resolved experiments, as JSON values, train the same weights."""
+    return _trained(there) == _trained(here)
+
+
+def _trained(table):
+    kept = {name: value for name, value in table.items() if name not in MEASURED_ONLY}
+    return kept | {"data": {k: v for k, v in table["data"].items() if k != "root"}}
+
+
 def trials(experiment: Experiment) -> list[Trial]:
     """Returns the trials of a study in their order, each checked like an experiment.
 
@@ -201,15 +243,24 @@ def trials(experiment: Experiment) -> list[Trial]:
     if faults := list(_untunable(experiment)):
         raise ConfigError("\n".join(faults))
     base, found, built = unstudied(experiment), {}, {}
+    digests, equal = {}, {}
     data = {"validation": base.data, "test": counted(experiment).data}
     for point in points(experiment):
         # Trials that differ in their seed alone are one experiment to check.
         key = json.dumps(point.settings | {"seed": None}, sort_keys=True)
         if key not in built:
             built[key] = _checked(base, point, data[point.split])
+            if isinstance(built[key], Experiment):
+                digests[key] = config_hash(dataclasses.replace(built[key], seed=0))
         if isinstance(built[key], ConfigError):
             faults += [f"{point.name}: {line}" for line in str(built[key]).splitlines()]
             continue
+        first = equal.setdefault((point.split, digests[key], point.seed), point.name)
+        if first != point.name:
+            faults.append(
+                f"{point.name}: the same experiment as {first}; leave one out, or let its arm or "
+                "axis set a field that differs"
+            )
         if point.name in found:
             faults.append(f"{point.name}: two trials have this name; rename an arm")
         if len(point.name) > 200:
@@ -304,10 +355,13 @@ def _adapter():
 def _with_kinds(table):
     """Returns ``table`` with what follows from the kind of its data, where it says nothing."""
     data = table.get("data")
-    labelled = {member.kind for member in spec_members(LabelData)}
+    if isinstance(data, dict) and data.get("kind") == "cifar_binary":  # Its name until 0.1.
+        data = data | {"kind": "cifar"}
+        table = table | {"data": data}
+    labelled = [member.kind for member in spec_members(LabelData)]
     classified = isinstance(data, dict) and data.get("kind") in labelled
     kinds = CLASSIFICATION if classified else DETECTION
-    filled = {"objective": {}} | table
+    filled = {"objective": {}} | _with_preset(table)
     for field, kind in kinds.items():
         if isinstance(filled.get(field), dict):
             filled[field] = {"kind": kind} | filled[field]
@@ -316,20 +370,44 @@ def _with_kinds(table):
     return filled
 
 
-def _value(text):
+def _with_preset(table):
+    """Returns ``table`` with the backbone that it names written out."""
+    model = table.get("model")
+    backbone = model.get("backbone") if isinstance(model, dict) else None
+    if not isinstance(backbone, str):
+        return table
+    if backbone not in PRESETS:
+        raise ConfigError(f"model.backbone: is {backbone!r}{near(backbone, list(PRESETS))}")
+    written = pydantic.TypeAdapter(ResNet).dump_python(PRESETS[backbone](), mode="json")
+    return table | {"model": model | {"backbone": written}}
+
+
+def _with_underscores(dotted):
+    """Returns a path whose fields may be written with hyphens; the names of arms keep theirs."""
+    names = dotted.split(".")
+    fields = [name.replace("-", "_") for name in names]
+    if fields[:2] == ["study", "arms"]:
+        return ".".join([*fields[:2], *names[2:3], *fields[3:]])
+    return ".".join(fields)
+
+
+def _text(path):
+    """Returns the text of a TOML file, which may begin with a byte order mark."""
+    content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError("it is encoded as UTF-16; save it as UTF-8")
+    return content.decode("utf-8-sig")
+
+
+def _value(text, dotted, table):
+    """Returns an override's value as TOML, or as text where it is none or its field wants text."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        value = text
+    hint = field_hint(Experiment, dotted.split("."), table)
+    if hint is str and not isinstance(value, str):
         return text
-
-
-def _with_none(value):
-    match value:
-        case dict():
-            is_kind = lambda name: name.rpartition(".")[2] == "kind"
-            return {k: v if is_kind(k) else _with_none(v) for k, v in value.items()}
-        case list() | tuple():
-            return [_with_none(inner) for inner in value]
-        case "none":
-            return None
-    return value
+    # The name of a kind stands for a table of that kind with its defaults.
+    kinds = [member.kind for member in spec_members(hint) if hasattr(member, "kind")]
+    return {"kind": value} if isinstance(value, str) and value in kinds else value

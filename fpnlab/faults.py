@@ -20,12 +20,20 @@ from fpnlab.model.detector import (
     init_detector,
 )
 from fpnlab.model.norm import grouped
+from fpnlab.schema import field_paths, spec_members
 from fpnlab.spec import SpecError
 from fpnlab.study.plan import ClassificationMetric, DetectionMetric
 from fpnlab.study.rules import near
 from fpnlab.train.objective import detection_loss
 from fpnlab.train.task import init_model, model_loss
 from fpnlab.types import Batch, LabelledBatch, Mode
+
+MINIMAL = {
+    "data": 'data = { kind = "scenes" }',
+    "model": 'model = { classes = 4, backbone = "resnet18", neck = { max_level = 5 } }',
+    "train": "train = { examples = 4096, batch_size = 32, learning_rate = 0.1 }",
+}
+"""The least that a required table needs, as TOML."""
 
 
 def number_faults(value: Any, path: str = "") -> Iterator[str]:
@@ -76,11 +84,6 @@ def combination_faults(experiment: Any) -> Iterator[str]:
         yield f"model: {error} (at train.{name} = {images})"
 
 
-def spec_members(hint: Any) -> list[Any]:
-    """Returns the dataclasses that a type admits."""
-    return [m for m in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(m)]
-
-
 def _by_field(fault):
     """Yields an error of each field that a spec found invalid; any other error as it is."""
     cause = fault.get("ctx", {}).get("error")
@@ -117,7 +120,7 @@ def _line(fault, table, kind):
             owner = next(iter(members.values()), None)
             hint = typing.get_type_hints(owner).get(part) if owner else None
             given = given.get(part) if isinstance(given, dict) else None
-    return _message(".".join(path), owner, fault)
+    return _message(".".join(path), owner, fault, kind)
 
 
 def _wrong_kind(where, given, members):
@@ -125,24 +128,40 @@ def _wrong_kind(where, given, members):
     if not isinstance(given, dict):
         return f"{where}: is {given!r}; it must be a table with a kind: {', '.join(kinds)}"
     if "kind" not in given:
+        known = [f.name for member in members for f in dataclasses.fields(member)]
+        known = list(dict.fromkeys(known))
+        for name in given:
+            if name not in known:
+                return f"{where}.{name}: no such field{near(name, known)}"
         return f"{where}.kind: is required; these are known: {', '.join(kinds)}"
     if given["kind"] not in kinds:
         return f"{where}.kind: is {given['kind']!r}{near(str(given['kind']), kinds)}"
     return None
 
 
-def _message(where, owner, fault):
+def _message(where, owner, fault, kind):
     match fault["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
             names = [f.name for f in dataclasses.fields(owner)]
-            return f"{where}: no such field{near(where.rpartition('.')[2], names)}"
+            name = where.rpartition(".")[2]
+            elsewhere = [p for p in field_paths(kind) if p.rpartition(".")[2] == name]
+            if where == name and elsewhere:
+                return f"{where}: no such field; did you mean {' or '.join(elsewhere)}?"
+            return f"{where}: no such field{near(name, names)}"
         case "missing":
-            return f"{where}: is required"
+            example = MINIMAL.get(where)
+            return f"{where}: is required" + (f", e.g. {example}" if example else "")
         case "value_error":
             return f"{where}: {fault['msg'].removeprefix('Value error, ')}".removeprefix(": ")
         case _:
             expected = fault["msg"].removeprefix("Input should be ").replace("an object", "a table")
-            return f"{where}: is {fault['input']!r}; it must be {expected}"
+            return f"{where}: is {_shown(fault['input'])}; it must be {expected}"
+
+
+def _shown(value):
+    """Returns a value as Python writes it, long ones cut."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _misfits(experiment):

@@ -9,7 +9,7 @@ import types
 import typing
 
 from fpnlab.config import Experiment
-from fpnlab.faults import spec_members
+from fpnlab.schema import spec_members
 
 
 def fields() -> list[tuple[str, str, str, str]]:

@@ -15,6 +15,7 @@ PACKAGE = pathlib.Path(fpnlab.__file__).parent
 LOWER = {"types", "ops", "model", "data", "train", "evaluate"}
 MAY_IMPORT = {
     "spec": set(),
+    "schema": set(),
     "compiler": set(),
     "types": {"spec"},
     "ops": {"types"},
@@ -24,8 +25,8 @@ MAY_IMPORT = {
     "evaluate": {"types", "ops", "model"},
     "probe": {"types", "ops", "model", "evaluate"},
     "adapters": {"types", "ops", "model"},
-    "faults": LOWER | {"study.plan", "study.rules"},
-    "config": LOWER | {"faults", "study.plan", "study.rules"},
+    "faults": LOWER | {"schema", "study.plan", "study.rules"},
+    "config": LOWER | {"faults", "schema", "study.plan", "study.rules"},
     "study": LOWER | {"probe", "config", "report", "compiler"},
     "report": {"types", "compiler"},
 }

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from fpnlab import config
-from fpnlab.cli import main
+from fpnlab.cli import main, problem_lines
+from fpnlab.data.dataset import Problem
 from fpnlab.fields import fields as describe
 from fpnlab.study.ledger import Ledger
 
@@ -317,3 +318,28 @@ def test_signals_save_and_the_same_command_goes_on_to_the_same_end(trained, conf
     assert call(*words).exit_code == 0
     one, other = (json.loads((f / "result.json").read_text()) for f in (trained, tmp_path))
     assert other | {"seconds": 0} == one | {"seconds": 0}
+
+
+@pytest.mark.parametrize("word", ["-batch", "-train.examples", "-help"])
+def test_a_long_option_behind_one_dash_is_named(word, config_file):
+    result = call("train", config_file, word, "8")
+    assert result.exit_code == 2
+    assert f"{word}: no such option; did you mean -{word}?" in result.stderr
+
+
+def test_a_negative_number_is_a_value(config_file):
+    result = call("train", config_file, "--train.learning_rate", "-1")
+    assert "train.learning_rate: is -1" in result.stderr
+
+
+def test_equal_problems_of_data_are_one_line_and_rare_ones_come_first():
+    many = [
+        Problem(file=f"{i}.xml", where="object 1", what=f"box ({i}, 2, 3, 4) has no area")
+        for i in range(267)
+    ]
+    rare = Problem(file="x.jpg", where="file", what="cannot be decoded")
+    lines = problem_lines([*many[:100], rare, *many[100:]])
+    assert lines == [
+        "x.jpg, file: cannot be decoded",
+        "0.xml, object 1: box (0, 2, 3, 4) has no area (and 266 more like it)",
+    ]

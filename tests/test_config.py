@@ -10,7 +10,18 @@ import tomllib
 import pytest
 
 from fpnlab import config, fields
-from fpnlab.config import ConfigError, config_hash, load, resolved, trials, validate
+from fpnlab.config import (
+    PRESETS,
+    ConfigError,
+    config_hash,
+    load,
+    resolved,
+    training_hash,
+    trials,
+    validate,
+)
+from fpnlab.faults import MINIMAL
+from fpnlab.model.backbone import resnet
 from fpnlab.model.norm import BatchNorm, LayerNorm, NoNorm
 from fpnlab.study.plan import Axis
 from fpnlab.train.step import AdamW
@@ -137,7 +148,7 @@ NORM = "model.backbone.norm"
             "evaluate.area_bounds.1: is 'x'; it must be a valid num",
         ),
         ("data", {"kind": "voc", "class_names": ["a"]}, "data.root: is required"),
-        ("data.image_size", 8, "data: Scenes.image_size = 8: must be at least 16"),
+        ("data.image_size", 8, "data.image_size: is 8; it must be at least 16"),
         ("seed", -1, "seed is -1; it must be at least 0 and below"),
         ("log_examples", 0, "log_examples is 0 .* they must be at least 1"),
         ("train.norm_batch", 3, "train: norm_batch is 3, and batch_size=4 .* these do: 1, 2, 4"),
@@ -318,7 +329,7 @@ def test_an_unknown_override_is_refused_like_an_unknown_field(write):
 
 def test_none_is_refused_where_a_field_needs_a_value(write):
     with pytest.raises(
-        ConfigError, match=r"train\.batch_size: is None; it must be a valid integer"
+        ConfigError, match=r"train\.batch_size: is 'none'; it must be a valid integer"
     ):
         load(write(BASE), [("train.batch_size", "none")])
 
@@ -417,7 +428,7 @@ def test_trials_of_one_name_are_refused(write):
 
 
 def test_names_of_trials_are_names_of_folders(study):
-    arms = {"a/b c": {}, "..": {}}
+    arms = {"a/b c": {}, "..": {"train.weight_decay": 0.0}}
     widths = Axis(field="model.backbone.widths", values=([4, 8], [8, 8]))
     plan = dataclasses.replace(study.study, axes=(widths,), arms=arms, seeds=(0,))
     names = [t.name for t in trials(dataclasses.replace(study, study=plan))]
@@ -518,3 +529,141 @@ def test_a_config_and_all_its_trials_are_valid(path):
     assert validate(resolved(experiment)) == experiment
     if experiment.study:
         assert trials(experiment)
+
+
+WRONG = {
+    "train.schedule.warmpu=0.1": "train.schedule.warmpu: no such field; the nearest is 'warmup'",
+    "batch_size=8": "batch_size: no such field; did you mean train.batch_size or",
+    'data.kind=["digits"]': "data.kind: is ['digits']",
+    "model.backbone=resnet19": "model.backbone: is 'resnet19'; the nearest is",
+    f"train.batch_size={'9' * 5000}": "(5002 characters); it must be",
+    "data.train_size=1000000000": "data.train_size: is 1000000000; it must be at least 1 and",
+    "data.train_size=1000000 data.image_size=4096": "pixels, and 4000000000 (12 GB)",
+    "model.backbone.depths=[1000000000]": "model.backbone.depths: is (1000000000,); it must be",
+    "evaluate.area_bounds=[9.0,4.0]": "evaluate.area_bounds: is (9.0, 4.0); the bound of small",
+    "evaluate.population_examples=1000000000000": "evaluate.population_examples: is 1000000000000;",
+    "train.clip_norm=0.0 train.ema_examples=0": "train.ema_examples: is 0; it must be at least 1",
+    "model.pixel_deviation=0.0": "model.pixel_deviation: is 0.0; it must be above 0",
+    "model.neck.channels=0": "model.neck.channels: is 0; it must be at least 1",
+    "model.backbone.norm.reference_batch=0": "model.backbone.norm.reference_batch: is 0",
+    "objective.focal_gamma=-1.0": "objective.focal_gamma: is -1.0; it must be at least 0",
+    "model.postprocess.nms_iou=2.0": "model.postprocess.nms_iou: is 2.0; it must be",
+    "train.examples=4294967296": "train.examples: is 4294967296; it must be at least 1 and below",
+    "train.learning_rate=1e-60": "train.learning_rate: is 1e-60; it must be at least 1.2e-38",
+    "model.backbone.norm.eps=0.0": "model.backbone.norm.eps: is 0.0; it must be above 0",
+}
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_an_error_names_the_field_and_what_would_work(given, write):
+    overrides = [tuple(pair.split("=")) for pair in given.split(" ")]
+    with pytest.raises(ConfigError) as caught:
+        load(write(BASE), overrides)
+    assert WRONG[given] in str(caught.value)
+
+
+def test_a_missing_table_is_shown_at_its_least(write):
+    with pytest.raises(ConfigError) as caught:
+        load(write('question = "why"'))
+    for name, example in MINIMAL.items():
+        assert f"{name}: is required, e.g. {example}" in str(caught.value)
+
+
+def test_minimal_tables_and_presets_make_an_experiment(write):
+    text = "\n".join(MINIMAL.values())
+    assert load(write(text)).model.backbone == resnet(18, BatchNorm())
+    for name, make in PRESETS.items():
+        small = [("model.neck.min_level", "2"), ("model.neck.max_level", "3")]
+        levels = small if name.startswith("cifar") else []
+        found = load(write(text), [("model.backbone", name), *levels])
+        assert found.model.backbone == make()
+
+
+def test_the_name_of_a_kind_stands_for_its_table(write):
+    assert load(write(BASE), [("train.optimizer", "adamw")]).train.optimizer == AdamW()
+
+
+def test_text_fields_take_words_that_look_like_numbers_or_none(write):
+    data = 'data = { kind = "voc", root = "x", class_names = ["none", "dog"] }'
+    text = "\n".join([data, MINIMAL["model"], MINIMAL["train"]])
+    found = load(write(text), [("data.train", "2007"), ("model.classes", "2")])
+    assert (found.data.train, found.data.class_names) == ("2007", ("none", "dog"))
+
+
+@pytest.mark.parametrize("arm", ["LN-c", "LN_c"])
+def test_names_of_arms_keep_their_hyphens(arm, write):
+    overrides = [(f"study.arms.{arm}", '{ "train.weight-decay" = 0.0 }')]
+    with pytest.raises(ConfigError, match="weight-decay"):
+        load(write(BASE + STUDY), overrides)
+    overrides = [(f"study.arms.{arm}", '{ "train.weight_decay" = 0.0 }')]
+    assert arm in load(write(BASE + STUDY), overrides).study.arms
+
+
+def test_files_of_other_encodings_are_read_or_explained(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + BASE.encode())
+    assert load(path) == load(path)
+    path.write_text(BASE, encoding="utf-16")
+    with pytest.raises(ConfigError, match="encoded as UTF-16; save it as UTF-8"):
+        load(path)
+    path.write_text("a = " + "[" * 5000)
+    with pytest.raises(ConfigError, match="not a readable TOML file"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("axes", "arms", "words"),
+    [
+        (
+            [{"field": "model.head.norm", "values": [{"kind": "none"}, {"kind": "batch_norm"}]}],
+            {"A": {"model.head.norm.eps": 1e-3}, "B": {}},
+            "arms.A sets model.head.norm.eps, a part of what an axis sets",
+        ),
+        (
+            [
+                {"field": "train.optimizer", "values": [{"kind": "sgd"}]},
+                {"field": "train.optimizer.momentum", "values": [0.5, 0.9]},
+            ],
+            {"A": {}},
+            "an axis sets train.optimizer and another train.optimizer.momentum",
+        ),
+        (
+            [{"field": "train.weight_decay", "values": [0.0, 1e-4]}],
+            {"A": {"train.clip_norm": 10.0}, "B": {"train.clip_norm": 10.0}},
+            "the same experiment as a-",
+        ),
+        ([{"field": "train.clip_norm", "values": [1.0], "only": []}], {"A": {}}, "only is empty"),
+        (
+            [
+                {"field": "train.clip_norm", "values": {"low": 1.0, "high": 2.0, "count": 1500}},
+                {"field": "train.weight_decay", "values": {"low": 0.0, "high": 1.0, "count": 1500}},
+            ],
+            {"A": {}},
+            "the grid has 6750000 trials, and a study at most 100000",
+        ),
+    ],
+)
+def test_trials_that_would_compare_nothing_or_never_end_are_errors(axes, arms, words, write):
+    table = tomllib.loads(BASE) | {"study": {"axes": axes, "arms": arms}}
+    with pytest.raises(ConfigError, match=words):
+        trials(validate(table))
+
+
+def test_an_axis_inside_an_arms_table_is_fine():
+    table = tomllib.loads(BASE) | {
+        "study": {
+            "axes": [{"field": "model.head.norm.eps", "values": [1e-3, 1e-5]}],
+            "arms": {"A": {"model.head.norm": {"kind": "batch_norm"}}},
+        }
+    }
+    assert {t.experiment.model.head.norm.eps for t in trials(validate(table))} == {1e-3, 1e-5}
+
+
+def test_what_decides_the_weights_has_a_hash_of_its_own(write):
+    path = write(BASE)
+    one = load(path)
+    for override in (("evaluate.batch_size", "8"), ("question", "why?"), ("log_examples", "8")):
+        other = load(path, [override])
+        assert training_hash(other) == training_hash(one)
+        assert config_hash(other) != config_hash(one)
+    assert training_hash(load(path, [("train.weight_decay", "0.5")])) != training_hash(one)

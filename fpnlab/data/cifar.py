@@ -34,7 +34,7 @@ CLASS_NAMES = {
 class CifarBinary:
     """CIFAR-10 or CIFAR-100 (Krizhevsky 2009), as the archives for C programs have it."""
 
-    kind: Literal["cifar_binary"] = "cifar_binary"
+    kind: Literal["cifar"] = "cifar"
     root: str
     """Folder that holds data_batch_1.bin and so on, or for 100 classes train.bin and test.bin."""
     classes: Literal[10, 100] = 10

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fpnlab.data.dataset import Dataset
 from fpnlab.ops.keys import named_key
-from fpnlab.spec import spec
+from fpnlab.spec import Bounds, NonNegative, spec
 from fpnlab.types import Batch, Key
 
 CLASS_NAMES = ("circle", "square", "triangle", "cross")
@@ -24,39 +24,39 @@ WAVES = 12
 CHUNK = 64
 
 
+MOST_PIXELS = 4 * 10**9
+"""Of all images together, three bytes each."""
+
+
 @spec
 class Scenes:
     """Images of simple shapes on textured ground, over a tenfold range of sizes."""
 
     kind: Literal["scenes"] = "scenes"
-    image_size: int = 64
+    image_size: Annotated[int, Bounds(least=16.0, most=4096.0)] = 64
     """Height and width of an image in pixels."""
-    train_size: int = 4096
+    train_size: Annotated[int, Bounds(least=1.0, most=1e6)] = 4096
     """Number of training images."""
-    test_size: int = 256
+    test_size: Annotated[int, Bounds(least=1.0, most=1e6)] = 256
     """Number of held-out images."""
-    max_objects: int = 4
+    max_objects: Annotated[int, Bounds(least=1.0, most=1000.0)] = 4
     """Most objects in an image; 1 to this many are drawn, each number equally often."""
     sizes: tuple[float, float] = (0.085, 0.875)
     """Least and largest longer side of a box, as a share of the image's; log-uniform."""
-    turn: float = 15.0
+    turn: Annotated[float, Bounds(least=0.0, most=180.0)] = 15.0
     """Most that a shape is turned either way, in degrees; 180 for any angle."""
-    seed: int = 0
+    seed: Annotated[int, NonNegative] = 0
     """Names the whole data set, training and held-out images."""
 
     def __post_init__(self) -> None:
         """Refuses scenes that cannot be drawn."""
-        for field, least in (
-            ("image_size", 16),
-            ("train_size", 1),
-            ("test_size", 1),
-            ("max_objects", 1),
-            ("seed", 0),
-        ):
-            if (value := getattr(self, field)) < least:
-                raise ValueError(f"Scenes.{field} = {value}: must be at least {least}")
-        if not 0 <= self.turn <= 180:
-            raise ValueError(f"Scenes.turn = {self.turn}: must be from 0 to 180 degrees")
+        pixels = (self.train_size + self.test_size) * self.image_size**2
+        if pixels > MOST_PIXELS:
+            raise ValueError(
+                f"Scenes: {self.train_size} + {self.test_size} images of {self.image_size}x"
+                f"{self.image_size} are {pixels} pixels, and {MOST_PIXELS} (12 GB) are drawn into "
+                "memory at most; give fewer or smaller images"
+            )
         if not 0 < self.sizes[0] <= self.sizes[1] <= 1:
             raise ValueError(
                 f"Scenes.sizes = {self.sizes}: must be two shares of the image's side, "

@@ -109,6 +109,11 @@ def _doubts(trials: Sequence[Trial]) -> list[str]:
     return [f"{n} of {len(trials)} trials: {why}" if many else why for why, n in found.items()]
 
 
+def _groups(norm_batch: Any) -> Any:
+    sizes = tables.group_sizes(norm_batch)
+    return "-" if sizes is None else sizes
+
+
 def _embed(path: pathlib.Path, draw: Callable[[pathlib.Path], None], caption: str) -> Figure:
     draw(path)
     data = base64.b64encode(path.read_bytes()).decode()
@@ -298,6 +303,7 @@ def _environment() -> jinja2.Environment:
         "bounds": tables.bounds_note,
         "points": _points,
         "fixed": lambda value, digits: "-" if value is None else f"{value:,.{digits}f}",
+        "groups": _groups,
         "count": lambda value: "-" if value is None else f"{value:,}",
         "speed": tables.examples_per_second,
         "reason": tables.reason,

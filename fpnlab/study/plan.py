@@ -2,16 +2,21 @@
 
 import dataclasses
 import itertools
+import math
 import re
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fpnlab.spec import spec
+from fpnlab.spec import Bounds, spec
 from fpnlab.study.rules import Claim, HolmOver, check_claims, label, write_claims
 
 DetectionMetric = Literal["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
 ClassificationMetric = Literal["accuracy", "top5"]
+
+
+MOST_TRIALS = 100_000
+"""Trials of a study at most: what its ledger and its report are tested for, ten times."""
 
 
 @spec
@@ -22,7 +27,7 @@ class Range:
     """The first value."""
     high: int | float
     """The last value."""
-    count: int
+    count: Annotated[int, Bounds(least=2.0, most=10_000.0)]
     """Number of values."""
     scale: Literal["linear", "log"] = "linear"
     """Whether neighbours have the same distance or the same ratio."""
@@ -73,6 +78,8 @@ class Axis:
             raise ValueError("a range is for one field; list what several fields take")
         if not self.points:
             raise ValueError("values is empty; give one or more")
+        if self.only is not None and not self.only:
+            raise ValueError("only is empty, so that it applies to no arm; leave it out for all")
         labels = [str(label) for label, _ in self.points]
         if len(set(labels)) < len(labels):
             raise ValueError(f"values names one entry twice: {', '.join(labels)}")
@@ -153,6 +160,12 @@ class Study:
         swept = [path for axis in self.axes for path in axis.paths]
         if twice := [path for path in swept if swept.count(path) > 1]:
             raise ValueError(f"two axes set {twice[0]}; give it once")
+        for outer, inner in itertools.permutations(swept, 2):
+            if _holds(outer, inner):
+                raise ValueError(
+                    f"an axis sets {outer} and another {inner}, a part of it, which the first "
+                    "would replace; let one axis set both, with fields"
+                )
         for axis in self.axes:
             if unknown := set(axis.only or ()) - self.arms.keys():
                 raise ValueError(
@@ -166,16 +179,33 @@ class Study:
                     f"arms.{arm} sets {min(both)}, which the study itself sets by its axes and "
                     "seeds; leave it out of the arm"
                 )
+            if replaced := [k for k in settings for path in own if _holds(path, k)]:
+                raise ValueError(
+                    f"arms.{arm} sets {replaced[0]}, a part of what an axis sets, which would "
+                    "replace it: such trials are one experiment; leave it out of the arm, or give "
+                    "the axis the parts"
+                )
+        if (total := self._size()) > MOST_TRIALS:
+            raise ValueError(
+                f"the grid has {total} trials, and a study at most {MOST_TRIALS}; split it into "
+                "several studies"
+            )
         if self.tune and self.tune.seed in self.seeds:
             raise ValueError(
                 f"tune.seed is {self.tune.seed}, one of the study's seeds; give another, so that "
                 "no trial that counts is one that chose"
             )
-        if self.tune and self.tune.field in swept:
-            raise ValueError(f"tune.field is {self.tune.field}, which an axis sets; keep one")
+        tuned = self.tune.field if self.tune else ""
+        if any(path == tuned or _holds(path, tuned) for path in swept):
+            raise ValueError(f"tune.field is {tuned}, which an axis sets; keep one")
         places = [(place.arm, place.axis_value) for place in self.places()]
         metrics = typing.get_args(typing.get_type_hints(Study)["metric"])
         check_claims(self.claims, places, self.axis_values, metrics)
+
+    def _size(self) -> int:
+        """Returns the number of trials that count."""
+        of_arm = lambda arm: math.prod(len(axis.points) for axis in self._axes_of(arm))
+        return len(self.seeds) * sum(map(of_arm, self.arms))
 
     def _axes_of(self, arm: str) -> list[Axis]:
         return [axis for axis in self.axes if axis.only is None or arm in axis.only]
@@ -327,6 +357,11 @@ def _candidates(tune, base, place):
         case float():
             return [float(f"{value * factor:.6g}") for factor in tune.factors]
     raise ValueError(f"tune.field is {tune.field}, which is {value!r}; it must be a number")
+
+
+def _holds(outer, inner):
+    """Returns whether a dotted path is inside what another one sets."""
+    return inner.startswith(f"{outer}.")
 
 
 def _last(path):

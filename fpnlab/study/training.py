@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fpnlab.config import Experiment, Trial, config_hash
+from fpnlab.config import Experiment, Trial, training_hash
 from fpnlab.data.augment import Augment
 from fpnlab.data.augment_images import AugmentImages
 from fpnlab.data.dataset import Dataset, take
@@ -68,7 +68,7 @@ class Run(NamedTuple):
 
 def checkpoints_of(folder: pathlib.Path, experiment: Experiment) -> Checkpoints:
     """Returns the checkpoints of a run folder."""
-    return Checkpoints(folder / "checkpoints", config_hash(experiment))
+    return Checkpoints(folder / "checkpoints", training_hash(experiment))
 
 
 def train(runs: Sequence[Run], dataset: Dataset, stop: Stop) -> list[tuple[TrainState, float]]:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import math
 import pathlib
 import tempfile
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fpnlab.config import Experiment, Trial, config_hash, resolved
+from fpnlab.config import Experiment, Trial, config_hash, resolved, same_training
 from fpnlab.data.dataset import Dataset
 from fpnlab.model.norm import NormState
 from fpnlab.model.positions import norm_batches
@@ -83,7 +84,7 @@ def run_trials(runs: Sequence[Run], dataset: Dataset, *, stop: Stop) -> list[dic
                 run.folder.mkdir(parents=True, exist_ok=True)
             locks.enter_context(locked(run.folder))
             _claim(run.folder, run.trial.experiment)
-        left = [r for r in runs if not of_first((r.folder / "result.json").exists())]
+        left = [r for r in runs if not of_first(_measured(r.folder, r.trial.experiment))]
         for run, (state, seconds) in zip(left, train(left, dataset, stop) if left else ()):
             result = _measure(run.trial, dataset, run.folder, state) | {"seconds": seconds}
             write_json(run.folder / "result.json", result)
@@ -245,12 +246,30 @@ def _claim(folder, experiment):
             f"{config}: not the config of a run ({error}); choose another folder with --out, or "
             "remove this one"
         ) from None
-    if not same:
-        changed = differences(there, resolved(experiment))
+    if same:
+        return
+    here = resolved(experiment)
+    changed = ", ".join(differences(there, here))
+    if not same_training(there, here):
         raise RunFolderError(
-            f"{folder}: it holds a run of another config; it differs in {', '.join(changed)}; "
-            "choose another folder with --out, or remove this one"
+            f"{folder}: it holds a run of another config; it differs in {changed}; choose another "
+            "folder with --out, or remove this one"
         )
+    logging.getLogger(__name__).warning(
+        "%s: its config now differs in %s; the weights do not depend on that and are kept, what is "
+        "measured of them is measured anew",
+        folder,
+        changed,
+    )
+    write_json(config, {"hash": digest, "experiment": here})
+
+
+def _measured(folder, experiment):
+    """Returns whether a run folder has the result of an experiment, measured as it says now."""
+    path = folder / "result.json"
+    if not path.exists():
+        return False
+    return json.loads(path.read_text()).get("config_hash") == config_hash(experiment)
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -8,7 +8,15 @@ import zipfile
 from typing import Any
 
 from fpnlab import compiler
-from fpnlab.config import ConfigError, Experiment, config_hash, points, trial, validate
+from fpnlab.config import (
+    ConfigError,
+    Experiment,
+    config_hash,
+    points,
+    training_hash,
+    trial,
+    validate,
+)
 from fpnlab.study.files import FolderLocked, RunFolderError, in_use
 from fpnlab.study.ledger import Entry, Ledger
 from fpnlab.train.checkpoint import Damaged, read_checkpoint
@@ -145,7 +153,7 @@ def _check_checkpoints(folder, experiment, found) -> list[int]:
             continue
         found.leaves += len(leaves)
         sound.append(number)
-        if experiment is not None and digest != config_hash(experiment):
+        if experiment is not None and digest != training_hash(experiment):
             found.note(path, "it belongs to another config", f"remove it and {GO_ON}")
     return sound
 

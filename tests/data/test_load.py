@@ -41,7 +41,7 @@ def test_a_config_names_its_data_by_kind():
     assert read({"kind": "scenes", "seed": 3}) == Scenes(seed=3)
     voc = read({"kind": "voc", "root": "x", "class_names": ["a"], "image_size": [2, 3]})
     assert voc == Voc(root="x", class_names=("a",), image_size=(2, 3))
-    cifar = read({"kind": "cifar_binary", "root": "x", "classes": 100, "split": {"seed": 2}})
+    cifar = read({"kind": "cifar", "root": "x", "classes": 100, "split": {"seed": 2}})
     assert cifar == CifarBinary(root="x", classes=100, split=Split(seed=2))
     folder = {"kind": "image_folder", "root": "x", "class_names": ["a"], "image_size": [2, 3]}
     assert read(folder) == ImageFolder(root="x", class_names=("a",), image_size=(2, 3))

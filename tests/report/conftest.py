@@ -146,7 +146,7 @@ def _make_trial(folder, arm, batch_size, seed, images, records, side):
         "examples": 20_000,
         "steps": 20_000 // batch_size,
         "seconds": 410.0 + 300 / batch_size + numbers.normal(0, 9),
-        "norm_batch": batch_size if arm == "BN" else None,
+        "norm_batch": dict.fromkeys(("stem", "head"), batch_size if arm == "BN" else None),
         "smallest_count": batch_size * 16 if arm == "BN" else 16 * 128,
         "final_loss": 0.5 + numbers.normal(0, 0.02),
         "parameters": 1_204_531,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fpnlab.report import write_report, write_run_report
+from fpnlab.report.tables import group_sizes
 
 
 class Page(html.parser.HTMLParser):
@@ -244,3 +245,28 @@ def test_folders_from_before_there_were_diagnostics_still_get_their_pages(study_
 def test_a_folder_that_is_no_run_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no run's folder"):
         write_run_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("norm_batch", "shown"),
+    [
+        (None, None),
+        (16, 16),
+        ({"stem": None, "head": None}, None),
+        ({"stem": 16, "head": 16}, 16),
+        ({"stem": None, "head": 2}, "head=2"),
+        ({"stem": 16, "head": 2}, "stem=16 head=2"),
+    ],
+)
+def test_groups_are_one_number_only_where_all_positions_have_it(norm_batch, shown):
+    assert group_sizes(norm_batch) == shown
+
+
+def test_numbers_of_a_backend_that_failed_its_known_cases_are_doubted_at_the_top(study_dir):
+    trial = next((study_dir / "trials").iterdir())
+    (trial / "env.json").write_text(json.dumps({"known_cases": "wrong: a product"}))
+    page = write_report(study_dir).read_text()
+    count = len(list((study_dir / "trials").iterdir()))
+    assert f"1 of {count} trials: its backend failed the known cases (wrong: a product)" in page
+    alone = write_run_report(trial).read_text()
+    assert "These numbers may be wrong" in alone

@@ -45,8 +45,8 @@ def test_verdicts_are_lines_with_the_outcomes_of_their_rules(claiming_dir):
         *(f"  - {outcome['sentence']}" for outcome in first["outcomes"]),
         f"{second['verdict']}  LN is flat.",
         f"  - {second['outcomes'][0]['sentence']}",
-        'Each claim is tested by itself (holm_over = "claim"): where no effect is true, one or more '
-        "of these 2 is decided in up to 10 % of studies.",
+        'Each claim is tested by itself (holm_over = "claim"): where no effect is true, one or '
+        "more of these 2 is decided in up to 10 % of studies.",
     ]
     assert first["verdict"] == "SUPPORTED"
     assert verdict_text(summary).spans[0].style == "bold green"

@@ -61,7 +61,7 @@ def test_neighbours_of_a_logarithmic_range_have_one_ratio():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"low": 1, "high": 2, "count": 1}, "needs low < high and 2 values or more"),
+        ({"low": 1, "high": 2, "count": 1}, "count is 1; it must be at least 2"),
         ({"low": 2, "high": 1, "count": 2}, "needs low < high"),
         ({"low": 0.0, "high": 1.0, "count": 2, "scale": "log"}, "it must be above 0"),
     ],

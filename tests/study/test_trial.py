@@ -433,3 +433,21 @@ def test_a_diverged_step_is_replayed_in_the_passes_of_training(experiment, datas
     assert first_of_step(split, state, batch_at(split, dataset, 0)) is None
     assert set(replayed) == {(2, 0), (2, 1)}
     assert len(replayed) == 4  # each traced for the loss, and for the statistics after it
+
+
+def test_fields_that_do_not_change_the_weights_are_measured_anew(
+    experiment, dataset, run, tmp_path, caplog
+):
+    result, steps = run(experiment, dataset, tmp_path)
+    assert steps
+    evaluate = dataclasses.replace(experiment.evaluate, area_bounds=(2.0, 4.0))
+    other = dataclasses.replace(experiment, evaluate=evaluate, question="another")
+    again, steps = run(other, dataset, tmp_path)
+    assert steps == []
+    assert "its config now differs in evaluate.area_bounds.0 (" in caplog.text
+    assert again["config_hash"] == config_hash(other) != result["config_hash"]
+    assert again["final_loss"] == result["final_loss"]
+    assert verify(tmp_path).faults == []
+    barred = dataclasses.replace(other, seed=other.seed + 1)
+    with pytest.raises(RunFolderError, match="a run of another config; it differs in seed"):
+        run(barred, dataset, tmp_path)

@@ -12,7 +12,7 @@ import pytest
 
 from fpnlab.model.backbone import ResNet, Stem, apply_resnet, init_resnet, resnet
 from fpnlab.model.block import Block, apply_block, init_block
-from fpnlab.model.norm import BatchNorm, LayerNorm, NoNorm
+from fpnlab.model.norm import BatchNorm, GroupNorm, LayerNorm, NoNorm
 from fpnlab.types import Mode
 
 SMALL = ResNet(
@@ -138,6 +138,19 @@ def test_evaluation_does_not_change_the_state(key):
 def test_impossible_networks_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("place", ["stem_norm", "norm", "last_norm", "shortcut_norm"])
+def test_each_place_is_initialized_with_its_own_norm(place):
+    """Group norm keeps no state: where it stands, and only there, the state is None."""
+    places = dict.fromkeys(("stem_norm", "norm", "last_norm", "shortcut_norm"), BatchNorm())
+    norms = places | {place: GroupNorm(group_channels=2)}
+    net = ResNet(depths=(1, 1), widths=(4, 8), stem=SMALL.stem, **norms)
+    _, state = jax.eval_shape(lambda: init_resnet(jax.random.key(0), net))
+    block = state.stages[1][0]
+    states = (state.stem, block.branch[0], block.branch[1], block.shortcut)
+    found = {name for name, kept in zip(places, states) if kept is None}
+    assert found == {place}
 
 
 DEEP = ResNet(

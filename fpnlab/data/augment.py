@@ -22,7 +22,8 @@ class Augment:
     flip: float = 0.5
     """Probability of a mirror image, left to right."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Least and largest zoom; what then is too large for the canvas is cropped at random."""
+    """Least and largest zoom, its logarithm uniform between them; what then is too large for the
+    canvas is cropped at random."""
     brightness: float = 0.0
     """Largest relative change of all values: 0.2 multiplies them by 0.8 to 1.2."""
     contrast: float = 0.0

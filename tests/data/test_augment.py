@@ -165,3 +165,41 @@ def test_shares_outside_0_to_1_are_refused(field, value):
 def test_scales_that_are_no_range_are_refused(scale):
     with pytest.raises(ValueError, match="must be two positive numbers, the smaller first"):
         Augment(scale=scale)
+
+
+def test_a_box_that_is_whole_counts_whatever_must_be_kept():
+    batch = rectangles(8)
+    for flip in (0.0, 1.0):
+        whole = augment(Augment(flip=flip, keep=1.0), keys(8), batch)
+        np.testing.assert_array_equal(whole.valid, batch.valid)
+
+
+def test_the_share_of_mirror_images_is_that_of_the_spec():
+    batch = rectangles(2000)
+    flipped = augment(Augment(flip=0.2), keys(2000), batch)
+    share = (np.asarray(flipped.boxes) != batch.boxes).any((1, 2)).mean()
+    assert abs(share - 0.2) < 4 * np.sqrt(0.2 * 0.8 / 2000)
+
+
+def test_pictures_are_zoomed_out_as_often_as_in():
+    """The logarithm of the zoom is uniform: 1/2 is as likely as 2."""
+    # Pictures of 10 x 12 pixels, of which a zoom of up to 4 fits the canvas.
+    zoomed = augment(Augment(scale=(0.25, 4.0)), keys(1000), rectangles(1000, (10, 12)))
+    zoom = np.log(np.asarray(zoomed.extent)[:, 1] / 12) / np.log(4)
+    # A uniform number from -1 to 1, but for the rounding to whole pixels.
+    np.testing.assert_allclose([zoom.min(), zoom.max()], [-1, 1], atol=0.05)
+    np.testing.assert_allclose([zoom.mean(), zoom.var()], [0, 1 / 3], atol=0.06)
+
+
+def test_a_crop_is_drawn_along_each_axis_by_itself_and_reaches_both_ends():
+    batch = rectangles(500)
+    # A pixel's value is its place: the first row and column say where the crop starts.
+    ramp = batch.replace(images=np.zeros_like(batch.images, np.float32))
+    ramp.images[..., 0] = np.arange(H)[:, None]
+    ramp.images[..., 1] = np.arange(W)
+    views = augment(Augment(flip=0.0, scale=(2.0, 2.0), keep=0.0), keys(500), ramp)
+    down, right = np.asarray(views.images)[:, 0, 0, :2].T
+    assert abs(np.corrcoef(down, right)[0, 1]) < 4 / np.sqrt(500)
+    for place, size in ((down, H), (right, W)):
+        assert place.min() < 0.05 * size
+        assert 0.45 * size < place.max() <= 0.5 * size

@@ -54,3 +54,12 @@ def test_shrinking_averages_instead_of_aliasing():
     stripes[:, ::2] = 255
     letterboxed, _, _ = letterbox(stripes, (16, 16))
     assert np.all(np.abs(letterboxed[:, 2:-2].astype(int) - 127) < 20)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (96, 96)])
+def test_no_value_comes_out_that_lies_beyond_those_that_went_in(size):
+    """A triangle filter averages; sharper ones ring at edges."""
+    image = np.full((48, 48, 3), 100, np.uint8)
+    image[:, 24:] = 150
+    letterboxed, _, _ = letterbox(image, size)
+    assert (letterboxed.min(), letterboxed.max()) == (100, 150)

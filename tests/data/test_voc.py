@@ -103,6 +103,16 @@ def test_splits_are_typed_arrays_numbered_from_0(make):
     assert types == {"images": np.uint8, "boxes": np.float32, "classes": np.int32}
 
 
+def test_an_object_has_the_number_of_its_name_in_class_names(make):
+    names = ("Platelets", "RBC", "WBC", "RBC")
+    objects = [(name, 1 + i, 1, 20 + i, 20) for i, name in enumerate(names)]
+    data = load(make({"a": annotation(*objects)}))
+    numbers = [NAMES.index(name) for name in names]
+    assert data.train.valid[0].all()
+    assert data.train.classes[0].tolist() == numbers == [2, 0, 1, 0]
+    np.testing.assert_allclose(data.train.boxes[0, :, 0], [0.0, 0.5, 1.0, 1.5])
+
+
 def test_an_image_without_objects_is_fine(make):
     data = load(make({"a": annotation()}))
     assert not data.train.valid[0].any()

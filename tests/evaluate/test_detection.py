@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from fpnlab.data.dataset import take
 from fpnlab.data.load import load
 from fpnlab.data.scenes import CLASS_NAMES, Scenes
 from fpnlab.evaluate.coco import coco_metrics
@@ -15,7 +16,7 @@ from fpnlab.evaluate.detection import Evaluate, detections, evaluate_detector
 from fpnlab.evaluate.population import population_state
 from fpnlab.model.detector import apply_detector, init_detector
 from fpnlab.model.norm import BatchNorm, LayerNorm, grouped
-from fpnlab.types import Mode
+from fpnlab.types import Mode, picture_mask
 
 EVALUATE = Evaluate(batch_size=4, population_examples=8, area_bounds=(64.0, 256.0))
 
@@ -183,12 +184,40 @@ def test_a_population_smaller_than_a_statistics_group_is_refused(measure):
         measure(BatchNorm(), norm_batch=16)
 
 
-@pytest.mark.parametrize("field", ["batch_size", "population_examples"])
-def test_an_evaluation_of_nothing_is_refused(field):
-    with pytest.raises(ValueError, match="must be 1 or more"):
+@pytest.mark.parametrize(("field", "least"), [("batch_size", 1), ("population_examples", 2)])
+def test_an_evaluation_of_nothing_is_refused(field, least):
+    with pytest.raises(ValueError, match=f"{field} is 0; it must be at least {least}"):
         Evaluate(**{field: 0})
 
 
 def test_a_spread_of_one_gradient_is_refused():
-    with pytest.raises(ValueError, match="gradient_draws is 1; a spread needs 2 or more"):
+    with pytest.raises(ValueError, match="gradient_draws is 1; it must be at least 2"):
         Evaluate(gradient_draws=1)
+
+
+def test_precise_statistics_leave_out_the_padding_of_each_picture(make_detector, scenes):
+    detector = make_detector(BatchNorm(), classes=len(CLASS_NAMES))
+    detector = dataclasses.replace(detector, mask_padding=True)
+    params, state = init_detector(jax.random.key(1), detector)
+    few = take(scenes.train, np.arange(4))
+    extent = np.array([[32, 20], [24, 32], [16, 16], [32, 32]], np.float32)
+    inside = picture_mask(extent, 32, 32)[..., None]
+
+    def stem(padding):
+        images = np.where(inside, few.images, np.uint8(padding))
+        measured = evaluate_detector(
+            EVALUATE,
+            detector,
+            params,
+            state,
+            population=few.replace(images=images, extent=extent),
+            test=take(scenes.test, np.arange(2)),
+            class_names=scenes.class_names,
+            norm_batch=2,
+        )
+        return measured.population.backbone.stem
+
+    # Even extents: no window of the stem whose centre is inside reaches the padding.
+    black, white = stem(0), stem(255)
+    np.testing.assert_allclose(black.mean, white.mean, rtol=1e-5)
+    np.testing.assert_allclose(black.var, white.var, rtol=1e-5)

@@ -1,6 +1,8 @@
 """Residual networks: published sizes, levels, and what a fresh block computes."""
 
+import dataclasses
 import functools
+import itertools
 
 import chex
 import jax
@@ -10,7 +12,7 @@ import pytest
 
 from fpnlab.model.backbone import ResNet, Stem, apply_resnet, init_resnet, resnet
 from fpnlab.model.block import Block, apply_block, init_block
-from fpnlab.model.norm import BatchNorm, LayerNorm, NoNorm
+from fpnlab.model.norm import BatchNorm, GroupNorm, LayerNorm, NoNorm
 from fpnlab.types import Mode
 
 SMALL = ResNet(
@@ -136,3 +138,84 @@ def test_evaluation_does_not_change_the_state(key):
 def test_impossible_networks_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("place", ["stem_norm", "norm", "last_norm", "shortcut_norm"])
+def test_each_place_is_initialized_with_its_own_norm(place):
+    """Group norm keeps no state: where it stands, and only there, the state is None."""
+    places = dict.fromkeys(("stem_norm", "norm", "last_norm", "shortcut_norm"), BatchNorm())
+    norms = places | {place: GroupNorm(group_channels=2)}
+    net = ResNet(depths=(1, 1), widths=(4, 8), stem=SMALL.stem, **norms)
+    _, state = jax.eval_shape(lambda: init_resnet(jax.random.key(0), net))
+    block = state.stages[1][0]
+    states = (state.stem, block.branch[0], block.branch[1], block.shortcut)
+    found = {name for name, kept in zip(places, states) if kept is None}
+    assert found == {place}
+
+
+DEEP = ResNet(
+    depths=(2, 2),
+    widths=(2, 2),
+    stem=Stem(size=1, stride=1, pool=False),
+    norm=NoNorm(),
+    shortcut="pad",
+    drop_path=0.6,
+)
+
+
+def test_the_rates_of_stochastic_depth_rise_in_a_line_over_all_blocks():
+    """arXiv:1603.09382, section 4, the linear decay rule; from 0 at the first block."""
+    rates = [block.drop_path for blocks in DEEP.stages.values() for block in blocks]
+    np.testing.assert_allclose(rates, [0.0, 0.2, 0.4, 0.6])
+    alone = ResNet(depths=(1,), widths=(2,), norm=NoNorm(), drop_path=0.6)
+    assert [block.drop_path for block in alone.stages[2]] == [0.0]
+
+
+@pytest.fixture(scope="module")
+def branches():
+    """What each block of `DEEP` adds for each of 2048 images, where every branch gives ones."""
+    params, state = init_resnet(jax.random.key(0), DEEP)
+
+    def open_branch(block):
+        last = block.branch[-1]
+        ones = dataclasses.replace(last.norm, bias=jnp.ones_like(last.norm.bias))
+        return dataclasses.replace(
+            block, branch=(*block.branch[:-1], dataclasses.replace(last, norm=ones))
+        )
+
+    params = jax.tree.map(jnp.zeros_like, params)
+    params = dataclasses.replace(
+        params, stages=tuple(tuple(map(open_branch, blocks)) for blocks in params.stages)
+    )
+
+    @jax.jit
+    def outputs(key):
+        seen = []
+        apply_resnet(
+            DEEP,
+            params,
+            state,
+            jnp.zeros((2048, 2, 2, 3)),
+            Mode.TRAIN,
+            key=key,
+            watch=lambda name, x: seen.append(x[:, 0, 0, 0]),
+        )
+        return jnp.stack(seen)
+
+    return np.diff(outputs(jax.random.key(3)), axis=0)
+
+
+def test_each_block_drops_its_own_share_and_divides_by_what_it_keeps(branches):
+    for added, rate in zip(branches, (0.0, 0.2, 0.4, 0.6)):
+        dropped = np.abs(added) < 1e-4
+        assert abs(dropped.mean() - rate) <= 4 * np.sqrt(rate * (1 - rate) / 2048)
+        np.testing.assert_allclose(added[~dropped], 1 / (1 - rate), rtol=1e-5)
+
+
+def test_no_two_blocks_drop_the_same_images(branches):
+    dropped = np.abs(branches) < 1e-4
+    for one, other in itertools.combinations(range(1, 4), 2):
+        both = (dropped[one] & dropped[other]).mean()
+        # Independent draws: both with the product of their shares.
+        expected = dropped[one].mean() * dropped[other].mean()
+        assert abs(both - expected) < 4 * np.sqrt(expected / 2048)

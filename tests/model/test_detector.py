@@ -114,6 +114,31 @@ def test_masked_padding_never_enters_a_statistic(detector, key):
     assert stem(images).count == 2 * 16 * 8
 
 
+def test_the_padding_stays_out_of_the_statistics_of_every_norm(detector, key):
+    masked = dataclasses.replace(detector, mask_padding=True)
+    params, state = init_detector(key, masked)
+    extent = np.array([[32.0, 16.0], [20.0, 40.0]], np.float32)
+    images = 255.0 * jax.random.uniform(key, (2, 32, 48, 3))
+    run = jax.jit(lambda x: apply_detector(masked, params, state, x, Mode.TRAIN, extent=extent)[1])
+    new = run(images)
+    whole = np.zeros((2, 32, 48), bool)
+    whole[0, :32, :16] = whole[1, :20, :40] = True
+    count = {level: whole[:, :: 2**level, :: 2**level].sum() for level in range(5)}
+    one = lambda norm: norm.count.tolist()
+    stages = new.backbone.stages
+    assert one(new.backbone.stem) == count[1]
+    for blocks, level in zip(stages, (2, 3), strict=True):
+        for block in blocks:
+            norms = [*block.branch, *([block.shortcut] if block.shortcut else [])]
+            assert [one(norm) for norm in norms] == [count[level]] * len(norms)
+    assert {level: one(norm) for level, norm in new.neck.lateral.items()} == {3: count[3]}
+    assert {level: one(norm) for level, norm in new.neck.output.items()} == {
+        level: count[level] for level in (3, 4)
+    }
+    for tower in (new.head.class_tower, new.head.box_tower):
+        assert [one(norm) for norm in tower] == [[count[3], count[4]]]
+
+
 def test_a_mask_needs_to_know_the_pictures(detector, key):
     masked = dataclasses.replace(detector, mask_padding=True)
     with pytest.raises(ValueError, match="mask_padding needs the extent"):
@@ -220,3 +245,38 @@ def test_fields_out_of_range_are_named(make, field):
     with pytest.raises(SpecError) as caught:
         make()
     assert [name for name, _ in caught.value.invalid] == [field]
+
+
+def test_the_anchors_of_each_level_lie_over_the_whole_picture(detector):
+    anchors = detector_anchors(detector, 40, 24)
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    fine, coarse = centres[: 5 * 3 * 2], centres[5 * 3 * 2 :]
+    # Levels 3 and 4: strides 8 and 16, an odd picture rounded up to whole cells.
+    assert len(coarse) == 3 * 2 * 2
+    np.testing.assert_array_equal([fine.min(0), fine.max(0)], [[4, 4], [20, 36]])
+    np.testing.assert_array_equal([coarse.min(0), coarse.max(0)], [[8, 8], [24, 40]])
+
+
+@pytest.mark.parametrize(
+    ("fields", "scores"),
+    [
+        ({}, [0.9, 0.6]),
+        ({"nms_iou": 0.1}, [0.9]),
+        ({"score_threshold": 0.7}, [0.9]),
+        ({"max_detections": 1}, [0.9]),
+        ({"nms_iou": 0.9, "score_threshold": 0.5}, [0.9, 0.6]),
+    ],
+)
+def test_each_field_of_the_postprocessing_has_its_say(fields, scores, detector):
+    """Two boxes of one class with an IoU of 1/3."""
+    detector = dataclasses.replace(detector, postprocess=Postprocess(**fields))
+    anchors = detector_anchors(detector, 32, 32)
+    boxes = np.array([[8.0, 8, 16, 16], [12, 8, 20, 16]], np.float32)
+    logits = np.full((1, len(anchors), 3), -8.0, np.float32)
+    deltas = np.zeros((1, len(anchors), 4), np.float32)
+    for row, box, score in zip((10, 35), boxes, (0.9, 0.6)):
+        logits[0, row, 1] = np.log(score / (1 - score))
+        deltas[0, row] = encode(box, anchors[row])
+    output = DetectorOutput(logits=jnp.array(logits), deltas=jnp.array(deltas))
+    found = detect(detector, output, anchors, jnp.array([[32.0, 32.0]]))
+    np.testing.assert_allclose(found.scores[0][found.valid[0]], scores, rtol=1e-5)

@@ -122,3 +122,22 @@ def test_parameters_of_a_level_move_that_level_alone_where_they_are_separate(
 def test_only_batch_norm_can_take_levels_together():
     with pytest.raises(ValueError, match="level_statistics is 'joint' and norm 'none'"):
         RetinaHead(level_statistics="joint")
+
+
+@pytest.mark.parametrize("statistics", ["separate", "shared", "joint"])
+def test_each_norm_counts_the_mask_of_its_level(statistics, pyramid, key):
+    head, params, state = make(key, BatchNorm(), level_statistics=statistics)
+    mask = np.random.default_rng(0).random((2, 32, 24)) < 0.6
+    fine, coarse = (mask[:, ::step, ::step].sum() for step in (8, 16))
+    assert fine != coarse
+    expected = [fine, coarse] if statistics == "separate" else fine + coarse
+    _, _, new = apply_head(head, params, state, pyramid, Mode.MOMENTS, mask=jnp.asarray(mask))
+    for tower in (new.class_tower, new.box_tower):
+        np.testing.assert_array_equal(tower[0].count, expected)
+
+
+@pytest.mark.parametrize("prior", [0.01, 0.5, 0.9])
+def test_the_bias_of_the_class_predictor_is_the_logit_of_the_prior(prior, key):
+    _, params, _ = make(key, BatchNorm(), prior=prior)
+    np.testing.assert_allclose(jax.nn.sigmoid(params.class_predictor.bias), prior, rtol=1e-5)
+    np.testing.assert_array_equal(params.box_predictor.bias, 0)

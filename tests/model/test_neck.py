@@ -1,5 +1,7 @@
 """The pyramid: which level hears which, odd sizes, and levels that cannot be had."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,3 +91,42 @@ def test_levels_that_the_backbone_cannot_feed_are_refused(levels, message, key):
 def test_a_pyramid_upside_down_is_refused():
     with pytest.raises(ValueError, match="min_level is 5 and max_level 3"):
         Fpn(min_level=5, max_level=3)
+
+
+def test_the_second_extra_level_starts_from_the_rectified_first_and_that_from_the_map_itself(key):
+    """arXiv:1708.02002, footnote 2: P6 from the top map, P7 by a ReLU and a convolution of P6."""
+    fpn = Fpn(channels=2, min_level=4, max_level=6)
+    params, state = init_fpn(key, fpn, CHANNELS)
+    features = {4: jax.random.normal(key, (1, 4, 4, 5))}
+    # A level whose map is its bias alone: one channel below 0, one above.
+    below_and_above = jnp.array([-1.0, 1.0])
+
+    def next_map(bias, level):
+        own = params.output[level]
+        own = dataclasses.replace(
+            own,
+            kernel=jnp.zeros_like(own.kernel),
+            norm=dataclasses.replace(own.norm, bias=bias),
+        )
+        changed = dataclasses.replace(params, output={**params.output, level: own})
+        pyramid, _ = apply_fpn(fpn, changed, state, features, Mode.TRAIN)
+        return pyramid[level + 1].sum()
+
+    heard = lambda level: (jax.grad(next_map)(below_and_above, level) != 0).tolist()
+    assert heard(4) == [True, True]
+    assert heard(5) == [False, True]
+
+
+@pytest.mark.parametrize("extra_from", ["p", "c"])
+def test_each_norm_counts_the_mask_of_its_level(extra_from, features, key):
+    fpn = Fpn(channels=6, min_level=2, max_level=6, norm=BatchNorm(), extra_from=extra_from)
+    params, state = init_fpn(key, fpn, CHANNELS)
+    mask = np.random.default_rng(0).random((2, 36, 28)) < 0.6
+    mask[0, 0, 0] = True
+    _, new = apply_fpn(fpn, params, state, features, Mode.TRAIN, mask=jnp.asarray(mask))
+    expected = {level: mask[:, :: 2**level, :: 2**level].sum() for level in fpn.levels}
+    assert len(set(expected.values())) == 5
+    assert {level: norm.count for level, norm in new.output.items()} == expected
+    assert {level: norm.count for level, norm in new.lateral.items()} == {
+        level: expected[level] for level in CHANNELS
+    }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from fpnlab.model.norm import (
     GroupNorm,
     InstanceNorm,
     LayerNorm,
+    Norm,
     Renorm,
     RmsNorm,
 )
@@ -36,6 +38,28 @@ from .norm_cases import (
 # What is computed where nothing is updated is computed where something is.
 COMPUTED = [name for name in ARMS if not name.endswith("no_update")]
 MASKED = [(name, masked) for name, arm in ARMS.items() for masked in {False, arm.takes_mask}]
+
+
+def test_the_table_has_every_norm():
+    """What is not in `ARMS` has no test of structure, definition or numerics."""
+    assert {type(arm.norm) for arm in ARMS.values()} == set(typing.get_args(Norm))
+
+
+@pytest.mark.parametrize("norm", typing.get_args(Norm), ids=lambda norm: norm.__name__)
+def test_the_table_has_every_choice_of_a_norm(norm):
+    hints = typing.get_type_hints(norm)
+    # The kernel is chosen before the convolution, not in the norm (tests/ops/test_kernel.py).
+    literals = {name: typing.get_args(hint) for name, hint in hints.items() if name != "kernel"}
+    choices = {name: set(values) for name, values in literals.items() if _all_text(values)}
+    tested = {
+        name: {getattr(arm.norm, name) for arm in ARMS.values() if isinstance(arm.norm, norm)}
+        for name in choices
+    }
+    assert tested == choices
+
+
+def _all_text(values):
+    return bool(values) and all(isinstance(value, str) for value in values)
 
 
 def outputs_of(arm, params, state, x, mask=None):

@@ -69,7 +69,7 @@ def match_max_iou(
     reached = best + box_ops.TIE
     label = jnp.where(reached >= positive, 1, jnp.where(reached < negative, 0, -1))
     if force:
-        claimed, box = _claims(overlaps), jnp.arange(len(boxes))
+        claimed, box = _claims(overlaps), jnp.arange(len(boxes), dtype=index.dtype)
         index = index.at[claimed].set(box, mode="drop")
         label = label.at[claimed].set(1, mode="drop")
     return Matches(index=index.astype(jnp.int32), label=label.astype(jnp.int32))

@@ -1,0 +1,176 @@
+"""Whole training steps, compiled in float32, against the same functions run eagerly in float64.
+
+A compiler may be wrong in what it makes of a whole step where each function alone is right. The
+maps are large enough (2 images of 128 x 128: 32,768 rows) for the fusions that were.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fpnlab.evaluate.population import population_state
+from fpnlab.model.backbone import ResNet, Stem
+from fpnlab.model.classifier import Classifier
+from fpnlab.model.detector import Anchors, Detector, apply_detector
+from fpnlab.model.head import RetinaHead
+from fpnlab.model.neck import Fpn
+from fpnlab.model.norm import (
+    BatchNorm,
+    DynamicTanh,
+    FilterResponseNorm,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    NoNorm,
+    RmsNorm,
+)
+from fpnlab.probe.statistics import statistics_drift
+from fpnlab.train.objective import CrossEntropy, Objective
+from fpnlab.train.schedule import Steps
+from fpnlab.train.step import Train, init_train, train_step
+from fpnlab.types import Batch, LabelledBatch, Mode
+
+NORMS = {
+    "batch": BatchNorm(),
+    "ghost": BatchNorm(norm_batch=1),
+    "standardized": BatchNorm(kernel="standardized"),
+    "layer_hwc": LayerNorm(axes="hwc"),
+    "layer_c": LayerNorm(axes="c"),
+    "group": GroupNorm(groups=2),
+    "instance": InstanceNorm(),
+    "rms_hwc": RmsNorm(axes="hwc"),
+    "rms_c": RmsNorm(axes="c"),
+    "filter_response": FilterResponseNorm(),
+    "tanh": DynamicTanh(),
+    "none": NoNorm(),
+}
+SIZE = 128
+TRAIN = Train(
+    examples=64, batch_size=2, learning_rate=0.05, rule="constant", schedule=Steps(warmup=0.0)
+)
+
+
+def resnet(norm):
+    stem = Stem(size=3, stride=1, pool=False)
+    return ResNet(depths=(1, 1), widths=(4, 8), stem=stem, norm=norm)
+
+
+def detector(norm):
+    return Detector(
+        classes=2,
+        backbone=resnet(norm),
+        neck=Fpn(channels=4, min_level=1, max_level=3, norm=norm),
+        head=RetinaHead(depth=1, norm=norm),
+        anchors=Anchors(scale=3.0, octaves=1, ratios=(1.0,)),
+    )
+
+
+def images():
+    return np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3)).astype(np.uint8)
+
+
+def problem(kind, norm):
+    """A model, its objective and a batch."""
+    if kind == "classifier":
+        batch = LabelledBatch(images=images(), labels=np.array([0, 1]), index=np.arange(2))
+        return Classifier(classes=2, backbone=resnet(norm)), CrossEntropy(), batch
+    batch = Batch(
+        images=images(),
+        boxes=np.tile(np.array([[4, 4, 40, 40], [50, 60, 120, 125.0]], np.float32), (2, 1, 1)),
+        classes=np.array([[0, 1], [1, 0]]),
+        valid=np.array([[True, True], [True, False]]),
+        extent=np.full((2, 2), SIZE, np.float32),
+        index=np.arange(2),
+    )
+    return detector(norm), Objective(), batch
+
+
+def exactly(run, train, *trees):
+    """Returns what a function of a recipe and trees computes eagerly, in float64."""
+    train = dataclasses.replace(train)
+    object.__setattr__(train, "precision", "float64")  # Which no recipe may ask for.
+    wide = lambda leaf: (
+        jnp.asarray(leaf, jnp.float64) if np.asarray(leaf).dtype == np.float32 else leaf
+    )
+    with jax.enable_x64(True), jax.disable_jit():
+        return jax.tree.map(np.asarray, run(train, *jax.tree.map(wide, trees)))
+
+
+def check_close(found, exact, start, digits=2e-3):
+    """Holds changes of a state against exact ones, relative to the largest of each leaf's tree."""
+    change = lambda after: jax.tree.map(lambda a, b: np.asarray(a, np.float64) - b, after, start)
+    found, exact = jax.tree.leaves(change(found)), jax.tree.leaves(change(exact))
+    scale = max(np.abs(leaf).max() for leaf in exact if leaf.size)
+    for a, b in zip(found, exact):
+        np.testing.assert_allclose(a, b, rtol=0, atol=digits * max(np.abs(b).max(), 1e-2 * scale))
+
+
+def compare_steps(kind, norm, train=TRAIN):
+    model, objective, batch = problem(kind, norm)
+    state = init_train(jax.random.key(0), model, train)
+    step = lambda train, state, batch: train_step(model, objective, train, state, batch)
+    after, logs = jax.jit(step, static_argnums=0)(train, state, batch)
+    exact, exact_logs = exactly(step, train, state, batch)
+    np.testing.assert_allclose(logs["loss"], exact_logs["loss"], rtol=1e-4)
+    np.testing.assert_allclose(logs["gradient_norm"], exact_logs["gradient_norm"], rtol=1e-3)
+    check_close(after.params, exact.params, state.params)
+    check_close(after.state, exact.state, state.state) if jax.tree.leaves(state.state) else None
+
+
+@pytest.mark.parametrize("kind", ["classifier", "detector"])
+def test_a_compiled_step_is_the_exact_one(kind):
+    compare_steps(kind, BatchNorm())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classifier", "detector"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_compiled_step_is_the_exact_one_for_every_norm(norm, kind):
+    compare_steps(kind, NORMS[norm])
+
+
+@pytest.mark.slow
+def test_a_step_in_passes_is_the_exact_one():
+    train = dataclasses.replace(TRAIN, micro_batch=1, norm_batch=1)
+    compare_steps("detector", BatchNorm(), train)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["batch", "layer_hwc"])
+def test_a_packed_step_is_the_exact_one_of_each_seed(norm):
+    model, objective, batch = problem("detector", NORMS[norm])
+    states = [init_train(jax.random.key(seed), model, TRAIN) for seed in range(3)]
+    step = lambda train, state, batch: train_step(model, objective, train, state, batch)
+    packed = jax.jit(jax.vmap(functools.partial(step, TRAIN), in_axes=(0, None)))
+    after, _ = packed(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), batch)
+    for i, state in enumerate(states):
+        exact, _ = exactly(step, TRAIN, state, batch)
+        check_close(
+            jax.tree.map(lambda leaf, i=i: leaf[i], after.params), exact.params, state.params
+        )
+
+
+@pytest.mark.slow
+def test_precise_statistics_and_drift_are_the_exact_ones():
+    model, _, batch = problem("detector", BatchNorm())
+    state = init_train(jax.random.key(0), model, TRAIN)
+
+    def statistics(train, params, running, batch):
+        collect = lambda state, pictures: apply_detector(
+            model, params, state, jnp.asarray(pictures).astype(train.precision), Mode.MOMENTS
+        )[1]
+        return population_state(collect, [batch.images, batch.images[::-1] // 2], running)
+
+    given = state.params, state.state, batch
+    found = jax.jit(statistics, static_argnums=0)(TRAIN, *given)
+    exact = exactly(statistics, TRAIN, *given)
+    check_close(found, exact, state.state)
+    drift = statistics_drift(state.state, found)
+    again = statistics_drift(state.state, jax.tree.map(jnp.float32, exact))
+    for one, other in zip(drift, again, strict=True):
+        np.testing.assert_allclose(one.mean_shift, other.mean_shift, rtol=2e-3)
+        np.testing.assert_allclose(one.log_variance_ratio, other.log_variance_ratio, rtol=2e-3)

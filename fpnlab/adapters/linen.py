@@ -1,5 +1,6 @@
 """Every organ as one Flax Linen module."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,15 +8,18 @@ import flax.linen as nn
 import jax
 
 from fpnlab.adapters.organs import mode_of, organ
+from fpnlab.adapters.trees import from_names, to_names
+from fpnlab.model.norm import replace_batch_norms
 from fpnlab.types import Mode
 
 
 class Organ(nn.Module):
     """A norm, block, backbone, neck, head or detector of fpnlab as a Linen module.
 
-    Parameters are the entry ``organ`` of the collection ``params``, running statistics that of
-    ``batch_stats``: make this one mutable in training, as for ``nn.BatchNorm``. The numbers are
-    those of the functions, to the bit.
+    Parameters are plain arrays of the collection ``params`` by their names (``scale``, ``kernel``,
+    ...), running statistics those of ``batch_stats``: make this one mutable in training, as for
+    ``nn.BatchNorm``. A norm without statistics has no such collection. The numbers are those of the
+    functions, to the bit. As in Flax, an ``axis_name`` need not be bound to initialize.
 
     Attributes:
       spec: what to compute.
@@ -43,10 +47,28 @@ class Organ(nn.Module):
         """Returns what the organ's ``apply_`` function returns, without the state."""
         mode = mode_of((mode, use_running_average), (self.mode, self.use_running_average))
         this = organ(self.spec, x, dict(self.sizes or {}))
-        params = self.param("organ", lambda key: this.init(key)[0])
-        state = self.variable("batch_stats", "organ", lambda: this.init(jax.random.key(0))[1])
-        *outputs, new = this.apply(params, state.value, x, mode, **options)
-        # Making the module must not count as a step of training.
+        like, like_state = jax.eval_shape(this.init, jax.random.key(0))
+        drawn = to_names(this.init(self.make_rng("params"))[0]) if self.is_initializing() else {}
+        if self.has_variable("params", "organ"):
+            raise ValueError(
+                "params: one array `organ`, as older versions made them; convert it by "
+                'fpnlab.adapters.trees.to_names(params["organ"]), and batch_stats alike'
+            )
+        draw = lambda key, name: drawn[name] if drawn else to_names(this.init(key)[0])[name]
+        params = {name: self.param(name, draw, name) for name in to_names(like)}
+        start = lambda name: to_names(this.init(jax.random.key(0))[1])[name]
+        state = {n: self.variable("batch_stats", n, start, n) for n in to_names(like_state)}
+        if self.is_initializing():  # No axis need be bound, and no step of training is made.
+            this = organ(_without_axis(self.spec), x, dict(self.sizes or {}))
+        values = {name: variable.value for name, variable in state.items()}
+        *outputs, new = this.apply(
+            from_names(like, params), from_names(like_state, values), x, mode, **options
+        )
         if mode.update != "none" and not self.is_initializing():
-            state.value = new
+            for name, value in to_names(new).items():
+                state[name].value = value
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _without_axis(spec):
+    return replace_batch_norms(spec, lambda norm: dataclasses.replace(norm, axis_name=None))

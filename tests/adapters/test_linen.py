@@ -5,6 +5,7 @@ import functools
 
 import chex
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +14,15 @@ import orbax.checkpoint as ocp
 import pytest
 
 from fpnlab.adapters import linen
+from fpnlab.adapters.trees import (
+    from_flax_statistics,
+    from_names,
+    to_flax_statistics,
+    to_names,
+)
 from fpnlab.model.block import Block
 from fpnlab.model.detector import apply_detector
-from fpnlab.model.norm import BatchNorm, GroupNorm, LayerNorm, apply_norm
+from fpnlab.model.norm import BatchNorm, GroupNorm, LayerNorm, NormParams, apply_norm, init_norm
 from fpnlab.types import Mode
 
 BN = BatchNorm()
@@ -42,6 +49,13 @@ def organs(detector):
     }
 
 
+def trees_of(this, variables):
+    """Parameters and state as the functions take them."""
+    params, state = jax.eval_shape(this.init, jax.random.key(0))
+    stats = variables.get("batch_stats", {})
+    return from_names(params, variables["params"]), from_names(state, stats)
+
+
 NAMES = ("batch_norm", "group_norm", "block", "backbone", "neck", "head", "detector")
 
 
@@ -54,17 +68,17 @@ def test_a_module_is_its_functions_to_the_bit(name, detector):
     found, updated = jax.jit(run)(variables)
 
     this = linen.organ(spec, x, options.get("sizes", {}))
-    params, state = variables["params"]["organ"], variables["batch_stats"]["organ"]
+    params, state = trees_of(this, variables)
     *expected, new = jax.jit(lambda p, s: this.apply(p, s, x, Mode.TRAIN))(params, state)
     chex.assert_trees_all_equal(found, expected[0] if len(expected) == 1 else tuple(expected))
-    chex.assert_trees_all_equal(updated["batch_stats"]["organ"], new)
+    chex.assert_trees_all_equal(updated.get("batch_stats", {}), to_names(new))
 
 
 def test_a_detector_of_the_module_is_the_detector_of_the_function(detector):
     images = 255 * jax.random.uniform(jax.random.key(3), (2, 32, 32, 3))
     module = linen.Organ(detector, mode=Mode.EVAL)
     variables = module.init(jax.random.key(0), images)
-    params, state = variables["params"]["organ"], variables["batch_stats"]["organ"]
+    params, state = trees_of(linen.organ(detector, images, {}), variables)
     expected, _ = apply_detector(detector, params, state, images, Mode.EVAL)
     chex.assert_trees_all_equal(module.apply(variables, images), expected)
 
@@ -123,13 +137,13 @@ def test_a_module_trains_with_optax_and_keeps_its_statistics():
         params, stats, opt_state, value = step(params, stats, opt_state)
         losses.append(float(value))
     assert losses[-1] < 0.8 * losses[0]
-    assert float(stats["Organ_0"]["organ"].seen) == 240
+    assert float(stats["Organ_0"]["seen"]) == 240
 
 
 def test_initialising_is_no_step_of_training():
     x = 5.0 + jax.random.normal(jax.random.key(0), (4, 3, 3, 2))
     variables = linen.Organ(BN, mode=Mode.TRAIN).init(jax.random.key(0), x)
-    assert float(variables["batch_stats"]["organ"].seen) == 0
+    assert float(variables["batch_stats"]["seen"]) == 0
 
 
 def test_a_module_saves_with_orbax(tmp_path):
@@ -147,8 +161,9 @@ def test_stateless_norms_need_no_mutable_collection():
     spec = LayerNorm(axes="c")
     module = linen.Organ(spec, mode=Mode.TRAIN)
     variables = module.init(jax.random.key(0), x)
-    y = module.apply(variables, x, mutable=["batch_stats"])[0]
-    params = variables["params"]["organ"]
+    assert list(variables) == ["params"]
+    params = NormParams(**variables["params"])
+    y = module.apply(variables, x)
     np.testing.assert_array_equal(y, apply_norm(spec, params, None, x, Mode.TRAIN)[0])
 
 
@@ -161,3 +176,81 @@ def test_a_mode_is_said_once(given):
 def test_what_is_no_organ_is_refused():
     with pytest.raises(TypeError, match="no organ has the spec 3; give a norm, Block"):
         linen.Organ(3, mode=Mode.EVAL).init(jax.random.key(0), jnp.ones((2, 2, 2, 2)))
+
+
+def test_parameters_are_plain_arrays_by_name_so_that_masks_find_them(detector):
+    images = jnp.ones((2, 32, 32, 3))
+    variables = linen.Organ(detector, mode=Mode.TRAIN).init(jax.random.key(0), images)
+    flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
+    assert {name.rpartition("/")[2] for name in flat} == {"kernel", "scale", "bias"}
+    assert "backbone/stem/norm/scale" in flat
+    assert all(isinstance(leaf, jax.Array) for leaf in flat.values())
+    is_kernel = lambda path, _: path[-1] == "kernel"
+    decayed = flax.traverse_util.path_aware_map(is_kernel, variables["params"])
+    assert 0 < sum(jax.tree.leaves(decayed)) < len(flat)
+    assert linen.Organ(detector, mode=Mode.TRAIN).tabulate(jax.random.key(0), images)
+
+
+def test_initialization_needs_no_bound_axis_and_training_does():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 3, 3, 2))
+    module = linen.Organ(BatchNorm(axis_name="d"), mode=Mode.TRAIN)
+    variables = module.init(jax.random.key(0), x[0])
+    run = lambda x: module.apply(variables, x, mutable=["batch_stats"])
+    y, _ = jax.vmap(run, axis_name="d")(x)
+    expected, _ = linen.Organ(BatchNorm(), mode=Mode.TRAIN).apply(
+        variables, x.reshape(8, 3, 3, 2), mutable=["batch_stats"]
+    )
+    np.testing.assert_allclose(y.reshape(8, 3, 3, 2), expected, atol=1e-5)
+    with pytest.raises(NameError, match="unbound axis name"):
+        run(x[0])
+
+
+def test_checkpoints_of_flaxs_batch_norm_are_ours_and_back():
+    x = 2.0 + 3.0 * jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
+    theirs = Theirs(functools.partial(nn.BatchNorm, momentum=0.9))
+    variables = theirs.init(jax.random.key(0), x, train=True)
+    _, new = theirs.apply(variables, x, train=True, mutable=["batch_stats"])
+    rename = lambda tree, a, b: {b if k == a else k: v for k, v in tree.items()}
+    ours = Theirs(functools.partial(linen.Organ, BatchNorm()))
+    params = rename(variables["params"], "BatchNorm_0", "Organ_0")
+    stats = from_flax_statistics(rename(new["batch_stats"], "BatchNorm_0", "Organ_0"))
+    y = ours.apply({"params": params, "batch_stats": stats}, x, train=False)
+    expected = theirs.apply({"params": variables["params"], **new}, x, train=False)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    back = rename(to_flax_statistics(stats), "Organ_0", "BatchNorm_0")
+    chex.assert_trees_all_equal(back, new["batch_stats"])
+
+
+def test_a_norm_is_scanned_over_time():
+    class Cell(nn.Module):
+        @nn.compact
+        def __call__(self, carry, x):
+            return carry, linen.Organ(BN, mode=Mode.TRAIN)(x)
+
+    over_time = nn.scan(
+        Cell,
+        variable_broadcast="params",
+        variable_carry="batch_stats",
+        split_rngs={"params": False},
+        in_axes=1,
+        out_axes=1,
+    )()
+    x = jax.random.normal(jax.random.key(0), (4, 5, 3))
+    variables = Cell().init(jax.random.key(0), 0.0, x[:, 0])
+    (_, y), new = over_time.apply(variables, 0.0, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(y.mean(0), 0.0, atol=1e-5)
+    (stats,) = new["batch_stats"].values()
+    assert float(stats["seen"]) == 20
+
+
+def test_an_array_that_is_missing_is_named():
+    like, _ = jax.eval_shape(lambda: init_norm(BN, 2))
+    with pytest.raises(KeyError, match="no array bias; there are: scale"):
+        from_names(like, {"scale": jnp.ones(2)})
+
+
+def test_parameters_of_older_versions_are_explained():
+    x = jnp.ones((2, 2, 2, 2))
+    params, _ = init_norm(BN, 2)
+    with pytest.raises(ValueError, match="as older versions made them; convert it by"):
+        linen.Organ(BN, mode=Mode.EVAL).apply({"params": {"organ": params}}, x)

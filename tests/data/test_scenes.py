@@ -145,7 +145,7 @@ def test_size_says_nothing_about_the_class(small):
     [("image_size", 8), ("train_size", 0), ("test_size", 0), ("max_objects", 0), ("seed", -1)],
 )
 def test_numbers_too_small_are_refused(field, value):
-    with pytest.raises(ValueError, match=rf"Scenes.{field} = {value}: must be at least"):
+    with pytest.raises(ValueError, match=rf"Scenes: {field} is {value}; it must be at least"):
         Scenes(**{field: value})
 
 

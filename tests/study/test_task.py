@@ -270,7 +270,7 @@ def test_the_kinds_and_the_metric_follow_from_labelled_data():
             {"metric": "AP"},
             "study.metric: is 'AP', .*; these are measured: accuracy,",
         ),
-        ("objective", {"label_smoothing": 1.0}, r"objective: label_smoothing is 1\.0; it must be"),
+        ("objective", {"label_smoothing": 1.0}, r"objective.label_smoothing: is 1\.0; it must be"),
         ("model", {"classes": 9}, r"model.classes: is 9, .* set model.classes = 10"),
         ("model", {"neck": {}}, "model.neck: no such field"),
     ],

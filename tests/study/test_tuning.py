@@ -101,7 +101,7 @@ def test_tuning_trials_come_first_and_hold_images_out(study):
     [
         (
             {"factors": (30.0,), "field": "train.schedule.warmup"},
-            "seed-9: train.schedule: warmup is",
+            "seed-9: train.schedule.warmup: is",
         ),
         ({"field": "train.rule"}, "study: tune.field is train.rule, which is 'linear'; it must be"),
     ],

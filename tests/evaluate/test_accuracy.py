@@ -192,3 +192,11 @@ def test_an_image_with_a_logit_that_is_not_finite_is_wrong(value):
     found = accuracy_metrics(np.full((1, 6), np.nan), np.array([0]))
     assert found["accuracy"] == found["top5"] == 0
     assert np.isnan(found["loss"])
+
+
+@pytest.mark.parametrize("batch_size", [4, 6, 7, 14])
+def test_batches_of_batch_statistics_are_whole_groups(batch_size):
+    spec = grouped(trained(BatchNorm())[0], 4)
+    run = functools.partial(logits, BatchNorm(), spec=spec, mode=Mode.BATCH_EVAL, multiple=4)
+    found, expected = run(batch_size=batch_size), run(batch_size=4)
+    np.testing.assert_allclose(found[:12], expected[:12], rtol=1e-4, atol=1e-5)

@@ -97,3 +97,53 @@ def test_any_axis_can_be_drawn(study_dir, tmp_path, values):
         row["axis_value"] = names[row["axis_value"]]
     figures.plot_metric(summary | {"axis_values": values}, "AP", tmp_path / "a.png")
     assert (tmp_path / "a.png").is_file()
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of every figure, which are not written."""
+    every = []
+
+    @contextlib.contextmanager
+    def panel(path, title, height=3.8):
+        every.append(Figure().subplots())
+        yield every[-1]
+
+    monkeypatch.setattr(figures, "panel", panel)
+    return every
+
+
+def bars(axes):
+    """Means and ends of the error bars of each series, in the order of drawing."""
+    found = []
+    for container in axes.containers:
+        line, _, (collection,) = container.lines
+        ends = [sorted(y for _, y in segment) for segment in collection.get_segments()]
+        found.append((line.get_ydata().tolist(), ends))
+    return found
+
+
+def rows_of(summary, **keys):
+    rows = [r for r in summary["rows"] if all(r[k] == v for k, v in keys.items())]
+    return sorted(rows, key=lambda row: summary["axis_values"].index(row["axis_value"]))
+
+
+@pytest.mark.parametrize("arm", ["BN", "LN"])
+def test_a_figure_of_evaluations_shows_the_arm_that_it_names(arm, study_dir, drawn):
+    summary = json.loads((study_dir / "summary.json").read_text())
+    figures.plot_evaluations(summary, arm, pathlib.Path())
+    series = [rows_of(summary, metric="AP", arm=arm, evaluation=e) for e in figures.STATISTICS]
+    expected = [[row["mean"] for row in rows if row["mean"] is not None] for rows in series]
+    other = [rows_of(summary, metric="AP", arm="BN", evaluation=e) for e in figures.STATISTICS]
+    assert (arm == "BN") == (series == other)
+    for (means, _), numbers in zip(bars(drawn[0]), expected, strict=True):
+        np.testing.assert_allclose(means, numbers)
+
+
+def test_error_bars_are_the_intervals(study_dir, drawn):
+    summary = json.loads((study_dir / "summary.json").read_text())
+    figures.plot_metric(summary, "AP", pathlib.Path())
+    for arm, (means, ends) in zip(summary["arms"], bars(drawn[0]), strict=True):
+        rows = rows_of(summary, metric="AP", arm=arm, evaluation="running")
+        np.testing.assert_allclose(means, [row["mean"] for row in rows])
+        np.testing.assert_allclose(ends, [[row["low"], row["high"]] for row in rows])

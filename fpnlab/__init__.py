@@ -94,6 +94,7 @@ def __getattr__(name: str) -> Any:
     """Returns a public name from the module it stands in (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'fpnlab' has no attribute {name!r}")
+    set_flags()  # Again: a program may have set XLA_FLAGS anew, or started JAX, since the import.
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """\b
 Exit codes: 0 done; 2 a config or command line that cannot be right; 3 data that cannot be
-read; 4 the run diverged; 5 a folder or checkpoint that cannot be used; 75 interrupted and
-saved: run the same command again to go on."""
+read; 4 the run diverged; 5 a folder or checkpoint that cannot be used, or a backend that
+computes wrong numbers; 75 interrupted and saved: run the same command again to go on."""
 
 
 class Command(click.Command):

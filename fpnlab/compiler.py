@@ -11,6 +11,7 @@ Taking reductions away from YNNPACK makes both right. XLA aborts the process on 
 not know, so that a version gets only flags that were tried with it.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -28,7 +29,12 @@ NEEDED_FLAGS = {
     "0.12.0": (NO_YNN_REDUCTIONS,),
     "0.12.0.1": (NO_YNN_REDUCTIONS,),
 }
-"""The XLA flags that a version of jaxlib needs; other versions get none, and are checked."""
+"""The XLA flags that a version of jaxlib needs.
+
+Another version gets none, since it may not know them; `check_backend` computes the known cases.
+"""
+RIGHT_WITHOUT_FLAGS = {"0.10.1"}
+"""Versions of jaxlib that were seen to compute the known cases right as they are."""
 
 
 class WrongResultWarning(UserWarning):
@@ -51,6 +57,7 @@ class Check(NamedTuple):
         return abs(self.found - self.expected) <= 1e-4 * abs(self.expected)
 
 
+@functools.cache
 def jaxlib_version() -> str:
     """Returns the version of the installed jaxlib; "" where there is none."""
     try:
@@ -60,41 +67,82 @@ def jaxlib_version() -> str:
 
 
 def missing_flags(version: str, xla_flags: str) -> tuple[str, ...]:
-    """Returns the flags that a jaxlib needs and ``XLA_FLAGS`` lacks.
+    """Returns the flags that a jaxlib needs and ``XLA_FLAGS`` does not set, to whatever value.
 
-    A flag that the user set, to whatever value, is not missing: the user decides.
+    A value that the user set stays: the user decides.
 
     Args:
       version: of jaxlib.
       xla_flags: value of the environment variable ``XLA_FLAGS``.
     """
-    given = {word.partition("=")[0] for word in xla_flags.split()}
+    return tuple(
+        flag
+        for flag in NEEDED_FLAGS.get(version, ())
+        if _name(flag) not in map(_name, xla_flags.split())
+    )
+
+
+def known_to_be_right(version: str, xla_flags: str) -> bool:
+    """Returns whether a jaxlib was seen to be right with these flags; arguments as above."""
+    if version in RIGHT_WITHOUT_FLAGS:
+        return True
+    values = {_name(flag): flag for flag in xla_flags.split()}  # The last one counts.
     needed = NEEDED_FLAGS.get(version, ())
-    return tuple(flag for flag in needed if flag.partition("=")[0] not in given)
+    return bool(needed) and all(values.get(_name(flag)) == flag for flag in needed)
+
+
+def _name(flag):
+    return flag.partition("=")[0]
 
 
 def set_flags() -> None:
     """Appends the flags that the installed jaxlib needs to ``XLA_FLAGS``.
 
     It works until JAX starts its backend, which reads the variable once; processes started later
-    inherit it. Where the backend already runs without them, the known cases are computed, and a
-    `WrongResultWarning` says what to do where one is wrong.
+    inherit it. Where the backend already runs without them, it is checked: see `check_backend`.
     """
     present = os.environ.get("XLA_FLAGS", "")
     missing = missing_flags(jaxlib_version(), present)
-    if not missing:
-        return
-    if not backend_started():
+    if missing and not backend_started():
         os.environ["XLA_FLAGS"] = " ".join([*present.split(), *missing])
-    elif wrong := [check.name for check in checks() if not check.right]:
+    elif missing:
+        check_backend()
+
+
+def check_backend() -> None:
+    """Warns, once in a process, where the backend computes one of the known cases wrong.
+
+    They are computed unless the version of jaxlib and ``XLA_FLAGS`` say that it is right.
+
+    Warns:
+      WrongResultWarning: it is wrong; the message says what to do.
+    """
+    if not known_to_be_right(jaxlib_version(), os.environ.get("XLA_FLAGS", "")):
+        _warn_if_wrong()
+
+
+@functools.cache
+def _warn_if_wrong():
+    wrong = [check.name for check in checks() if not check.right]
+    if wrong:
         warnings.warn(
             f"jaxlib {jaxlib_version()} computes wrong numbers on this backend "
-            f"({'; '.join(wrong)}), and JAX was started before fpnlab could prevent it. Import "
-            f"fpnlab before the first JAX computation, or set XLA_FLAGS='{' '.join(missing)}' "
-            "before starting Python",
+            f"({'; '.join(wrong)}). {remedy()}",
             WrongResultWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
+
+
+def remedy() -> str:
+    """Returns what to do about a backend that computes wrong numbers, in a sentence."""
+    version = jaxlib_version()
+    if needed := NEEDED_FLAGS.get(version):
+        return (
+            "Import fpnlab before the first JAX computation and leave these flags as it sets them, "
+            f"or start Python with XLA_FLAGS='{' '.join(needed)}'"
+        )
+    tested = ", ".join(sorted({*RIGHT_WITHOUT_FLAGS, *NEEDED_FLAGS}))
+    return f"Install one of the versions of jaxlib that fpnlab was tested with: {tested}"
 
 
 def silence_false_alarms() -> None:
@@ -130,7 +178,14 @@ def checks() -> tuple[Check, ...]:
     maps = np.random.default_rng(0).standard_normal((5, 60, 60)).astype(np.float32)
     products = lambda x: jnp.sum((x @ jnp.full_like(x, 0.5)) * x, axis=-1)
     exact = maps.astype(np.float64)
-    with jax.disable_jit(False), jax.default_matmul_precision("highest"):
+    with contextlib.ExitStack() as settings:
+        # What a program that uses fpnlab may have set; a caller may be traced.
+        settings.enter_context(jax.ensure_compile_time_eval())
+        settings.enter_context(jax.disable_jit(False))
+        settings.enter_context(jax.debug_nans(False))
+        settings.enter_context(jax.debug_infs(False))
+        settings.enter_context(jax.transfer_guard("allow"))
+        settings.enter_context(jax.default_matmul_precision("highest"))
         last = float(jax.jit(squares)(rows)[-1])
         summed = np.asarray(jax.jit(products)(maps), np.float64)
     reference = ((exact @ np.full_like(exact, 0.5)) * exact).sum(-1)
@@ -161,11 +216,12 @@ def doubt(environment: Mapping[str, Any]) -> str | None:
     if line := environment.get("known_cases"):
         return f"its backend failed the known cases ({line})" if line.startswith("wrong") else None
     version = environment.get("versions", {}).get("jaxlib", "")
-    if environment.get("platform") != "cpu":
+    flags = environment.get("flags", {}).get("XLA_FLAGS", "")
+    if environment.get("platform") != "cpu" or version not in NEEDED_FLAGS:
         return None
-    if missing_flags(version, environment.get("flags", {}).get("XLA_FLAGS", "")):
-        return (
-            f"it was computed by jaxlib {version} on CPU, which is wrong for some reductions "
-            f"without {' '.join(NEEDED_FLAGS[version])}"
-        )
-    return None
+    if known_to_be_right(version, flags):
+        return None
+    return (
+        f"it was computed by jaxlib {version} on CPU, which is wrong for some reductions "
+        f"without {' '.join(NEEDED_FLAGS[version])}"
+    )

@@ -1,5 +1,6 @@
 """What `fpnlab doctor` prints: the installation, the machine, and whether XLA is right on it."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -9,11 +10,6 @@ import rich.table
 
 from fpnlab import compiler
 from fpnlab.study.environment import environment
-
-REMEDY = (
-    "Do not trust numbers of this backend. Install a jaxlib that is tested with fpnlab (README), "
-    f"or try XLA_FLAGS='{compiler.NO_YNN_REDUCTIONS}' before starting Python"
-)
 
 
 def examine(*, freed_memory_kept: bool) -> tuple[rich.table.Table, bool]:
@@ -45,7 +41,10 @@ def examine(*, freed_memory_kept: bool) -> tuple[rich.table.Table, bool]:
         )
         table.add_row("known case", f"{check.name}: {verdict}")
     right = all(check.right for check in compiler.checks())
-    table.add_row("verdict", "[green]all right[/]" if right else f"[red]{REMEDY}[/]")
+    table.add_row(
+        "verdict",
+        "[green]all right[/]" if right else f"[red]Do not trust it. {compiler.remedy()}[/]",
+    )
     return table, right
 
 
@@ -56,5 +55,9 @@ def _preloaded() -> str:
 
 
 def _size(folder: pathlib.Path) -> str:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return f"{len(files)} programs, {sum(path.stat().st_size for path in files) / 1e6:.0f} MB"
+    """Returns how many files a folder holds, and how large they are; others may remove some."""
+    sizes = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            sizes += [path.stat().st_size] if path.is_file() else []
+    return f"{len(sizes)} files, {sum(sizes) / 1e6:.0f} MB"

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "ops": {"types"},
     "model": {"types", "ops"},
     "data": {"types", "ops"},
-    "train": {"types", "ops", "model"},
+    "train": {"types", "ops", "model", "compiler"},
     "evaluate": {"types", "ops", "model"},
     "probe": {"types", "ops", "model", "evaluate"},
     "adapters": {"types", "ops", "model"},

@@ -1,17 +1,26 @@
 """The flags that a jaxlib needs, and what happens where it computes wrong numbers all the same."""
 
 import os
+import shlex
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 from click.testing import CliRunner
 
+import fpnlab
 from fpnlab import compiler
 from fpnlab.cli import main
 from fpnlab.compiler import NEEDED_FLAGS, NO_YNN_REDUCTIONS, Check, doubt, missing_flags
+from fpnlab.model.backbone import ResNet
+from fpnlab.model.classifier import Classifier
+from fpnlab.model.norm import BatchNorm
+from fpnlab.train.step import Train, init_train
 
 WRONG = Check("a product", 1.0, 2.0)
+MAP = jax.ShapeDtypeStruct((2, 3), jnp.float32)
 
 
 def test_this_backend_computes_the_known_cases_right():
@@ -34,6 +43,23 @@ def test_a_version_gets_the_flags_it_needs_and_knows_unless_the_user_set_them(
     version, given, missing
 ):
     assert missing_flags(version, given) == missing
+
+
+@pytest.mark.parametrize(
+    ("version", "given", "right"),
+    [
+        ("0.10.1", "", True),
+        ("0.10.2", "", False),
+        ("0.12.0.1", NO_YNN_REDUCTIONS, True),
+        ("0.12.0.1", f"--xla_cpu_enable_fast_math=false {NO_YNN_REDUCTIONS}", True),
+        ("0.12.0.1", "--xla_cpu_experimental_ynn_fusion_type=+reduce", False),
+        ("0.12.0.1", f"{NO_YNN_REDUCTIONS} {NO_YNN_REDUCTIONS[:-6]}+reduce", False),
+        ("0.99.0", NO_YNN_REDUCTIONS, False),
+        ("", "", False),
+    ],
+)
+def test_only_tried_versions_with_their_flags_are_known_to_be_right(version, given, right):
+    assert compiler.known_to_be_right(version, given) == right
 
 
 def run(program, **environment):
@@ -66,21 +92,107 @@ def test_flags_are_left_alone_once_the_backend_has_read_them():
     assert "XLA_FLAGS" not in done.stdout
 
 
-def test_a_started_backend_that_is_wrong_is_warned_of_with_the_remedy(monkeypatch):
+def test_flags_that_a_program_set_after_the_import_are_appended_to():
+    setting = "import os, fpnlab; os.environ['XLA_FLAGS'] = '--xla_cpu_enable_fast_math=false'"
+    program = f"{PRETEND}{setting}; fpnlab.BatchNorm; print(os.environ['XLA_FLAGS'])"
+    assert run(program).stdout.split() == ["--xla_cpu_enable_fast_math=false", NO_YNN_REDUCTIONS]
+
+
+@pytest.mark.parametrize("command", ["-m fpnlab --help", "-c 'import fpnlab.study.worker'"])
+def test_every_way_into_the_package_sets_the_flags(command, tmp_path):
+    # What the interpreter runs at its start, in place of an installed jaxlib that needs the flags.
+    shown = "import atexit, os; atexit.register(lambda: print(os.environ.get('XLA_FLAGS')))"
+    (tmp_path / "sitecustomize.py").write_text(PRETEND + shown)
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)],
+        env=inherited | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == NO_YNN_REDUCTIONS
+
+
+@pytest.fixture
+def wrong_backend(monkeypatch):
+    """A backend that was started without the flags it needs, and computes a known case wrong."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setattr(compiler, "jaxlib_version", lambda: "0.10.2")
     monkeypatch.setattr(compiler, "backend_started", lambda: True)
     monkeypatch.setattr(compiler, "checks", lambda: (WRONG,))
-    with pytest.warns(compiler.WrongResultWarning, match="set XLA_FLAGS='--xla_cpu_experimental"):
+    compiler._warn_if_wrong.cache_clear()
+    yield monkeypatch
+    compiler._warn_if_wrong.cache_clear()
+
+
+def test_a_started_backend_that_is_wrong_is_warned_of_once_with_the_remedy(wrong_backend):
+    with pytest.warns(compiler.WrongResultWarning, match="start Python with XLA_FLAGS='--xla_cpu"):
         compiler.set_flags()
     assert "XLA_FLAGS" not in os.environ
-
-
-def test_a_started_backend_that_is_right_is_left_in_peace(monkeypatch):
-    monkeypatch.setattr(compiler, "jaxlib_version", lambda: "0.10.2")
-    monkeypatch.setattr(compiler, "backend_started", lambda: True)
-    monkeypatch.setattr(compiler, "checks", lambda: (Check("a product", 2.0, 2.0),))
     compiler.set_flags()
+
+
+def test_a_started_backend_that_is_right_is_left_in_peace(wrong_backend):
+    wrong_backend.setattr(compiler, "checks", lambda: (Check("a product", 2.0, 2.0),))
+    compiler.set_flags()
+
+
+@pytest.mark.parametrize("use", [lambda: fpnlab.BatchNorm, lambda: start_training()])
+def test_the_first_use_of_a_wrong_backend_is_warned_of(use, wrong_backend):
+    with pytest.warns(compiler.WrongResultWarning, match="wrong numbers on this backend"):
+        use()
+
+
+def start_training():
+    model = Classifier(classes=2, backbone=ResNet(depths=(1,), widths=(2,), norm=BatchNorm()))
+    recipe = Train(examples=2, batch_size=2, learning_rate=0.1)
+    jax.eval_shape(lambda: init_train(jax.random.key(0), model, recipe))
+
+
+def test_a_version_that_nobody_tried_is_checked_before_training(wrong_backend):
+    wrong_backend.setattr(compiler, "jaxlib_version", lambda: "0.99.0")
+    with pytest.warns(compiler.WrongResultWarning, match=r"Install .* tested with: 0\.10\.1"):
+        start_training()
+
+
+@pytest.mark.skipif(
+    compiler.jaxlib_version() not in NEEDED_FLAGS, reason="this jaxlib is right without flags"
+)
+def test_a_backend_that_was_started_too_early_is_found_to_be_wrong():
+    assert "WrongResultWarning" in run("import jax; jax.devices(); import fpnlab").stderr
+
+
+SETTINGS = [
+    {"jax_debug_nans": True},
+    {"jax_disable_jit": True},
+    {"jax_enable_x64": True},
+    {"jax_numpy_dtype_promotion": "strict", "jax_numpy_rank_promotion": "raise"},
+    {"jax_transfer_guard": "disallow"},
+    {"jax_default_matmul_precision": "bfloat16"},
+]
+
+
+def test_the_checks_are_right_whatever_a_program_has_set():
+    program = f"""
+import fpnlab, jax
+for settings in {SETTINGS}:
+    before = {{name: jax.config.values[name] for name in settings}}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    fpnlab.compiler.checks.cache_clear()
+    print(fpnlab.compiler.summary())
+    for name, value in before.items():
+        jax.config.update(name, value)
+"""
+    assert run(program).stdout == len(SETTINGS) * "right: 2 known cases\n"
+
+
+def test_the_checks_are_right_while_a_caller_is_traced():
+    compiler.checks.cache_clear()
+    jax.eval_shape(jax.vmap(lambda x: x + all(check.right for check in compiler.checks())), MAP)
+    assert compiler.summary().startswith("right")
 
 
 def test_a_nan_is_wrong():
@@ -105,6 +217,14 @@ def test_the_summary_names_the_wrong_cases(monkeypatch):
                 "flags": {"XLA_FLAGS": NO_YNN_REDUCTIONS},
             },
             None,
+        ),
+        (
+            {
+                "versions": {"jaxlib": "0.12.0.1"},
+                "platform": "cpu",
+                "flags": {"XLA_FLAGS": NO_YNN_REDUCTIONS.replace("-reduce", "+reduce")},
+            },
+            "jaxlib 0.12.0.1",
         ),
         ({"versions": {"jaxlib": "0.10.2"}, "platform": "gpu", "flags": {}}, None),
         ({"versions": {"jaxlib": "0.10.1"}, "platform": "cpu", "flags": {}}, None),

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fpnlab import compiler
 from fpnlab.config import Experiment, Trial, config_hash, resolved, same_training
 from fpnlab.data.dataset import Dataset
 from fpnlab.model.norm import NormState
@@ -85,10 +86,21 @@ def run_trials(runs: Sequence[Run], dataset: Dataset, *, stop: Stop) -> list[dic
             locks.enter_context(locked(run.folder))
             _claim(run.folder, run.trial.experiment)
         left = [r for r in runs if not of_first(_measured(r.folder, r.trial.experiment))]
+        if left:
+            _check_backend([run.folder for run in left])
         for run, (state, seconds) in zip(left, train(left, dataset, stop) if left else ()):
             result = _measure(run.trial, dataset, run.folder, state) | {"seconds": seconds}
             write_json(run.folder / "result.json", result)
         return [json.loads((run.folder / "result.json").read_text()) for run in runs]
+
+
+def _check_backend(folders):
+    """Warns of a wrong backend, and says so in runs that were begun on a right one."""
+    compiler.check_backend()
+    known_cases = compiler.summary()
+    for path in [folder / "env.json" for folder in folders]:
+        if known_cases.startswith("wrong") and path.exists():
+            write_json(path, json.loads(path.read_text()) | {"known_cases": known_cases})
 
 
 def follow_trial(trial: Trial, dataset: Dataset, *, stop: Stop) -> None:

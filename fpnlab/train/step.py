@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt32
 
+from fpnlab.compiler import check_backend
 from fpnlab.model.norm import grouped
 from fpnlab.ops.keys import named_key
 from fpnlab.spec import Bounds, Count, Fraction, NonNegative, Positive, SpecError, spec
@@ -153,7 +154,12 @@ class TrainState:
 
 
 def init_train(key: Key, model: Model, train: Train) -> TrainState:
-    """Returns the state before the first step."""
+    """Returns the state before the first step.
+
+    Warns:
+      WrongResultWarning: the backend computes wrong numbers (`fpnlab.compiler`).
+    """
+    check_backend()
     params, state = init_model(key, model)
     return TrainState(
         params=params,

@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from fpnlab import compiler
 from fpnlab.config import config_hash, resolved
 from fpnlab.data.dataset import Dataset, stream_order
 from fpnlab.evaluate.detection import Evaluation
@@ -159,6 +160,22 @@ def test_a_run_stopped_at_its_last_step_is_only_measured_afterwards(
     _, steps = run(experiment, dataset, tmp_path)
     assert steps == []
     assert outcome(tmp_path, experiment) == outcome(unbroken, experiment)
+
+
+def test_a_run_that_goes_on_on_a_wrong_backend_is_doubted(
+    unbroken, experiment, dataset, run, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(unbroken, tmp_path / "run")
+    (folder / "result.json").unlink()
+    monkeypatch.setattr(compiler, "jaxlib_version", lambda: "0.99.0")
+    monkeypatch.setattr(compiler, "checks", lambda: (compiler.Check("a product", 1.0, 2.0),))
+    compiler._warn_if_wrong.cache_clear()
+    with pytest.warns(compiler.WrongResultWarning, match="jaxlib 0.99.0 computes wrong numbers"):
+        run(experiment, dataset, folder)
+    compiler._warn_if_wrong.cache_clear()
+    (fault,) = verify(folder).faults
+    assert "its backend failed the known cases (wrong: a product)" in fault.what
+    assert verify(unbroken).faults == []
 
 
 def test_a_killed_run_logs_each_step_once_and_drops_a_torn_line(

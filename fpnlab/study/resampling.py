@@ -86,18 +86,21 @@ def hierarchical_bootstrap(
 
     Args:
         differences: Difference of two arms by seed and test item. A seed without any finite value
-            (a diverged run) is left out.
+            (a diverged run) is left out. Of fewer than two seeds, or without items, the bounds are
+            nan; of differences that are all equal, both are the mean.
         items: Whether the items of all seeds are the same.
         level: The share of averages in the interval; with few seeds not its coverage.
         resamples: Number of resamples.
         key: Seed of the draws, so that a report gives the same interval again.
 
     Raises:
-        ValueError: If a seed has values that are finite and others that are not, or ``level`` is
-            not between 0 and 1.
+        ValueError: If a seed has values that are finite and others that are not, ``level`` is not
+            between 0 and 1, or ``resamples`` below 1.
     """
     if not 0 < level < 1:
         raise ValueError(f"hierarchical_bootstrap: level must lie between 0 and 1; got {level}")
+    if resamples < 1:
+        raise ValueError(f"hierarchical_bootstrap: resamples must be 1 or more; got {resamples}")
     finite = np.isfinite(differences)
     if partial := np.flatnonzero(finite.any(1) & ~finite.all(1)).tolist():
         raise ValueError(

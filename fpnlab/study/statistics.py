@@ -46,8 +46,11 @@ class Interval(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 or -1 when the whole interval lies on that side of zero, otherwise 0."""
-        return int(self.low > 0) - int(self.high < 0)
+        """1 or -1 when the whole interval lies on that side of zero, otherwise 0.
+
+        An interval without width, as a bootstrap of equal values gives, decides nothing.
+        """
+        return int(0 < self.low < self.high) - int(self.low < self.high < 0)
 
 
 class PairedDifference(NamedTuple):

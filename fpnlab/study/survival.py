@@ -39,7 +39,10 @@ class RestrictedMean(NamedTuple):
     """The end of the area."""
 
     def interval(self, level: float = 0.95) -> Interval:
-        """Returns the normal interval of the mean; see `restricted_mean` on its coverage."""
+        """Returns the normal interval of the mean; see `restricted_mean` on its coverage.
+
+        Its bounds are nan where the error is 0: of one run, and of runs that are all alike.
+        """
         return _normal_interval(self.mean, self.error, self.n, level)
 
 
@@ -99,7 +102,7 @@ def restricted_mean_difference(
     ``(b - a) ± z * sqrt(error_a^2 + error_b^2)`` (Royston and Parmar, 2013, BMC Medical Research
     Methodology 13:152), for arms whose runs are independent. Arms that share their seeds have
     correlated times; where the correlation is positive, the interval is wider than need be.
-    ``n`` counts the runs of both arms.
+    ``n`` counts the runs of both arms. The bounds are nan where both errors are 0.
 
     Args:
         a: The reference arm.
@@ -120,7 +123,8 @@ def restricted_mean_difference(
 def _normal_interval(mean: float, error: float, n: int, level: float) -> Interval:
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, as 0.95 does; got {level}")
-    half_width = float(special.ndtri((1 + level) / 2)) * error
+    # Runs that are all alike say nothing about the spread of the next one.
+    half_width = float(special.ndtri((1 + level) / 2)) * error if error > 0 else math.nan
     return Interval(mean, mean - half_width, mean + half_width, n)
 
 

@@ -64,6 +64,64 @@ def test_losses_of_an_axis_value_are_one_artist_and_a_diverged_one_ends_in_a_cro
     assert high > 30.0
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of each figure, before it would be written to a file."""
+    axes = []
+
+    @contextlib.contextmanager
+    def panel(path, title):
+        axes.append(Figure().subplots())
+        axes[-1].set_title(title)
+        yield axes[-1]
+
+    monkeypatch.setattr(figures, "panel", panel)
+    return axes
+
+
+def bars(axes):
+    """Means, and the ends of their intervals, by the label of the series."""
+    found = {}
+    for container in axes.containers:
+        line, _, (segments,) = container
+        ends = [segment[:, 1] for segment in segments.get_segments()]
+        found[container.get_label()] = np.column_stack([line.get_ydata(), ends]).astype(float)
+    return found
+
+
+def expected(rows, **keys):
+    """Mean and ends of the interval of each row in the order of the axis."""
+    own = [row for row in rows if all(row[key] == value for key, value in keys.items())]
+    assert len(own) == 3
+    return [(row["mean"], row["low"], row["high"]) for row in own]
+
+
+@pytest.mark.parametrize("arm", ["BN", "LN"])
+def test_a_figure_of_evaluations_draws_those_of_the_arm_that_it_names(study_dir, drawn, arm):
+    summary = json.loads((study_dir / "summary.json").read_text())
+    figures.plot_evaluations(summary, arm, pathlib.Path())
+    assert arm in drawn[0].get_title()
+    found = bars(drawn[0])
+    assert len(found) == 3
+    for evaluation, (label, _, _) in figures.STATISTICS.items():
+        wanted = expected(summary["rows"], metric="AP", evaluation=evaluation, arm=arm)
+        np.testing.assert_allclose(found[label], wanted)
+
+
+def test_error_bars_end_where_the_intervals_do(study_dir, drawn):
+    summary = json.loads((study_dir / "summary.json").read_text())
+    figures.plot_metric(summary, "AP50", pathlib.Path())
+    figures.plot_differences(summary, pathlib.Path())
+    means, differences = map(bars, drawn)
+    keys = {"evaluation": "running"}
+    for arm in ("BN", "LN"):
+        wanted = expected(summary["rows"], metric="AP50", arm=arm, **keys)
+        np.testing.assert_allclose(means[arm], wanted)
+    wanted = expected(summary["differences"], metric="AP", arm="LN", **keys)
+    assert list(bars(drawn[1])) == ["LN minus BN"]
+    np.testing.assert_allclose(differences["LN minus BN"], wanted)
+
+
 def test_loss_limits_hold_every_curve_and_survive_none():
     low, high = figures.loss_limits([trial_with_losses([1.0, 4.0]), trial_with_losses([])])
     assert low < 1.0

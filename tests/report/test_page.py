@@ -77,6 +77,56 @@ def test_claims_head_the_answer_with_verdict_rules_and_figure(claiming_dir):
     assert len(list((claiming_dir / "figures").glob("*.png"))) == plain
 
 
+@pytest.mark.parametrize(
+    ("holm_over", "said", "family"),
+    [
+        ("claim", "rules of this claim", "is decided in up to 10 % of studies"),
+        ("study", "rules of all claims", "is decided in at most 5 % of studies"),
+    ],
+)
+def test_the_page_says_which_family_of_tests_was_adjusted(
+    claiming_dir, refresh, holm_over, said, family
+):
+    study = json.loads((claiming_dir / "study.json").read_text())
+    (claiming_dir / "study.json").write_text(json.dumps(study | {"holm_over": holm_over}))
+    text = read(write_report(refresh(claiming_dir))).text
+    # The second claim has one rule: by itself nothing is adjusted.
+    assert text.count(f"Holm's procedure over the {said}") == {"claim": 1, "study": 2}[holm_over]
+    assert family in text
+
+
+def test_the_page_says_how_failed_trials_were_counted(claiming_dir, refresh):
+    refresh(claiming_dir, BN_2_0={"status": "diverged", "metrics": {}})
+    text = " ".join(read(write_report(claiming_dir)).text.split())
+    note = "Diverged or failed: BN at batch size 2 (1 seed). That makes the mean too"
+    assert f"At batch size 2, LN minus BN. {note} low, and only above is decided." in text
+    assert f"Above 0: undecided (p 1). {note}" not in text
+    # Both rules of the first claim need it, one of them on both sides.
+    outcomes = json.loads((claiming_dir / "summary.json").read_text())["verdicts"][0]["outcomes"]
+    assert f"{note} high" in outcomes[0]["sentence"]
+    assert "Diverged" not in outcomes[1]["sentence"]
+    assert outcomes[0]["sentence"] in text
+    assert "In comparisons they count as worse than any number" in text
+
+
+def test_intervals_of_means_that_leave_0_to_100_are_marked_and_explained(study_dir):
+    path = study_dir / "summary.json"
+    summary = json.loads(path.read_text())
+    for row in summary["rows"]:
+        if row["mean"] is not None:
+            row |= {"low": row["mean"] - 1.0, "high": row["mean"] + 1.0}
+    path.write_text(json.dumps(summary))
+    plain = read(write_report(study_dir)).text
+    assert "± 1.0*" not in plain
+    assert "leaves 0 to 100" not in plain
+    row = next(r for r in summary["rows"] if (r["metric"], r["evaluation"]) == ("AP", "running"))
+    row["high"] = 100.5
+    path.write_text(json.dumps(summary))
+    text = read(write_report(study_dir)).text
+    assert f"{row['mean']:.1f} ± {100.5 - row['mean']:.1f}*" in text
+    assert text.count("* The interval leaves 0 to 100") == 1
+
+
 def test_second_opinions_stand_below_their_rules_and_beside_the_t_intervals(claiming_dir):
     path = claiming_dir / "summary.json"
     summary = json.loads(path.read_text())

@@ -52,6 +52,32 @@ def test_verdicts_are_lines_with_the_outcomes_of_their_rules(claiming_dir):
     assert verdict_text(summary).spans[0].style == "bold green"
 
 
+def test_the_terminal_says_which_family_of_tests_was_adjusted(claiming_dir):
+    summary = json.loads((claiming_dir / "summary.json").read_text())
+    last = verdict_text(summary | {"holm_over": "study"}).plain.splitlines()[-1]
+    assert last == (
+        "p-values are adjusted by Holm's procedure over the rules of all 2 claims: where no effect "
+        "is true, one or more is decided in at most 5 % of studies."
+    )
+    one = summary | {"verdicts": summary["verdicts"][:1]}
+    assert "claim" not in verdict_text(one).plain.splitlines()[-1]
+
+
+def test_intervals_of_means_that_leave_0_to_100_are_marked(study_dir, refresh):
+    summary = json.loads((study_dir / "summary.json").read_text())
+    inside = [row for row in summary["rows"] if row["metric"] == "AP"]
+    for row in inside:
+        row |= {"low": row["mean"] - 1.0, "high": row["mean"] + 1.0}
+    assert "*" not in show(summary)
+    assert "leaves 0 to 100" not in show(summary)
+    for name, bound in (("high", 100.5), ("low", -0.5)):
+        row = dict(inside[0])
+        changed = [r | {name: bound} if r == row else r for r in summary["rows"]]
+        text = show(summary | {"rows": changed})
+        assert text.count("*") == 2
+        assert "* The interval leaves 0 to 100" in " ".join(text.split())
+
+
 def test_a_second_opinion_stands_below_the_rule_that_it_is_about(claiming_dir):
     summary = json.loads((claiming_dir / "summary.json").read_text())
     said = [{"claim": 0, "rule": 1, "sentence": "Second opinion."}]

@@ -168,3 +168,21 @@ def test_one_seed_has_a_mean_and_no_interval():
 def test_an_impossible_level_of_the_bootstrap_is_refused(level):
     with pytest.raises(ValueError, match="between 0 and 1"):
         hierarchical_bootstrap(np.ones((3, 3)), level=level)
+
+
+def test_a_bootstrap_of_nothing_or_of_equal_differences_decides_nothing():
+    for shape in ((0, 5), (3, 0), (1, 5)):
+        interval = hierarchical_bootstrap(np.ones(shape))
+        assert math.isnan(interval.low)
+        assert interval.sign == 0
+    equal = hierarchical_bootstrap(np.full((2, 5), 20.6))
+    assert (equal.low, equal.high) == pytest.approx((20.6, 20.6))
+    with pytest.raises(ValueError, match="resamples must be 1 or more; got 0"):
+        hierarchical_bootstrap(np.ones((3, 5)), resamples=0)
+
+
+@pytest.mark.parametrize("differences", [[], [2.0], [math.nan, 2.0]])
+def test_a_sign_flip_test_of_fewer_than_two_differences_has_no_p_value(differences):
+    found = sign_flip_test(differences)
+    assert math.isnan(found.p)
+    assert found.smallest_p == 1.0

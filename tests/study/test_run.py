@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from fpnlab.config import ConfigError, trials
+from fpnlab.config import ConfigError, points, trials
 from fpnlab.study import worker
 from fpnlab.study.files import RunFolderError, locked
 from fpnlab.study.ledger import Ledger
 from fpnlab.study.plan import Axis, Study
 from fpnlab.study.rules import Claim, Difference
-from fpnlab.study.run import run_study
+from fpnlab.study.run import _take_up, run_study
 from fpnlab.study.signals import Stop
 from fpnlab.study.training import Interrupted
 
@@ -217,6 +217,24 @@ def test_a_runner_takes_up_at_once_what_a_dead_one_left_running(whole, study, da
     assert set(statuses_in(tmp_path).values()) == {"done"}
 
 
+def test_taking_up_leaves_a_trial_to_the_process_that_runs_it(whole, study, dataset, tmp_path):
+    """Of two that are running by the ledger, one's folder is held."""
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    names = ["bn-batch_size-2-seed-0", "ln-batch_size-2-seed-0"]
+    ledger.reopen(names)
+    assert [ledger.claim("other", 60.0) for _ in names] == names
+    site = worker.Site(tmp_path, study, {p.name: p for p in points(study)}, dataset, ledger)
+    with locked(site.run_folder(names[0])):
+        _take_up(site)
+    held, left = (ledger.rows()[name] for name in names)
+    assert (held.status, held.owner, held.attempts) == ("running", "other", 1)
+    assert (left.status, left.owner, left.attempts) == ("waiting", None, 0)
+    # Whoever runs it still has the right to say what came of it.
+    assert ledger.renew(names[0], "other", 60.0)
+    assert not ledger.renew(names[1], "other", 60.0)
+
+
 def test_the_ledger_leaves_to_the_folders_what_no_summary_needs(whole):
     results = Ledger(whole[0] / "ledger.sqlite").results()
     stored = json.loads((whole[0] / "trials/bn-batch_size-2-seed-0/result.json").read_text())
@@ -268,6 +286,12 @@ def test_claims_cannot_be_changed_once_a_trial_has_ended(study, dataset, tmp_pat
 def test_claims_cannot_be_added_to_a_study_that_has_results(whole, study, dataset):
     with pytest.raises(RunFolderError, match=r"study\.claims\.0 \(None there, "):
         start(claiming(study, 0.0), dataset, whole[0])
+
+
+def test_the_family_of_tests_cannot_be_changed_once_a_trial_has_ended(whole, study, dataset):
+    other = dataclasses.replace(study.study, holm_over="study")
+    with pytest.raises(RunFolderError, match=r"study\.holm_over \(claim there, study here\)"):
+        start(dataclasses.replace(study, study=other), dataset, whole[0])
 
 
 def test_the_folder_of_a_run_or_a_file_is_refused(study, dataset, tmp_path):

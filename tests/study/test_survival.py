@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fpnlab.study.statistics import Interval
 from fpnlab.study.survival import restricted_mean, restricted_mean_difference
 
 RUNS = st.lists(
@@ -74,7 +73,7 @@ def test_the_curve_is_that_of_statsmodels():
 def test_runs_that_never_reach_the_target_cost_their_budget():
     never = restricted_mean([8.0, 8.0], [False, False], 8.0)
     assert never == (8.0, 0.0, 2, 0, 8.0)
-    assert never.interval() == Interval(8.0, 8.0, 8.0, 2)
+    assert (never.interval().mean, never.interval().n) == (8.0, 2)
 
 
 def test_leaving_out_runs_that_fail_flatters_the_arm():
@@ -165,3 +164,20 @@ def test_arms_with_different_horizons_are_refused():
         restricted_mean_difference(a, b)
     with pytest.raises(ValueError, match="level must lie"):
         a.interval(1.0)
+
+
+@pytest.mark.parametrize(
+    ("times", "reached"), [([3.0], [True]), ([3.0, 3.0], [True, True]), ([9.0] * 3, [False] * 3)]
+)
+def test_runs_that_are_all_alike_have_a_mean_without_an_interval(times, reached):
+    alike = restricted_mean(times, reached, 9.0)
+    assert (alike.interval().mean, alike.error) == (times[0], 0.0)
+    spread = restricted_mean([2.0, 4.0], [True, True], 9.0)
+    for interval in (alike.interval(), restricted_mean_difference(alike, alike)):
+        assert math.isnan(interval.low)
+        assert math.isnan(interval.high)
+        assert interval.sign == 0
+    assert (
+        restricted_mean_difference(alike, spread).low
+        < restricted_mean_difference(alike, spread).high
+    )

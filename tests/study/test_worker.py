@@ -13,6 +13,7 @@ from fpnlab.study.ledger import Entry, Ledger
 from fpnlab.study.plan import Axis, Study, Tune
 from fpnlab.study.signals import Stop
 from fpnlab.study.training import Interrupted
+from fpnlab.study.tuning import best_value
 from fpnlab.study.worker import Site, Watcher, open_site, work
 
 LAYER = {"kind": "layer_norm", "axes": "hwc"}
@@ -382,6 +383,27 @@ def test_the_best_rate_on_validation_images_is_that_of_the_trials_that_count(tun
     assert seen == [("validation", True, "tuning")] * 12 + [("test", False, "trials")] * 4
     counted = [r for r in tuned_site.ledger.results().values() if "rate" in r]
     assert {(r["arm"], r["axis_value"]): r["rate"] for r in counted} == best
+
+
+def test_a_tuned_value_is_chosen_by_no_result_on_test_images(
+    make_site, tuned_site, pretend, monkeypatch
+):
+    """Those of the first seed are there when the second is begun."""
+    study = dataclasses.replace(tuned_site.experiment.study, seeds=(0, 1))
+    tuned_site.ledger.path.unlink()
+    site, compared = make_site(study, tuned_site.experiment), []
+
+    def choose(metric, results):
+        results = list(results)
+        compared.append({site.points[result["trial"]].split for result in results})
+        assert len(results) == len(study.tune.factors)
+        return best_value(metric, results)
+
+    monkeypatch.setattr(worker, "best_value", choose)
+    pretend(lambda trial, *_: result_of(trial))
+    go(site)
+    assert set(statuses(site)) == {"done"}
+    assert compared == [{"validation"}] * 8
 
 
 def test_trials_whose_tuning_failed_fail_too_and_say_why(tuned_site, pretend):

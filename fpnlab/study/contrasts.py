@@ -5,16 +5,16 @@ points, and an AP is given to 0.1. Rounding to steps of ``h`` has the standard d
 ``h / sqrt(12)``, so that a sum of cells with weights ``w`` has at least
 ``h sqrt(sum w^2 / 12)``, however equal the few values are that were seen. With it as the least
 deviation, simulated 95 % intervals of rounded normal values cover at least 94.8 % at 2 to 10 seeds,
-whatever the spread; without it, 20 to 41 % where the spread is a tenth of a step.
+whatever the spread; without it, 21 to 51 % where the spread is a tenth of a step.
 
 **Failures.** A trial that diverged or failed has no value, and leaving it out favours its arm: with
 no true difference but one arm's worst runs diverging, the paired t test of the rest calls the other
-one worse in 5 to 21 % of studies where 2.5 are nominal (``benchmarks/failed_trials.py``). A missing
-value counts as worse than any number. So the mean of the rest is too high where cells of positive
-weight have lost trials, and then nothing above is decided; it is too low where cells of negative
-weight have, and then nothing below is. What is decided although the failures favour the other side
-would be so all the more with them. A trial that is on both sides, under two kinds of statistics,
-favours neither.
+one worse in 3 to 15 % of studies where 2.5 are nominal (``benchmarks/false_verdicts.py``), and in
+at most 2.4 % by the rule that follows. A missing value counts as worse than any number. So the mean
+of the rest is too high where cells of positive weight have lost trials, and then nothing above is
+decided; it is too low where cells of negative weight have, and then nothing below is. What is
+decided although the failures favour the other side would be so all the more with them. A trial that
+is on both sides, under two kinds of statistics, favours neither.
 """
 
 import collections
@@ -94,11 +94,11 @@ def failure_note(found: Failures, axis: str) -> str:
     ]
     match bool(found.positive), bool(found.negative):
         case True, True:
-            effect = "favours both sides, and neither above nor below is decided"
+            effect = "favours both sides, and neither above nor below can be decided"
         case True, False:
-            effect = "makes the mean too high, and only below is decided"
+            effect = "makes the mean too high, and only below can be decided"
         case _:
-            effect = "makes the mean too low, and only above is decided"
+            effect = "makes the mean too low, and only above can be decided"
     return f"Diverged or failed: {', '.join(names)}. That {effect}."
 
 

@@ -99,7 +99,7 @@ def test_the_page_says_how_failed_trials_were_counted(claiming_dir, refresh):
     refresh(claiming_dir, BN_2_0={"status": "diverged", "metrics": {}})
     text = " ".join(read(write_report(claiming_dir)).text.split())
     note = "Diverged or failed: BN at batch size 2 (1 seed). That makes the mean too"
-    assert f"At batch size 2, LN minus BN. {note} low, and only above is decided." in text
+    assert f"At batch size 2, LN minus BN. {note} low, and only above can be decided." in text
     assert f"Above 0: undecided (p 1). {note}" not in text
     # Both rules of the first claim need it, one of them on both sides.
     outcomes = json.loads((claiming_dir / "summary.json").read_text())["verdicts"][0]["outcomes"]

@@ -92,7 +92,7 @@ def test_a_note_names_the_places_and_what_is_left_to_decide():
     assert note({}) == note({("BN", 8): [("BN", 8, 0)]}) == ""
     assert note({("BN", 2): bn}) == (
         "Diverged or failed: BN at batch size 2 (2 seeds). That makes the mean too low, and only "
-        "above is decided."
+        "above can be decided."
     )
     assert note({("LN", 2): ln}).startswith("Diverged or failed: LN (1 seed). That makes the mean")
     assert "too high, and only below" in note({("LN", 2): ln})

@@ -263,7 +263,7 @@ def test_failures_on_both_sides_leave_everything_undecided():
         outcome = decide(rule, values, failed=failed)
         assert (outcome.decision, outcome.p) == ("undecided", 1.0)
         assert "LN at axis value 2 (1 seed), BN at axis value 2 (2 seeds)" in outcome.sentence
-        assert "favours both sides, and neither above nor below is decided" in outcome.sentence
+        assert "favours both sides, and neither above nor below can be decided" in outcome.sentence
 
 
 def test_a_trial_on_both_sides_of_a_comparison_favours_neither():

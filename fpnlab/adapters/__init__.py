@@ -1,1 +1,1 @@
-"""Every organ as a Flax module: ``linen`` and ``nnx``. Import the one you use."""
+"""Every layer and model as a Flax module: ``linen`` and ``nnx``. Import the one you use."""

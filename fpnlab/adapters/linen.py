@@ -1,4 +1,4 @@
-"""Every organ as one Flax Linen module."""
+"""Every layer and model as a Flax Linen module."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,13 +7,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from fpnlab.adapters.organs import mode_of, organ
+from fpnlab.adapters.functions import functions, mode_of
 from fpnlab.adapters.trees import from_names, to_names
 from fpnlab.model.norm import replace_batch_norms
 from fpnlab.types import Mode
 
 
-class Organ(nn.Module):
+class Layer(nn.Module):
     """A norm, block, backbone, neck, head or detector of fpnlab as a Linen module.
 
     Parameters are plain arrays of the collection ``params`` by their names (``scale``, ``kernel``,
@@ -25,7 +25,7 @@ class Organ(nn.Module):
       spec: what to compute.
       mode: where norms take their statistics from, and whether they update them; may be given
         in the call instead.
-      use_running_average: Flax's flag in place of a mode, so that ``Organ(BatchNorm())`` stands
+      use_running_average: Flax's flag in place of a mode, so that ``Layer(BatchNorm())`` stands
         where ``nn.BatchNorm()`` stood.
       sizes: of a head alone: ``{"anchors": ..., "classes": ...}``.
     """
@@ -44,9 +44,9 @@ class Organ(nn.Module):
         use_running_average: bool | None = None,
         **options: Any,
     ) -> Any:
-        """Returns what the organ's ``apply_`` function returns, without the state."""
+        """Returns what the spec's ``apply_`` function returns, without the state."""
         mode = mode_of((mode, use_running_average), (self.mode, self.use_running_average))
-        this = organ(self.spec, x, dict(self.sizes or {}))
+        this = functions(self.spec, x, dict(self.sizes or {}))
         like, like_state = jax.eval_shape(this.init, jax.random.key(0))
         drawn = to_names(this.init(self.make_rng("params"))[0]) if self.is_initializing() else {}
         if self.has_variable("params", "organ"):
@@ -59,7 +59,7 @@ class Organ(nn.Module):
         start = lambda name: to_names(this.init(jax.random.key(0))[1])[name]
         state = {n: self.variable("batch_stats", n, start, n) for n in to_names(like_state)}
         if self.is_initializing():  # No axis need be bound, and no step of training is made.
-            this = organ(_without_axis(self.spec), x, dict(self.sizes or {}))
+            this = functions(_without_axis(self.spec), x, dict(self.sizes or {}))
         values = {name: variable.value for name, variable in state.items()}
         *outputs, new = this.apply(
             from_names(like, params), from_names(like_state, values), x, mode, **options

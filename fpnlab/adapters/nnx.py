@@ -1,20 +1,22 @@
-"""Every organ as one Flax NNX module."""
+"""Every layer and model as a Flax NNX module."""
 
 from typing import Any
 
 import jax
 from flax import nnx
 
-from fpnlab.adapters.organs import mode_of, organ
+from fpnlab.adapters.functions import functions, mode_of
+from fpnlab.adapters.trees import from_names, to_names
 from fpnlab.types import Mode
 
 
-class Organ(nnx.Module):
+class Layer(nnx.Module):
     """A norm, block, backbone, neck, head or detector of fpnlab as an NNX module.
 
-    Every array is a variable under its path: ``nnx.Param`` for parameters, ``nnx.BatchStat`` for
-    the running statistics, which a call with an updating mode replaces. The numbers are those of
-    the functions, to the bit.
+    Every array is a variable under the name it has in Linen (``module.scale``,
+    ``module.stem["norm"]["scale"]``): ``nnx.Param`` for parameters, ``nnx.BatchStat`` for the
+    running statistics, which a call with an updating mode replaces. The numbers are those of the
+    functions, to the bit.
 
     Args:
       spec: what to compute.
@@ -36,14 +38,15 @@ class Organ(nnx.Module):
         sizes: dict[str, int] | None = None,
         rngs: nnx.Rngs,
     ) -> None:
-        self.organ = nnx.static(organ(spec, like, sizes or {}))
-        params, state = self.organ.init(rngs.params())
-        self.layout = nnx.static([(jax.tree.structure(t), _names(t)) for t in (params, state)])
-        self.params = _variables(nnx.Param, params)
-        self.batch_stats = _variables(nnx.BatchStat, state)
+        self.functions = nnx.static(functions(spec, like, sizes or {}))
         self.mode = mode
         neither = mode is None and use_running_average is None
         self.use_running_average = False if neither else use_running_average
+        params, state = self.functions.init(rngs.params())
+        variables = _variables(nnx.Param, to_names(params), {})
+        variables = _variables(nnx.BatchStat, to_names(state), variables)
+        for name, value in variables.items():
+            setattr(self, name, _dictionaries(value))
 
     def __call__(
         self,
@@ -53,29 +56,37 @@ class Organ(nnx.Module):
         use_running_average: bool | None = None,
         **options: Any,
     ) -> Any:
-        """Returns what the organ's ``apply_`` function returns, without the state."""
+        """Returns what the spec's ``apply_`` function returns, without the state."""
         mode = mode_of((mode, use_running_average), (self.mode, self.use_running_average))
-        *outputs, new = self.organ.apply(*self.trees(), x, mode, **options)
+        *outputs, new = self.functions.apply(*_trees(self), x, mode, **options)
         if mode.update != "none":
-            for name, leaf in zip(_names(new), jax.tree.leaves(new)):
-                self.batch_stats[name].set_value(leaf)
+            nnx.update(self, to_names(new))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def trees(self) -> tuple[Any, Any]:
         """Returns parameters and running statistics as the functions take them."""
-        params, state = (
-            jax.tree.unflatten(structure, [variables[name].get_value() for name in names])
-            for (structure, names), variables in zip(self.layout, (self.params, self.batch_stats))
-        )
-        return params, state
+        return _trees(self)
 
 
-def _variables(kind, tree):
-    """Returns one variable a leaf, by the leaf's path: what NNX's filters and optimizers know."""
-    leaves = jax.tree.leaves(tree)
-    return nnx.Dict({name: kind(leaf) for name, leaf in zip(_names(tree), leaves)})
+def _trees(layer):
+    """Returns parameters and statistics; no method, so that ``nnx.tabulate`` has no row for it."""
+    like = jax.eval_shape(layer.functions.init, jax.random.key(0))
+    kinds = (nnx.Param, nnx.BatchStat)
+    named = (nnx.to_pure_dict(nnx.state(layer, kind)) for kind in kinds)
+    params, state = (from_names(part, names) for part, names in zip(like, named))
+    return params, state
 
 
-def _names(tree):
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+def _variables(kind, named, into):
+    """Returns ``into`` with one variable of ``kind`` for each array of ``named``."""
+    merged = dict(into)
+    for name, value in named.items():
+        nested = isinstance(value, dict)
+        merged[name] = _variables(kind, value, into.get(name, {})) if nested else kind(value)
+    return merged
+
+
+def _dictionaries(value):
+    if not isinstance(value, dict):
+        return value
+    return nnx.Dict({name: _dictionaries(part) for name, part in value.items()})

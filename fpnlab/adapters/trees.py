@@ -50,6 +50,9 @@ def from_names(like: T, named: Mapping[str, Any]) -> T:
 def from_flax_statistics(batch_stats: Any) -> Any:
     """Returns Flax's ``batch_stats`` as those of our batch norms, wherever they are in it.
 
+    Takes a Linen collection, and ``nnx.to_pure_dict(nnx.state(module))`` of NNX, where statistics
+    stand beside scale and bias.
+
     Flax keeps mean and (biased) variance. Ours also know the values in a statistics group, which
     is 0 until the next update, and the images seen, which is 1: the statistics count as collected.
     The parameters of both have the same names, ``scale`` and ``bias``. Flax's ``momentum`` is our
@@ -57,18 +60,18 @@ def from_flax_statistics(batch_stats: Any) -> Any:
     """
     if not isinstance(batch_stats, Mapping):
         return batch_stats
-    if set(batch_stats) == {"mean", "var"}:
+    if {"mean", "var"} <= set(batch_stats):
         count = jnp.zeros((), jnp.float32)
-        return {**batch_stats, "count": count, "seen": count + 1}
+        return {"count": count, "seen": count + 1, **batch_stats}
     return {name: from_flax_statistics(part) for name, part in batch_stats.items()}
 
 
 def to_flax_statistics(batch_stats: Any) -> Any:
-    """Returns the ``batch_stats`` of our batch norms as Flax's: mean and variance alone."""
+    """Returns the ``batch_stats`` of our batch norms as Flax's: without ``count`` and ``seen``."""
     if not isinstance(batch_stats, Mapping):
         return batch_stats
-    if set(batch_stats) == {"mean", "var", "count", "seen"}:
-        return {name: batch_stats[name] for name in ("mean", "var")}
+    if {"mean", "var", "count", "seen"} <= set(batch_stats):
+        return {name: x for name, x in batch_stats.items() if name not in ("count", "seen")}
     return {name: to_flax_statistics(part) for name, part in batch_stats.items()}
 
 

@@ -28,8 +28,8 @@ from fpnlab.types import Mode
 BN = BatchNorm()
 
 
-def organs(detector):
-    """Every kind of organ, with an input and the options its module needs."""
+def layers(detector):
+    """Every kind of layer, with an input and the options its module needs."""
     x = jax.random.normal(jax.random.key(1), (2, 16, 16, 4))
     maps = {2: x, 3: x[:, ::2, ::2]}
     pyramid = {3: jax.random.normal(jax.random.key(2), (2, 4, 4, 8)), 4: jnp.ones((2, 2, 2, 8))}
@@ -61,13 +61,13 @@ NAMES = ("batch_norm", "group_norm", "block", "backbone", "neck", "head", "detec
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_module_is_its_functions_to_the_bit(name, detector):
-    spec, x, options = organs(detector)[name]
-    module = linen.Organ(spec, **options)
+    spec, x, options = layers(detector)[name]
+    module = linen.Layer(spec, **options)
     run = lambda variables: module.apply(variables, x, mode=Mode.TRAIN, mutable=["batch_stats"])
     variables = jax.jit(functools.partial(module.init, mode=Mode.TRAIN))(jax.random.key(0), x)
     found, updated = jax.jit(run)(variables)
 
-    this = linen.organ(spec, x, options.get("sizes", {}))
+    this = linen.functions(spec, x, options.get("sizes", {}))
     params, state = trees_of(this, variables)
     *expected, new = jax.jit(lambda p, s: this.apply(p, s, x, Mode.TRAIN))(params, state)
     chex.assert_trees_all_equal(found, expected[0] if len(expected) == 1 else tuple(expected))
@@ -76,9 +76,9 @@ def test_a_module_is_its_functions_to_the_bit(name, detector):
 
 def test_a_detector_of_the_module_is_the_detector_of_the_function(detector):
     images = 255 * jax.random.uniform(jax.random.key(3), (2, 32, 32, 3))
-    module = linen.Organ(detector, mode=Mode.EVAL)
+    module = linen.Layer(detector, mode=Mode.EVAL)
     variables = module.init(jax.random.key(0), images)
-    params, state = trees_of(linen.organ(detector, images, {}), variables)
+    params, state = trees_of(linen.functions(detector, images, {}), variables)
     expected, _ = apply_detector(detector, params, state, images, Mode.EVAL)
     chex.assert_trees_all_equal(module.apply(variables, images), expected)
 
@@ -97,7 +97,7 @@ class Theirs(nn.Module):
 
 def test_one_line_puts_our_batch_norm_into_somebodys_model():
     x = jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
-    ours = Theirs(functools.partial(linen.Organ, BatchNorm(decay=0.99, reference_batch=8)))
+    ours = Theirs(functools.partial(linen.Layer, BatchNorm(decay=0.99, reference_batch=8)))
     theirs = Theirs(functools.partial(nn.BatchNorm, momentum=0.99))
     variables = {m: m.init(jax.random.key(0), x, train=True) for m in (ours, theirs)}
     for train in (True, False):
@@ -111,7 +111,7 @@ def test_one_line_puts_our_batch_norm_into_somebodys_model():
 def test_a_module_trains_with_optax_and_keeps_its_statistics():
     x = jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
     labels = jnp.arange(8) % 3
-    model = Theirs(functools.partial(linen.Organ, BatchNorm(norm_batch=2)))
+    model = Theirs(functools.partial(linen.Layer, BatchNorm(norm_batch=2)))
     variables = model.init(jax.random.key(0), x, train=True)
     params, stats = variables["params"], variables["batch_stats"]
     optimizer = optax.adam(1e-2)
@@ -137,18 +137,18 @@ def test_a_module_trains_with_optax_and_keeps_its_statistics():
         params, stats, opt_state, value = step(params, stats, opt_state)
         losses.append(float(value))
     assert losses[-1] < 0.8 * losses[0]
-    assert float(stats["Organ_0"]["seen"]) == 240
+    assert float(stats["Layer_0"]["seen"]) == 240
 
 
 def test_initialising_is_no_step_of_training():
     x = 5.0 + jax.random.normal(jax.random.key(0), (4, 3, 3, 2))
-    variables = linen.Organ(BN, mode=Mode.TRAIN).init(jax.random.key(0), x)
+    variables = linen.Layer(BN, mode=Mode.TRAIN).init(jax.random.key(0), x)
     assert float(variables["batch_stats"]["seen"]) == 0
 
 
 def test_a_module_saves_with_orbax(tmp_path):
     x = jax.random.normal(jax.random.key(0), (4, 3, 3, 2))
-    variables = linen.Organ(BN, mode=Mode.TRAIN).init(jax.random.key(0), x)
+    variables = linen.Layer(BN, mode=Mode.TRAIN).init(jax.random.key(0), x)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "one", variables)
         checkpointer.wait_until_finished()
@@ -159,7 +159,7 @@ def test_a_module_saves_with_orbax(tmp_path):
 def test_stateless_norms_need_no_mutable_collection():
     x = jax.random.normal(jax.random.key(0), (4, 3, 3, 2))
     spec = LayerNorm(axes="c")
-    module = linen.Organ(spec, mode=Mode.TRAIN)
+    module = linen.Layer(spec, mode=Mode.TRAIN)
     variables = module.init(jax.random.key(0), x)
     assert list(variables) == ["params"]
     params = NormParams(**variables["params"])
@@ -170,17 +170,17 @@ def test_stateless_norms_need_no_mutable_collection():
 @pytest.mark.parametrize("given", [{}, {"mode": Mode.EVAL, "use_running_average": True}])
 def test_a_mode_is_said_once(given):
     with pytest.raises(ValueError, match="either mode or use_running_average"):
-        linen.Organ(BN, **given).init(jax.random.key(0), jnp.ones((2, 2, 2, 2)))
+        linen.Layer(BN, **given).init(jax.random.key(0), jnp.ones((2, 2, 2, 2)))
 
 
-def test_what_is_no_organ_is_refused():
-    with pytest.raises(TypeError, match="no organ has the spec 3; give a norm, Block"):
-        linen.Organ(3, mode=Mode.EVAL).init(jax.random.key(0), jnp.ones((2, 2, 2, 2)))
+def test_a_spec_of_no_layer_is_refused():
+    with pytest.raises(TypeError, match="spec: 3 is no layer; expected a norm, Block"):
+        linen.Layer(3, mode=Mode.EVAL).init(jax.random.key(0), jnp.ones((2, 2, 2, 2)))
 
 
 def test_parameters_are_plain_arrays_by_name_so_that_masks_find_them(detector):
     images = jnp.ones((2, 32, 32, 3))
-    variables = linen.Organ(detector, mode=Mode.TRAIN).init(jax.random.key(0), images)
+    variables = linen.Layer(detector, mode=Mode.TRAIN).init(jax.random.key(0), images)
     flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
     assert {name.rpartition("/")[2] for name in flat} == {"kernel", "scale", "bias"}
     assert "backbone/stem/norm/scale" in flat
@@ -188,16 +188,16 @@ def test_parameters_are_plain_arrays_by_name_so_that_masks_find_them(detector):
     is_kernel = lambda path, _: path[-1] == "kernel"
     decayed = flax.traverse_util.path_aware_map(is_kernel, variables["params"])
     assert 0 < sum(jax.tree.leaves(decayed)) < len(flat)
-    assert linen.Organ(detector, mode=Mode.TRAIN).tabulate(jax.random.key(0), images)
+    assert linen.Layer(detector, mode=Mode.TRAIN).tabulate(jax.random.key(0), images)
 
 
 def test_initialization_needs_no_bound_axis_and_training_does():
     x = jax.random.normal(jax.random.key(0), (2, 4, 3, 3, 2))
-    module = linen.Organ(BatchNorm(axis_name="d"), mode=Mode.TRAIN)
+    module = linen.Layer(BatchNorm(axis_name="d"), mode=Mode.TRAIN)
     variables = module.init(jax.random.key(0), x[0])
     run = lambda x: module.apply(variables, x, mutable=["batch_stats"])
     y, _ = jax.vmap(run, axis_name="d")(x)
-    expected, _ = linen.Organ(BatchNorm(), mode=Mode.TRAIN).apply(
+    expected, _ = linen.Layer(BatchNorm(), mode=Mode.TRAIN).apply(
         variables, x.reshape(8, 3, 3, 2), mutable=["batch_stats"]
     )
     np.testing.assert_allclose(y.reshape(8, 3, 3, 2), expected, atol=1e-5)
@@ -211,13 +211,13 @@ def test_checkpoints_of_flaxs_batch_norm_are_ours_and_back():
     variables = theirs.init(jax.random.key(0), x, train=True)
     _, new = theirs.apply(variables, x, train=True, mutable=["batch_stats"])
     rename = lambda tree, a, b: {b if k == a else k: v for k, v in tree.items()}
-    ours = Theirs(functools.partial(linen.Organ, BatchNorm()))
-    params = rename(variables["params"], "BatchNorm_0", "Organ_0")
-    stats = from_flax_statistics(rename(new["batch_stats"], "BatchNorm_0", "Organ_0"))
+    ours = Theirs(functools.partial(linen.Layer, BatchNorm()))
+    params = rename(variables["params"], "BatchNorm_0", "Layer_0")
+    stats = from_flax_statistics(rename(new["batch_stats"], "BatchNorm_0", "Layer_0"))
     y = ours.apply({"params": params, "batch_stats": stats}, x, train=False)
     expected = theirs.apply({"params": variables["params"], **new}, x, train=False)
     np.testing.assert_allclose(y, expected, atol=1e-5)
-    back = rename(to_flax_statistics(stats), "Organ_0", "BatchNorm_0")
+    back = rename(to_flax_statistics(stats), "Layer_0", "BatchNorm_0")
     chex.assert_trees_all_equal(back, new["batch_stats"])
 
 
@@ -225,7 +225,7 @@ def test_a_norm_is_scanned_over_time():
     class Cell(nn.Module):
         @nn.compact
         def __call__(self, carry, x):
-            return carry, linen.Organ(BN, mode=Mode.TRAIN)(x)
+            return carry, linen.Layer(BN, mode=Mode.TRAIN)(x)
 
     over_time = nn.scan(
         Cell,
@@ -253,4 +253,4 @@ def test_parameters_of_older_versions_are_explained():
     x = jnp.ones((2, 2, 2, 2))
     params, _ = init_norm(BN, 2)
     with pytest.raises(ValueError, match="as older versions made them; convert it by"):
-        linen.Organ(BN, mode=Mode.EVAL).apply({"params": {"organ": params}}, x)
+        linen.Layer(BN, mode=Mode.EVAL).apply({"params": {"organ": params}}, x)

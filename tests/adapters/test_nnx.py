@@ -8,8 +8,12 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from flax.nnx import bridge
 
+from fpnlab.adapters import linen
 from fpnlab.adapters import nnx as ours
+from fpnlab.adapters.trees import from_flax_statistics, to_flax_statistics
+from fpnlab.model.backbone import ResNet, Stem
 from fpnlab.model.detector import apply_detector
 from fpnlab.model.head import RetinaHead
 from fpnlab.model.neck import Fpn
@@ -25,7 +29,7 @@ def x(key):
 
 
 def test_a_norm_is_its_function_to_the_bit_and_updates_in_place(x):
-    module = ours.Organ(BN, x, rngs=nnx.Rngs(0))
+    module = ours.Layer(BN, x, rngs=nnx.Rngs(0))
     params, state = module.trees()
     y = module(x, mode=Mode.TRAIN)
     expected, new = apply_norm(BN, params, state, x, Mode.TRAIN)
@@ -55,13 +59,13 @@ def test_a_norm_is_its_function_to_the_bit_and_updates_in_place(x):
     ids=["norm", "neck", "head"],
 )
 def test_widths_do_in_place_of_an_input(spec, like, widths, sizes):
-    modules = [ours.Organ(spec, given, sizes=sizes, rngs=nnx.Rngs(0)) for given in (like, widths)]
+    modules = [ours.Layer(spec, given, sizes=sizes, rngs=nnx.Rngs(0)) for given in (like, widths)]
     chex.assert_trees_all_equal(*(module.trees() for module in modules))
 
 
 def test_a_detector_of_the_module_is_the_detector_of_the_function(detector):
     images = 255 * jax.random.uniform(jax.random.key(3), (2, 32, 32, 3))
-    module = ours.Organ(detector, images, mode=Mode.EVAL, rngs=nnx.Rngs(0))
+    module = ours.Layer(detector, images, mode=Mode.EVAL, rngs=nnx.Rngs(0))
     expected, _ = apply_detector(detector, *module.trees(), images, Mode.EVAL)
     chex.assert_trees_all_equal(module(images), expected)
 
@@ -79,7 +83,7 @@ class Theirs(nnx.Module):
 
 
 def our_norm(rngs):
-    return ours.Organ(BatchNorm(decay=0.99, reference_batch=8), 8, rngs=rngs)
+    return ours.Layer(BatchNorm(decay=0.99, reference_batch=8), 8, rngs=rngs)
 
 
 def test_one_line_puts_our_batch_norm_into_somebodys_model():
@@ -117,7 +121,7 @@ def test_a_module_trains_with_an_nnx_optimizer():
 
 
 def test_a_module_saves_with_orbax(x, tmp_path):
-    module = ours.Organ(BN, x, mode=Mode.TRAIN, rngs=nnx.Rngs(0))
+    module = ours.Layer(BN, x, mode=Mode.TRAIN, rngs=nnx.Rngs(0))
     module(x)
     pure = nnx.to_pure_dict(nnx.state(module))
     with ocp.StandardCheckpointer() as checkpointer:
@@ -128,6 +132,71 @@ def test_a_module_saves_with_orbax(x, tmp_path):
 
 
 def test_stateless_norms_are_modules_too(x):
-    module = ours.Organ(LayerNorm(axes="c"), x, use_running_average=True, rngs=nnx.Rngs(0))
+    module = ours.Layer(LayerNorm(axes="c"), x, use_running_average=True, rngs=nnx.Rngs(0))
     expected, _ = apply_norm(LayerNorm(axes="c"), *module.trees(), x, Mode.TRAIN)
     np.testing.assert_array_equal(module(x), expected)
+
+
+NET = ResNet(depths=(1,), widths=(4,), stem=Stem(size=3, stride=2, pool=False), norm=BN)
+SPECS = {"batch_norm": BN, "layer_norm": LayerNorm(axes="c"), "resnet": NET}
+IMAGES = jax.random.normal(jax.random.key(1), (2, 4, 4, 3))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_nnx_tabulate_counts_the_parameters_of(name):
+    module = ours.Layer(SPECS[name], IMAGES, rngs=nnx.Rngs(0))
+    size = sum(leaf.size for leaf in jax.tree.leaves(module.trees()))
+    options = {"color_system": None, "width": 200}
+    table = nnx.tabulate(module, IMAGES, console_kwargs=options)
+    assert f"Total Parameters: {size:,} " in table
+
+
+def test_nnx_tabulate_counts_the_parameters_of_a_detector(detector):
+    images = jnp.zeros((1, 32, 32, 3))
+    module = ours.Layer(detector, images, mode=Mode.EVAL, rngs=nnx.Rngs(0))
+    size = sum(leaf.size for leaf in jax.tree.leaves(module.trees()))
+    options = {"color_system": None, "width": 200}
+    assert f"Total Parameters: {size:,} " in nnx.tabulate(module, images, console_kwargs=options)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_bridge_to_linen_trains_a_module_of_nnx_as_the_linen_module(name):
+    module = bridge.ToLinen(ours.Layer, args=(SPECS[name], IMAGES))
+    twin = linen.Layer(SPECS[name], use_running_average=False)
+    variables = module.init(jax.random.key(0), IMAGES)
+    like = twin.init(jax.random.key(0), IMAGES)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, like)
+    found = module.apply(variables, IMAGES, mutable=["batch_stats"])
+    chex.assert_trees_all_equal(found, twin.apply(variables, IMAGES, mutable=["batch_stats"]))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_bridge_to_nnx_trains_a_module_of_linen_as_the_nnx_module(name):
+    module = bridge.ToNNX(linen.Layer(SPECS[name], use_running_average=False), rngs=nnx.Rngs(0))
+    module = bridge.lazy_init(module, IMAGES)
+    twin = ours.Layer(SPECS[name], IMAGES, rngs=nnx.Rngs(0))
+    nnx.update(twin, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+    chex.assert_trees_all_equal(module(IMAGES, mutable=["batch_stats"]), twin(IMAGES))
+    statistics = [nnx.to_pure_dict(nnx.state(m, nnx.BatchStat)) for m in (module, twin)]
+    chex.assert_trees_all_equal(*statistics)
+
+
+def test_the_checkpoint_of_an_nnx_batch_norm_is_taken_over_and_given_back():
+    other = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    other.scale[...] = jnp.array([1.0, 2.0, 3.0])
+    other(IMAGES)
+    saved = nnx.to_pure_dict(nnx.state(other))
+    module = ours.Layer(BN, 3, rngs=nnx.Rngs(0))
+    nnx.update(module, from_flax_statistics(saved))
+    module.eval()
+    other.eval()
+    np.testing.assert_allclose(module(IMAGES), other(IMAGES), atol=1e-6)
+    chex.assert_trees_all_equal(to_flax_statistics(nnx.to_pure_dict(nnx.state(module))), saved)
+
+
+def test_variables_of_nnx_have_the_names_of_linen():
+    module = ours.Layer(NET, IMAGES, rngs=nnx.Rngs(0))
+    variables = linen.Layer(NET, use_running_average=False).init(jax.random.key(0), IMAGES)
+    for kind, collection in ((nnx.Param, "params"), (nnx.BatchStat, "batch_stats")):
+        named = nnx.to_pure_dict(nnx.state(module, kind))
+        assert jax.tree.map(jnp.shape, named) == jax.tree.map(jnp.shape, variables[collection])

@@ -1,4 +1,4 @@
-"""Every organ of both adapters trains with its batch over four devices as it does on one.
+"""Every layer of both adapters trains with its batch over four devices as it does on one.
 
 This file is the script as well, because the number of devices is fixed when JAX starts.
 """
@@ -32,8 +32,8 @@ OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 TOLERANCE = 5e-6
 
 
-def organs():
-    """Every kind of organ, with inputs and the options its module needs."""
+def layers():
+    """Every kind of layer, with inputs and the options its module needs."""
     random = np.random.default_rng(0)
     draw = lambda *shape: random.normal(size=(IMAGES, *shape)).astype(np.float32)
     # Images differ in brightness, so that it matters whose statistics are taken.
@@ -68,8 +68,8 @@ def loss_of(outputs):
 
 
 def linen_step(spec, x, options):
-    """Returns a function of the maps that trains the organ once, from the same start."""
-    module = linen.Organ(spec, mode=Mode.TRAIN, **options)
+    """Returns a function of the maps that trains the layer once, from the same start."""
+    module = linen.Layer(spec, mode=Mode.TRAIN, **options)
     start = jax.jit(module.init)(jax.random.key(0), x)
 
     def step(variables, x):
@@ -89,7 +89,7 @@ def linen_step(spec, x, options):
 
 def nnx_step(spec, x, options):
     """Returns the same of the NNX module."""
-    module = adapter.Organ(spec, x, mode=Mode.TRAIN, rngs=nnx.Rngs(0), **options)
+    module = adapter.Layer(spec, x, mode=Mode.TRAIN, rngs=nnx.Rngs(0), **options)
     start = module, nnx.Optimizer(module, OPTIMIZER, wrt=nnx.Param)
 
     @nnx.jit
@@ -120,16 +120,16 @@ def differences(step, x):
 
 
 def main():
-    """Prints the differences of every organ in both adapters."""
+    """Prints the differences of every layer in both adapters."""
     assert jax.device_count() == 4
     found = {}
-    for name, (spec, x, options) in organs().items():
+    for name, (spec, x, options) in layers().items():
         for make in (linen_step, nnx_step):
             found[f"{name}, {make.__name__}"] = differences(make(spec, x, options), x)
     print(json.dumps(found))
 
 
-def test_every_organ_trains_over_four_devices_as_on_one():
+def test_every_layer_trains_over_four_devices_as_on_one():
     """Loss, parameters after a step, and running statistics, to 5e-6 of the largest or of 1."""
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4"]
     # Compiling takes nearly all the time, the first time.
@@ -149,7 +149,7 @@ def test_every_organ_trains_over_four_devices_as_on_one():
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     found = json.loads(ran.stdout.splitlines()[-1])
-    assert len(found) == 2 * len(organs())
+    assert len(found) == 2 * len(layers())
     for name, parts in found.items():
         assert {"loss", "params"} <= parts.keys()
         for part, difference in parts.items():

@@ -1,4 +1,4 @@
-"""What both adapters need to know of an organ: how to make it and how to run it."""
+"""The init and apply functions of a spec, as both adapters call them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from fpnlab.types import Key, Mode
 
 
 @dataclasses.dataclass(frozen=True)
-class Organ:
-    """An organ's two functions, with its spec and sizes filled in."""
+class Functions:
+    """A layer's two functions, with its spec and sizes filled in."""
 
     init: Callable[[Key], tuple[Any, Any]]
     """Key to parameters and state."""
@@ -24,8 +24,8 @@ class Organ:
     """(params, state, x, mode) to the outputs and, last, the state."""
 
 
-def organ(spec: Any, like: Any, sizes: dict[str, int]) -> Organ:
-    """Returns the organ of ``spec`` for inputs like ``like``.
+def functions(spec: Any, like: Any, sizes: dict[str, int]) -> Functions:
+    """Returns the functions of ``spec`` for inputs like ``like``.
 
     Args:
       spec: a norm, `Block`, `ResNet`, `Fpn`, `RetinaHead`, `Detector` or `Classifier`.
@@ -34,7 +34,7 @@ def organ(spec: Any, like: Any, sizes: dict[str, int]) -> Organ:
       sizes: of a head: ``anchors`` and ``classes``.
 
     Raises:
-      TypeError: a spec of no organ.
+      TypeError: ``spec`` is none of them.
     """
     match spec:
         case Block():
@@ -56,10 +56,10 @@ def organ(spec: Any, like: Any, sizes: dict[str, int]) -> Organ:
             init, apply = lambda _: init_norm(spec, _width(like)), apply_norm
         case _:
             raise TypeError(
-                f"no organ has the spec {spec!r}; give a norm, Block, ResNet, Fpn, RetinaHead, "
+                f"spec: {spec!r} is no layer; expected a norm, Block, ResNet, Fpn, RetinaHead, "
                 "Detector or Classifier of fpnlab"
             )
-    return Organ(init, lambda *args, **options: apply(spec, *args, **options))
+    return Functions(init, lambda *args, **options: apply(spec, *args, **options))
 
 
 def _width(like: Any) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -17,11 +18,11 @@ State = TypeVar("State")
 Result = TypeVar("Result")
 
 
-def has_batch_norm(spec: Any) -> bool:
-    """Returns whether a batch norm stands anywhere in ``spec``."""
-    found = []
-    replace_batch_norms(spec, lambda norm: found.append(norm) or norm)
-    return bool(found)
+def group_sizes(spec: Any) -> set[int | None]:
+    """Returns the ``norm_batch`` of all batch norms anywhere in ``spec``; none without any."""
+    found = set()
+    replace_batch_norms(spec, lambda norm: found.add(norm.norm_batch) or norm)
+    return found
 
 
 def three_sources(
@@ -37,8 +38,8 @@ def three_sources(
     """Returns what a trained network is worth by three sources of statistics.
 
     ``running``: the running averages of training; ``precise``: population statistics computed
-    anew over training images with frozen weights; ``batch``: those of test batches of
-    ``norm_batch`` images. Without a batch norm there is one result, given three times.
+    anew over training images with frozen weights; ``batch``: those of test batches, in the groups
+    that each norm has in training. Without a batch norm there is one result, given three times.
 
     Args:
       spec: what was trained.
@@ -48,23 +49,25 @@ def three_sources(
       collect: (spec, state, batch of the population) to the state after `Mode.MOMENTS`.
       population: training images as training saw them: arrays with one leading axis; what does
         not fill a last batch is left out.
-      batch_size: images per forward pass, made a multiple of ``norm_batch``.
+      batch_size: images per forward pass, made a multiple of the groups of all norms.
       norm_batch: images per statistics group in training, for norms that leave it open.
 
     Raises:
-      ValueError: the population is smaller than ``norm_batch``.
+      ValueError: the population does not fill whole groups of all norms.
     """
     spec = grouped(spec, norm_batch)
     running = measure(spec, state, Mode.EVAL, 1)
-    if not has_batch_norm(spec):
+    groups = group_sizes(spec)
+    if not groups:
         return dict.fromkeys(("running", "precise", "batch"), running)
     size = len(jax.tree.leaves(population)[0])
-    group = whole_groups(min(batch_size, size), norm_batch)
+    multiple = math.lcm(*groups)
+    group = whole_groups(min(batch_size, size), multiple)
     count = size // group * group
     if not count:
         raise ValueError(
-            f"evaluate: {size} training images do not fill one statistics group of "
-            f"norm_batch={norm_batch}; give that many or more"
+            f"evaluate: {size} training images do not fill whole statistics groups of "
+            f"norm_batch={', '.join(map(str, sorted(groups)))}; give {multiple} or more"
         )
     chunks = (
         jax.tree.map(lambda leaf, i=i: leaf[i : i + group], population)
@@ -74,7 +77,7 @@ def three_sources(
     return {
         "running": running,
         "precise": measure(spec, exact, Mode.EVAL, 1),
-        "batch": measure(spec, state, Mode.BATCH_EVAL, norm_batch),
+        "batch": measure(spec, state, Mode.BATCH_EVAL, multiple),
     }
 
 

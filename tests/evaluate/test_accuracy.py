@@ -1,5 +1,6 @@
 """The three evaluations of a classifier, and its numbers against a plain loop."""
 
+import dataclasses
 import functools
 
 import chex
@@ -125,8 +126,29 @@ def test_the_batch_size_of_evaluation_changes_nothing(batch_size):
 
 
 def test_a_population_smaller_than_a_statistics_group_is_refused():
-    with pytest.raises(ValueError, match=r"10 training images do not fill one .*norm_batch=16"):
+    with pytest.raises(ValueError, match=r"10 training images do not fill whole .*norm_batch=16; give 16 or"):
         measure(BatchNorm(), norm_batch=16)
+
+
+def test_batches_are_whole_groups_of_every_norm():
+    classifier, params, state = trained(BatchNorm())
+    backbone = dataclasses.replace(classifier.backbone, stem_norm=BatchNorm(norm_batch=3))
+    classifier = dataclasses.replace(classifier, backbone=backbone)
+    run = functools.partial(
+        evaluate_classifier, classifier, params, state, test=TEST, batch_size=4, norm_batch=2
+    )
+    found = run(population=POPULATION)
+    six = jax.tree.map(lambda leaf: leaf[:6], POPULATION)
+    chex.assert_trees_all_close(found.population, run(population=six).population)
+    expected = class_logits(
+        grouped(classifier, 2),
+        params,
+        state,
+        images=TEST.images,
+        mode=Mode.BATCH_EVAL,
+        batch_size=6,
+    )
+    assert found.metrics["batch"] == pytest.approx(accuracy_metrics(expected, TEST.labels))
 
 
 def test_evaluation_leaves_what_it_measures_alone():

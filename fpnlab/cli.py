@@ -26,8 +26,14 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parses the words; click would take ``-batch`` for ``-b -a -t -c -h`` and print help."""
+        flags = {
+            word
+            for option in self.get_params(ctx)
+            if isinstance(option, click.Option) and (option.is_flag or option.count)
+            for word in option.opts + option.secondary_opts
+        }
         for before, word in zip(["", *args], args):
-            value = before.startswith("--") and "=" not in before
+            value = before.startswith("--") and "=" not in before and before not in flags
             if not value and re.match(r"-[A-Za-z][\w.-]", word):
                 raise click.UsageError(f"{word}: no such option; did you mean -{word}?", ctx)
         return super().parse_args(ctx, args)

@@ -52,6 +52,17 @@ class Bounds:
         )
         return " and ".join(f"{word} {limit:.10g}" for word, limit in words if limit is not None)
 
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Returns pydantic's check of a field: in a config, beside errors of specs inside it."""
+        from pydantic_core import core_schema
+
+        def check(value):
+            if wrong := _out_of_bounds(value, (self,)):
+                raise ValueError(f"is {value!r}; it must be {wrong}")
+            return value
+
+        return core_schema.no_info_after_validator_function(check, handler(source))
+
 
 Positive = Bounds(above=0.0)
 """Above 0: rates, sizes and everything that divides."""
@@ -134,6 +145,8 @@ def _mismatch(value, hint):
 
 def _out_of_bounds(value, metadata):
     given = [part for part in (value if isinstance(value, tuple) else (value,)) if part is not None]
+    if not all(map(math.isfinite, given)):
+        return "a finite number"
     limits = [bounds for bounds in metadata if isinstance(bounds, Bounds)]
     return next((str(b) for b in limits for part in given if part not in b), None)
 

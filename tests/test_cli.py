@@ -327,6 +327,12 @@ def test_a_long_option_behind_one_dash_is_named(word, config_file):
     assert f"{word}: no such option; did you mean -{word}?" in result.stderr
 
 
+def test_a_long_option_behind_one_dash_is_named_after_a_flag(config_file):
+    result = call("study", config_file, "--dry-run", "-batch", "8")
+    assert result.exit_code == 2
+    assert "-batch: no such option; did you mean --batch?" in result.stderr
+
+
 def test_a_negative_number_is_a_value(config_file):
     result = call("train", config_file, "--train.learning_rate", "-1")
     assert "train.learning_rate: is -1" in result.stderr

@@ -249,6 +249,17 @@ def test_all_faults_are_told_at_once(table):
     }
 
 
+def test_faults_of_a_spec_and_of_a_spec_inside_it_are_told_at_once(table):
+    put(table, "model.backbone.norm.eps", -1.0)
+    put(table, "model.backbone.drop_path", 2.0)
+    put(table, "model.neck.channels", 0)
+    assert [line.partition(":")[0] for line in refusal(table).splitlines()] == [
+        "model.backbone.norm.eps",
+        "model.backbone.drop_path",
+        "model.neck.channels",
+    ]
+
+
 def test_faults_between_fields_are_told_at_once_too(table):
     put(table, "model.classes", 3)
     put(table, "model.neck.max_level", 7)
@@ -538,7 +549,8 @@ WRONG = {
     "model.backbone=resnet19": "model.backbone: is 'resnet19'; the nearest is",
     f"train.batch_size={'9' * 5000}": "(5002 characters); it must be",
     "data.train_size=1000000000": "data.train_size: is 1000000000; it must be at least 1 and",
-    "data.train_size=1000000 data.image_size=4096": "pixels, and 4000000000 (12 GB)",
+    "data.kind=voc data.image_size=[240,50000]": "data.image_size: is (240, 50000); it must be at",
+    "data.train_size=1000000 data.image_size=4096": "pixels, and at most 4000000000 (12 GB)",
     "model.backbone.depths=[1000000000]": "model.backbone.depths: is (1000000000,); it must be",
     "evaluate.area_bounds=[9.0,4.0]": "evaluate.area_bounds: is (9.0, 4.0); the bound of small",
     "evaluate.population_examples=1000000000000": "evaluate.population_examples: is 1000000000000;",

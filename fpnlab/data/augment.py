@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Num
 
 from fpnlab.ops.keys import named_key
 from fpnlab.ops.resize import sample_linear
-from fpnlab.spec import spec
+from fpnlab.spec import Bounds, Share, SpecError, spec
 from fpnlab.types import Batch, Key
 
 
@@ -19,27 +19,22 @@ class Augment:
     """What is drawn anew each time a training image with boxes is seen."""
 
     kind: Literal["detection"] = "detection"
-    flip: float = 0.5
+    flip: Annotated[float, Share] = 0.5
     """Probability of a mirror image, left to right."""
-    scale: tuple[float, float] = (1.0, 1.0)
+    scale: Annotated[tuple[float, float], Bounds(least=0.01, most=100.0)] = (1.0, 1.0)
     """Least and largest zoom, its logarithm uniform between them; what then is too large for the
     canvas is cropped at random."""
-    brightness: float = 0.0
+    brightness: Annotated[float, Share] = 0.0
     """Largest relative change of all values: 0.2 multiplies them by 0.8 to 1.2."""
-    contrast: float = 0.0
+    contrast: Annotated[float, Share] = 0.0
     """Largest relative change of the values' distances from the picture's mean."""
-    keep: float = 0.3
+    keep: Annotated[float, Share] = 0.3
     """Least share of its area that a cropped box must keep to count as an object."""
 
     def __post_init__(self) -> None:
         """Refuses ranges that draw nothing sensible."""
-        for field in ("flip", "brightness", "contrast", "keep"):
-            if not 0 <= (value := getattr(self, field)) <= 1:
-                raise ValueError(f"Augment.{field} = {value}: must be between 0 and 1")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(
-                f"Augment.scale = {self.scale}: must be two positive numbers, the smaller first"
-            )
+        if self.scale[0] > self.scale[1]:
+            raise SpecError("Augment", [("scale", f"is {self.scale}; the smaller must be first")])
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from fpnlab.data.colour import jitter
 from fpnlab.ops.keys import named_key
-from fpnlab.spec import spec
+from fpnlab.spec import Bounds, NonNegative, Share, spec
 from fpnlab.types import Key, LabelledBatch
 
 
@@ -22,33 +22,22 @@ class AugmentImages:
     """
 
     kind: Literal["classification"] = "classification"
-    flip: float = 0.5
+    flip: Annotated[float, Share] = 0.5
     """Probability of a mirror image, left to right."""
-    pad: int = 4
+    pad: Annotated[int, Bounds(least=0.0, most=8192.0)] = 4
     """Most pixels that an image is shifted, along each axis; what comes in is `fill`."""
-    brightness: float = 0.0
+    brightness: Annotated[float, Share] = 0.0
     """Largest relative change of all values: 0.2 multiplies them by 0.8 to 1.2."""
-    contrast: float = 0.0
+    contrast: Annotated[float, Share] = 0.0
     """Largest relative change of the values' distances from the image's mean."""
-    saturation: float = 0.0
+    saturation: Annotated[float, Share] = 0.0
     """Largest relative change of the values' distances from their pixel's grey."""
-    cutout: int = 0
+    cutout: Annotated[int, Bounds(least=0.0, most=8192.0)] = 0
     """Side in pixels of the square that is cut out around a random pixel (arXiv:1708.04552)."""
-    mixup: float = 0.0
+    mixup: Annotated[float, NonNegative] = 0.0
     """Alpha of the Beta distribution of shares when images are mixed (arXiv:1710.09412); 0: not."""
-    fill: float = 127.5
+    fill: Annotated[float, Bounds(least=0.0, most=255.0)] = 127.5
     """Value of pixels shifted in or cut out; the classifier's `pixel_mean` makes them 0."""
-
-    def __post_init__(self) -> None:
-        """Refuses ranges that draw nothing sensible."""
-        for field in ("flip", "brightness", "contrast", "saturation"):
-            if not 0 <= (value := getattr(self, field)) <= 1:
-                raise ValueError(f"AugmentImages.{field} = {value}: must be between 0 and 1")
-        for field in ("pad", "cutout", "mixup"):
-            if (value := getattr(self, field)) < 0:
-                raise ValueError(f"AugmentImages.{field} = {value}: must be at least 0")
-        if not 0 <= self.fill <= 255:
-            raise ValueError(f"AugmentImages.fill = {self.fill}: must be from 0 to 255")
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="classes")

@@ -9,12 +9,17 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
+from fpnlab.spec import Bounds
 from fpnlab.types import Batch, LabelledBatch
 
 Images = TypeVar("Images", bound=Batch | LabelledBatch)
 """Images with boxes, or with labels."""
 
 FAULTS_SHOWN = 10
+Side = Bounds(least=1.0, most=8192.0)
+"""Height or width of an image in pixels."""
+MOST_PIXELS = 4 * 10**9
+"""Of all images of a data set together, three bytes each."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,21 @@ class Dataset(Generic[Images]):
     """All held-out images."""
     problems: tuple[Problem, ...] = ()
     """What loading left out or changed; empty for clean data."""
+
+
+def check_pixels(owner: str, images: int, size: tuple[int, int]) -> None:
+    """Checks that so many images of a size, ``[height, width]`` in pixels, fit into memory.
+
+    Raises:
+      ValueError: they have more than `MOST_PIXELS`.
+    """
+    pixels = images * size[0] * size[1]
+    if pixels > MOST_PIXELS:
+        raise ValueError(
+            f"{owner}: {images} images of {size[0]}x{size[1]} are {pixels} pixels, and at most "
+            f"{MOST_PIXELS} (12 GB) are held in memory; give fewer or smaller images, or raise "
+            "fpnlab.data.dataset.MOST_PIXELS"
+        )
 
 
 def refuse(data: str, faults: Sequence[Exception]) -> None:

@@ -5,11 +5,11 @@ import math
 import pathlib
 import struct
 import zlib
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from fpnlab.data.dataset import Dataset, refuse
+from fpnlab.data.dataset import Dataset, Side, refuse
 from fpnlab.data.split import Split, refuse_same, split_dataset
 from fpnlab.spec import spec
 from fpnlab.types import LabelledBatch
@@ -28,7 +28,7 @@ class Idx:
     """What the names of the files to train on begin with, before -images and -labels."""
     test: str = "t10k"
     """What the names of the held-out files begin with."""
-    image_size: tuple[int, int] = (28, 28)
+    image_size: Annotated[tuple[int, int], Side] = (28, 28)
     """Height and width in pixels of the images in the files."""
     class_names: tuple[str, ...] = tuple("0123456789")
     """Names of classes 0 to k - 1."""

@@ -5,12 +5,12 @@ import dataclasses
 import difflib
 import os
 import pathlib
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from fpnlab.data.dataset import Dataset, Problem, refuse
+from fpnlab.data.dataset import Dataset, Problem, Side, check_pixels, refuse
 from fpnlab.data.decode import decode_rgb
 from fpnlab.data.split import Split, draw_split, refuse_same
 from fpnlab.spec import spec
@@ -31,7 +31,7 @@ class ImageFolder:
     """Folder in `root` of the images to train on."""
     test: str = "test"
     """Folder in `root` of the held-out images."""
-    image_size: tuple[int, int]
+    image_size: Annotated[tuple[int, int], Side]
     """Height and width in pixels; others are scaled to cover it and cut around their centre."""
     class_names: tuple[str, ...]
     """Names of classes 0 to k - 1: those of their folders; images of other folders are not used."""
@@ -39,9 +39,7 @@ class ImageFolder:
     """Which images are used."""
 
     def __post_init__(self) -> None:
-        """Refuses sizes and names that fit no data."""
-        if min(self.image_size) < 1:
-            raise ValueError(f"ImageFolder.image_size = {self.image_size}: must be positive pixels")
+        """Checks the names of the classes and of the splits."""
         if not self.class_names or len(set(self.class_names)) < len(self.class_names):
             raise ValueError(
                 f"ImageFolder.class_names = {self.class_names}: must be one or more different names"
@@ -155,6 +153,7 @@ def _images(folder, shown, problems):
 
 def _decode(spec, root, split, files, numbers, faults, problems):
     """Returns the images ``numbers`` of ``files``, without those that do not decode."""
+    check_pixels("data", len(numbers), spec.image_size)
     images = np.zeros((len(numbers), *spec.image_size, 3), np.uint8)
     paths = [files.paths[number] for number in numbers]
     part = lambda at: _fill(images[at : at + CHUNK], root, paths[at : at + CHUNK])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from fpnlab.data.dataset import Dataset
+from fpnlab.data.dataset import Dataset, check_pixels
 from fpnlab.ops.keys import named_key
 from fpnlab.spec import Bounds, NonNegative, spec
 from fpnlab.types import Batch, Key
@@ -22,10 +22,6 @@ MAX_OVERLAP = 0.1
 DISTRACTORS = 3
 WAVES = 12
 CHUNK = 64
-
-
-MOST_PIXELS = 4 * 10**9
-"""Of all images together, three bytes each."""
 
 
 @spec
@@ -50,13 +46,8 @@ class Scenes:
 
     def __post_init__(self) -> None:
         """Refuses scenes that cannot be drawn."""
-        pixels = (self.train_size + self.test_size) * self.image_size**2
-        if pixels > MOST_PIXELS:
-            raise ValueError(
-                f"Scenes: {self.train_size} + {self.test_size} images of {self.image_size}x"
-                f"{self.image_size} are {pixels} pixels, and {MOST_PIXELS} (12 GB) are drawn into "
-                "memory at most; give fewer or smaller images"
-            )
+        size = (self.image_size, self.image_size)
+        check_pixels("Scenes", self.train_size + self.test_size, size)
         if not 0 < self.sizes[0] <= self.sizes[1] <= 1:
             raise ValueError(
                 f"Scenes.sizes = {self.sizes}: must be two shares of the image's side, "

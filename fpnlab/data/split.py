@@ -1,10 +1,12 @@
 """Which images are trained on and which are held out, every class by its share."""
 
+from typing import Annotated
+
 import numpy as np
 from jaxtyping import Int
 
 from fpnlab.data.dataset import Dataset, take
-from fpnlab.spec import spec
+from fpnlab.spec import Count, Fraction, NonNegative, spec
 from fpnlab.types import LabelledBatch
 
 
@@ -16,24 +18,14 @@ class Split:
     and batch statistics of neighbours would then be those of one class.
     """
 
-    train_images: int | None = None
+    train_images: Annotated[int | None, Count] = None
     """Images to train on; none: all. Those of a smaller number are among those of a larger."""
-    test_images: int | None = None
+    test_images: Annotated[int | None, Count] = None
     """Held-out images; none: all. Those of a smaller number are among those of a larger."""
-    validation: float = 0.0
+    validation: Annotated[float, Fraction] = 0.0
     """Share of the training images that is held out in place of the test images; 0: none."""
-    seed: int = 0
+    seed: Annotated[int, NonNegative] = 0
     """Names the draw and the order."""
-
-    def __post_init__(self) -> None:
-        """Refuses splits that leave nothing."""
-        for field in ("train_images", "test_images"):
-            if (value := getattr(self, field)) is not None and value < 1:
-                raise ValueError(f"Split.{field} = {value}: must be at least 1, or absent")
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"Split.validation = {self.validation}: must be from 0 to below 1")
-        if self.seed < 0:
-            raise ValueError(f"Split.seed = {self.seed}: must be at least 0")
 
 
 def refuse_same(where: str, train: str, test: str, split: Split) -> None:

@@ -7,15 +7,15 @@ import functools
 import math
 import os
 import pathlib
-from typing import Literal
+from typing import Annotated, Literal
 from xml.etree import ElementTree
 
 import numpy as np
 
-from fpnlab.data.dataset import Dataset, Problem
+from fpnlab.data.dataset import Dataset, Problem, Side, check_pixels
 from fpnlab.data.decode import decode_rgb
 from fpnlab.data.letterbox import letterbox, letterbox_boxes
-from fpnlab.spec import spec
+from fpnlab.spec import Bounds, spec
 from fpnlab.types import Batch
 
 LISTS, ANNOTATIONS, IMAGES = "ImageSets/Main", "Annotations", "JPEGImages"
@@ -33,23 +33,19 @@ class Voc:
     """List in ImageSets/Main (without .txt) of the images to train on."""
     test: str = "test"
     """List in ImageSets/Main (without .txt) of the held-out images."""
-    image_size: tuple[int, int] = (240, 320)
+    image_size: Annotated[tuple[int, int], Side] = (240, 320)
     """Height and width in pixels that every image is brought to."""
     class_names: tuple[str, ...]
     """Names of classes 0 to k - 1, as the annotations spell them."""
-    max_boxes: int = 32
+    max_boxes: Annotated[int, Bounds(least=1.0, most=10_000.0)] = 32
     """Rows kept for the boxes of an image; no image may have more."""
 
     def __post_init__(self) -> None:
-        """Refuses sizes and names that fit no data."""
-        if min(self.image_size) < 1:
-            raise ValueError(f"Voc.image_size = {self.image_size}: must be positive pixels")
+        """Checks the names of the classes."""
         if not self.class_names or len(set(self.class_names)) < len(self.class_names):
             raise ValueError(
                 f"Voc.class_names = {self.class_names}: must be one or more different names"
             )
-        if self.max_boxes < 1:
-            raise ValueError(f"Voc.max_boxes = {self.max_boxes}: must be at least 1")
 
 
 @dataclasses.dataclass
@@ -105,6 +101,7 @@ def load_voc(spec: Voc) -> Dataset:
                 count=len(shared),
             )
         )
+    check_pixels("data", len(train) + len(test), spec.image_size)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         read = list(pool.map(functools.partial(_read_example, spec, root), train + test))
     for _, found in read:

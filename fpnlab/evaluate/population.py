@@ -18,11 +18,15 @@ State = TypeVar("State")
 Result = TypeVar("Result")
 
 
-def group_sizes(spec: Any) -> set[int | None]:
-    """Returns the ``norm_batch`` of all batch norms anywhere in ``spec``; none without any."""
+def has_batch_norm(spec: Any) -> bool:
+    """Returns whether a batch norm stands anywhere in ``spec``."""
+    return bool(_group_sizes(grouped(spec, 1)))
+
+
+def _group_sizes(spec):
     found = set()
     replace_batch_norms(spec, lambda norm: found.add(norm.norm_batch) or norm)
-    return found
+    return sorted(found)
 
 
 def three_sources(
@@ -57,7 +61,7 @@ def three_sources(
     """
     spec = grouped(spec, norm_batch)
     running = measure(spec, state, Mode.EVAL, 1)
-    groups = group_sizes(spec)
+    groups = _group_sizes(spec)
     if not groups:
         return dict.fromkeys(("running", "precise", "batch"), running)
     size = len(jax.tree.leaves(population)[0])
@@ -67,7 +71,7 @@ def three_sources(
     if not count:
         raise ValueError(
             f"evaluate: {size} training images do not fill whole statistics groups of "
-            f"norm_batch={', '.join(map(str, sorted(groups)))}; give {multiple} or more"
+            f"norm_batch={', '.join(map(str, groups))}; give {multiple} or more"
         )
     chunks = (
         jax.tree.map(lambda leaf, i=i: leaf[i : i + group], population)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fpnlab.config import Experiment
-from fpnlab.evaluate.population import group_sizes, whole_groups
+from fpnlab.evaluate.population import has_batch_norm, whole_groups
 from fpnlab.model.detector import Detector
 from fpnlab.model.norm import grouped, replace_batch_norms
 from fpnlab.ops.keys import named_key
@@ -106,7 +106,7 @@ def _halfway(records):
 def _noise(experiment, params, state, views):
     """Over the same images for all trials of a study, whatever their training batch."""
     draws = experiment.evaluate.gradient_draws
-    if draws is None or not group_sizes(experiment.model):
+    if draws is None or not has_batch_norm(experiment.model):
         return None
     size = 2 ** (min(experiment.evaluate.batch_size, len(views.images)).bit_length() - 1)
     batch = _first(views, size)

@@ -189,14 +189,14 @@ def test_jit_is_eager():
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("flip", 1.5, "between 0 and 1"),
-        ("saturation", -0.1, "between 0 and 1"),
+        ("flip", 1.5, "at least 0 and at most 1"),
+        ("saturation", -0.1, "at least 0 and at most 1"),
         ("pad", -1, "at least 0"),
         ("cutout", -2, "at least 0"),
         ("mixup", -0.2, "at least 0"),
-        ("fill", 256.0, "from 0 to 255"),
+        ("fill", 256.0, "at least 0 and at most 255"),
     ],
 )
 def test_ranges_that_draw_nothing_sensible_are_refused(field, value, says):
-    with pytest.raises(ValueError, match=rf"AugmentImages.{field} = {value}: must be {says}"):
+    with pytest.raises(ValueError, match=rf"AugmentImages: {field} is {value}; it must be {says}"):
         AugmentImages(**{field: value})

@@ -198,7 +198,8 @@ def test_a_split_without_a_readable_image_is_refused(make):
     [
         ({"class_names": ("a", "a")}, "must be one or more different names"),
         ({"class_names": ()}, "must be one or more different names"),
-        ({"image_size": (0, 8)}, "must be positive pixels"),
+        ({"image_size": (0, 8)}, "image_size is .*at least 1"),
+        ({"image_size": (8, 50_000)}, "image_size is .*at most 8192"),
         ({"test": "train"}, "ImageFolder.test = 'train': the same as train"),
     ],
 )

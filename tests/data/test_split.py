@@ -120,5 +120,5 @@ def test_more_images_than_there_are_are_refused(split, says):
     [("train_images", 0), ("test_images", -1), ("validation", 1.0), ("seed", -1)],
 )
 def test_splits_of_nothing_are_refused(field, value):
-    with pytest.raises(ValueError, match=rf"Split.{field} = {value}: must be"):
+    with pytest.raises(ValueError, match=rf"Split: {field} is {value}; it must be"):
         Split(**{field: value})

@@ -207,8 +207,9 @@ def test_all_faults_of_a_load_come_at_once_and_only_ten_are_shown(make):
     [
         ({"class_names": ()}, "one or more different names"),
         ({"class_names": ("a", "a")}, "one or more different names"),
-        ({"image_size": (0, 10)}, "positive pixels"),
-        ({"max_boxes": 0}, "max_boxes = 0: must be at least 1"),
+        ({"image_size": (0, 10)}, "image_size is .*at least 1"),
+        ({"image_size": (240, 50_000)}, "image_size is .*at most 8192"),
+        ({"max_boxes": 0}, "max_boxes is 0; it must be at least 1"),
     ],
 )
 def test_specs_that_fit_no_data_are_refused(fields, says):

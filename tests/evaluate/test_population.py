@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.evaluate.population import group_sizes, population_state
+from fpnlab.evaluate.population import has_batch_norm, population_state
 from fpnlab.model.head import RetinaHead, apply_head, init_head
 from fpnlab.model.norm import (
     BatchNorm,
@@ -146,15 +146,15 @@ def test_grouped_fills_in_the_training_groups_where_a_norm_leaves_them_open(make
 @pytest.mark.parametrize("norm", [LayerNorm(axes="c"), GroupNorm(groups=2), NoNorm()])
 def test_specs_without_batch_norm_are_left_alone(norm, make_detector):
     detector = make_detector(norm)
-    assert not group_sizes(detector)
+    assert not has_batch_norm(detector)
     assert grouped(detector, 8) == detector
 
 
 def test_one_batch_norm_anywhere_is_found(make_detector):
     detector = make_detector(LayerNorm(axes="hwc"))
     head = dataclasses.replace(detector.head, norm=BatchNorm())
-    assert group_sizes(dataclasses.replace(detector, head=head)) == {None}
-    assert group_sizes(BatchNorm(norm_batch=3)) == {3}
+    assert has_batch_norm(dataclasses.replace(detector, head=head))
+    assert has_batch_norm(BatchNorm(norm_batch=3))
 
 
 @pytest.mark.parametrize("affine", ["shared", "separate"])

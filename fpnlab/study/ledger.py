@@ -135,6 +135,18 @@ class Ledger:
                 wanted.values(),
             )
 
+    def change_hashes(self, entries: Iterable[Entry]) -> None:
+        """Gives known trials the hashes of other configs; those that had another are open again.
+
+        For configs that differ in what is measured only: the workers find the weights trained.
+        """
+        with self._transaction() as database:
+            database.executemany(
+                "update trials set hash = ?1, status = 'waiting', owner = null, lease_until = 0, "
+                "attempts = 0, error = null, result = null where name = ?2 and hash != ?1",
+                [(entry.hash, entry.name) for entry in entries],
+            )
+
     def entries(self) -> dict[str, Entry]:
         """Returns the trials as they were entered, in the study's order.
 

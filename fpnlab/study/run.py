@@ -5,7 +5,16 @@ import pathlib
 import time
 from typing import Any, Protocol, runtime_checkable
 
-from fpnlab.config import Experiment, Trial, config_hash, points, resolved, trials
+from fpnlab.config import (
+    Experiment,
+    Trial,
+    config_hash,
+    points,
+    resolved,
+    training_hash,
+    trials,
+    validate,
+)
 from fpnlab.data.dataset import Dataset
 from fpnlab.study.environment import environment
 from fpnlab.study.executors.local import worker_command
@@ -104,7 +113,10 @@ def run_study(
             raise RunFolderError(f"{folder}: it holds a run; choose another folder with --out")
         over_network = executor is not None and executor.over_network
         ledger = Ledger(folder / "ledger.sqlite", journal="delete" if over_network else "wal")
-        ledger.expect(Entry(t.name, config_hash(t.experiment), t.cell, t.split) for t in plan)
+        entries = [Entry(t.name, config_hash(t.experiment), t.cell, t.split) for t in plan]
+        if _measured_otherwise(folder, plan):
+            ledger.change_hashes(entries)
+        ledger.expect(entries)
         workers = executor.workers if executor else 1
         pack = max(min(pack, len(plan) // workers), 1)
         all_points = {point.name: point for point in points(experiment)}
@@ -127,6 +139,17 @@ def run_study(
         finally:
             summary = books.summarize(ended=ended)
         return summary
+
+
+def _measured_otherwise(folder, plan):
+    """Returns whether the folder's trials differ from ``plan`` in what is measured alone."""
+    path = folder / "study.json"
+    try:
+        begun = validate(json.loads(path.read_text())["config"])
+        weights = {t.name: training_hash(t.experiment) for t in trials(begun)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # A new folder, or one that the ledger refuses.
+    return weights == {t.name: training_hash(t.experiment) for t in plan}
 
 
 def _expect_claims(site, study):

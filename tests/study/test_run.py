@@ -259,6 +259,26 @@ def claiming(study, threshold, statement="LN is better."):
     return dataclasses.replace(study, study=dataclasses.replace(study.study, claims=claims))
 
 
+def test_a_study_whose_evaluation_changes_is_measured_anew_and_not_trained(
+    whole, study, dataset, tmp_path, caplog
+):
+    folder = tmp_path / "study"
+    shutil.copytree(whole[0], folder)
+    before = results(folder)
+    evaluate = dataclasses.replace(study.evaluate, area_bounds=(9.0, 100.0))
+    other = dataclasses.replace(study, question="Where does it matter?", evaluate=evaluate)
+    _, watcher, statuses = start(other, dataset, folder)
+    assert watcher.of("record") == []
+    assert set(statuses.values()) == {"done"}
+    found = results(folder)
+    assert found.keys() == before.keys()
+    for name, result in found.items():
+        assert result["config_hash"] != before[name]["config_hash"]
+        assert result["metrics"]["running"]["AP"] == before[name]["metrics"]["running"]["AP"]
+    assert "question (Does it matter? there" in caplog.text
+    assert "evaluate.area_bounds" in caplog.text
+
+
 def test_claims_cannot_be_changed_once_a_trial_has_ended(study, dataset, tmp_path):
     with pytest.raises(Interrupted):
         start(claiming(study, 1.0), dataset, tmp_path, stop_at=2)

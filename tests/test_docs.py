@@ -1,14 +1,50 @@
 """What the pages say can be run, runs."""
 
+import dataclasses
 import pathlib
 import re
+import shlex
+import typing
 
 import pytest
 
-from fpnlab.config import load
+from fpnlab.cli import _overrides, main
+from fpnlab.config import ConfigError, Experiment, load
+from fpnlab.data.load import Data
+from fpnlab.schema import field_paths
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+EXPERIMENTS = ROOT / "docs" / "experiments.md"
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+COMMAND = re.compile(r"^(?:\$ |# Command +|srun .*?)?fpnlab (.+?)(?:  +.*)?$", re.MULTILINE)
+LINES = [
+    (path, line)
+    for path in [*PAGES, *sorted((ROOT / "configs").glob("*.toml"))]
+    for text in ([path.read_text()] if path.suffix == ".toml" else [])
+    + re.findall(r"^```\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    for line in COMMAND.findall(text)
+    if "configs/demo.toml:" != line.split()[1]  # The first line of an error.
+]
+PLACES = {"CONFIG": "configs/demo.toml", "runs/NAME": "docs", "ADDRESS": "local"}
+
+
+def parsed(line):
+    """Returns the config and the overrides of a command, read as the command line reads them."""
+    name, *words = shlex.split(line, comments=True)
+    context = main.commands[name].make_context(name, [PLACES.get(w, w) for w in words])
+    return context.params.get("config"), list(_overrides(context.args))
+
+
+def all_kinds(hint, seen=()):
+    """Yields the kinds of all tables that an experiment may hold."""
+    if dataclasses.is_dataclass(hint) and hint not in seen:
+        if "kind" in (hints := typing.get_type_hints(hint)):
+            yield from typing.get_args(hints["kind"])
+        for inner in hints.values():
+            yield from all_kinds(inner, (*seen, hint))
+    for inner in typing.get_args(hint):
+        yield from all_kinds(inner, seen)
 
 
 def blocks(page, language):
@@ -19,7 +55,7 @@ def test_there_are_snippets_to_run():
     assert blocks(ROOT / "README.md", "python")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+@each_page
 def test_python_snippets_of_a_page_run_in_order(page):
     names = {}
     for block in blocks(page, "python"):
@@ -36,14 +72,70 @@ def test_tables_of_the_page_on_studies_are_a_study_of_the_demo(tmp_path):
     assert [len(claim.rules) for claim in experiment.study.claims] == [2, 1]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+@each_page
 def test_links_and_pictures_of_a_page_exist(page):
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+@each_page
 def test_commands_of_a_page_name_configs_that_exist(page):
     for name in re.findall(r"configs/\w+\.toml", page.read_text()):
         assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+@pytest.mark.parametrize(("path", "line"), LINES, ids=[line for _, line in LINES])
+def test_a_command_of_a_page_is_understood(path, line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config, overrides = parsed(line)
+    if config is not None and "--train.batchsize" not in line:
+        load(config, overrides)
+
+
+def test_the_pages_have_commands_of_every_kind():
+    assert {"train", "study", "show", "config", "evaluate", "verify", "report"} <= {
+        line.split()[0] for _, line in LINES
+    }
+
+
+def test_the_error_on_the_page_is_what_the_command_prints(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    shown = next(
+        b
+        for b in re.findall(r"^```\n(.*?)^```", EXPERIMENTS.read_text(), re.M | re.S)
+        if b.startswith("$")
+    )
+    command, _, *lines = shown.splitlines()
+    config, overrides = parsed(COMMAND.match(command)[1])
+    with pytest.raises(ConfigError) as caught:
+        load(config, overrides)
+    printed = str(caught.value).splitlines()[-len(lines) :]
+    assert len(lines) == 2
+    for line, whole in zip(lines, printed):
+        start, cut, _ = line.partition("...")
+        assert cut
+        assert whole.startswith(start)
+
+
+@each_page
+def test_fields_that_a_page_names_exist(page):
+    known = set(field_paths(Experiment))
+    sections = {path for path in known if "." not in path}
+    for name in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`", page.read_text()):
+        if name.partition(".")[0] in sections - {"model"} and name.count(".") == 1:
+            assert name in known, f"{page.name}: {name}"
+
+
+@each_page
+def test_kinds_that_a_page_names_exist(page):
+    known = set(all_kinds(Experiment))
+    assert {"batch_norm", "cifar", "equivalence", "cosine"} <= known
+    for kind in re.findall(r"kind = \\?\"(\w+)\\?\"", page.read_text()):
+        assert kind in known or kind == "layernorm", f"{page.name}: {kind}"
+
+
+def test_the_page_lists_every_kind_of_data():
+    table = EXPERIMENTS.read_text().partition("| `data.kind` |")[2].partition("\n\n")[0]
+    listed = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
+    assert sorted(listed) == sorted(member.kind for member in typing.get_args(Data))

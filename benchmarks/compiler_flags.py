@@ -1,7 +1,8 @@
-"""What the XLA flags cost that make reductions right: training steps with and without them.
+"""Time a training step with and without the XLA flags that make reductions right.
 
-The flags are read once, so that every measurement is a process of its own; those with and without
-alternate. Processor time and wall time are medians over the processes, each over its own steps.
+XLA reads its flags once, so that two processes are compared. They take turns of a few steps each,
+the other one waiting, and each turn gives a ratio: medians of those do not see a machine that gets
+slower or faster. Run it by an interpreter whose jaxlib needs flags (`fpnlab doctor` names them).
 """
 
 import argparse
@@ -15,15 +16,15 @@ import subprocess
 import sys
 import time
 
-from fpnlab.compiler import NO_YNN_REDUCTIONS, jaxlib_version
+from fpnlab.compiler import NEEDED_FLAGS, jaxlib_version
 
 RESULTS = pathlib.Path(__file__).parents[1] / "docs" / "results" / "speed_compiler_flags.csv"
 STEPS = (("resnet20", 32), ("resnet20", 128), ("detector", 8), ("detector", 32))
-WITHOUT = "--xla_cpu_experimental_ynn_fusion_type=+reduce"
+TURN_SECONDS = 1.0
 
 
-def measure(network: str, batch_size: int, seconds: float) -> dict[str, float]:
-    """Returns milliseconds a step, of the clock and of the processor."""
+def training_step(network: str, batch_size: int):
+    """Returns a function that makes one training step and waits for it."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -60,62 +61,83 @@ def measure(network: str, batch_size: int, seconds: float) -> dict[str, float]:
         )
     state = init_train(jax.random.key(0), model, train)
     step = jax.jit(functools.partial(train_step, model, objective, train), donate_argnums=0)
+    held = [state]
+
+    def run():
+        held[0] = jax.block_until_ready(step(held[0], batch))[0]
+
+    return run
+
+
+def serve(network: str, batch_size: int) -> None:
+    """Makes steps for a second at each line of standard input, and prints their mean times."""
+    step = training_step(network, batch_size)
     for _ in range(3):
-        state = jax.block_until_ready(step(state, batch))[0]
-    walls, cpus, start = [], [], time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        wall, cpu = time.perf_counter(), time.process_time()
-        state = jax.block_until_ready(step(state, batch))[0]
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    return {"wall": 1e3 * statistics.median(walls), "cpu": 1e3 * statistics.median(cpus)}
+        step()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        steps, wall, cpu = 0, time.perf_counter(), time.process_time()
+        while time.perf_counter() - wall < TURN_SECONDS:
+            step()
+            steps += 1
+        times = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        print(json.dumps({name: 1e3 * value / steps for name, value in times.items()}), flush=True)
+
+
+def started(network: str, batch_size: int, flags: str) -> subprocess.Popen:
+    """Returns a process that serves steps under these flags."""
+    command = [sys.executable, __file__, "--serve", network, str(batch_size), f"--flags={flags}"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def compare(network: str, batch_size: int, turns: int) -> dict[str, object]:
+    """Returns a row of the table: median times, and medians of the ratios of neighboring turns."""
+    needed = " ".join(NEEDED_FLAGS[jaxlib_version()])
+    processes = [started(network, batch_size, flags) for flags in (needed, "")]
+    pairs = []
+    for _ in range(turns):
+        pair = []
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            pair.append(json.loads(process.stdout.readline()))
+        pairs.append(pair)
+    for process in processes:
+        process.stdin.close()
+        process.wait()
+    row: dict[str, object] = {"jaxlib": jaxlib_version(), "network": network}
+    row["batch_size"] = batch_size
+    for kind in ("wall", "cpu"):
+        for place, name in enumerate(("with", "without")):
+            times = statistics.median(pair[place][kind] for pair in pairs)
+            row[f"{kind}_ms_{name}"] = round(times, 1)
+        ratio = statistics.median(with_[kind] / without[kind] for with_, without in pairs)
+        row[f"{kind}_ratio"] = round(ratio, 3)
+    return row
 
 
 def main() -> None:
     """Prints a row for each network and batch size; with --save also into a CSV file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--save", action="store_true")
-    parser.add_argument("--one", nargs=2)
+    parser.add_argument("--serve", nargs=2)
+    parser.add_argument("--flags", default="")
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(measure(options.one[0], int(options.one[1]), options.seconds)))
+    if options.serve:
+        os.environ["XLA_FLAGS"] = options.flags  # The import has set what is needed.
+        serve(options.serve[0], int(options.serve[1]))
         return
+    if jaxlib_version() not in NEEDED_FLAGS:
+        parser.exit(message=f"jaxlib {jaxlib_version()} needs no flags: nothing to compare\n")
     rows = []
-    for network, batch_size in (
-        ("resnet20", 32),
-        ("resnet20", 128),
-        ("detector", 8),
-        ("detector", 32),
-    ):
-        found = {NO_YNN_REDUCTIONS: [], WITHOUT: []}
-        for _ in range(options.rounds):
-            for flags, timings in found.items():
-                command = [sys.executable, __file__, "--one", network, str(batch_size)]
-                done = subprocess.run(
-                    [*command, "--seconds", str(options.seconds)],
-                    env=os.environ | {"XLA_FLAGS": flags},
-                    check=True,
-                    capture_output=True,
-                    text=True,
-                )
-                timings.append(json.loads(done.stdout.splitlines()[-1]))
-        median = {
-            (name, kind): statistics.median(timing[kind] for timing in found[flags])
-            for name, flags in (("with", NO_YNN_REDUCTIONS), ("without", WITHOUT))
-            for kind in ("wall", "cpu")
-        }
-        row = {
-            "jaxlib": jaxlib_version(),
-            "network": network,
-            "batch_size": batch_size,
-            **{f"{kind}_ms_{name}": round(value, 1) for (name, kind), value in median.items()},
-            "wall_ratio": round(median["with", "wall"] / median["without", "wall"], 3),
-            "cpu_ratio": round(median["with", "cpu"] / median["without", "cpu"], 3),
-        }
-        print(row)
-        rows.append(row)
+    for network, batch_size in STEPS:
+        rows.append(compare(network, batch_size, options.turns))
+        print(rows[-1], flush=True)
     if options.save:
         before = list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
         kept = [row for row in before if row["jaxlib"] != jaxlib_version()]

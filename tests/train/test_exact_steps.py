@@ -26,12 +26,17 @@ from fpnlab.model.norm import (
     InstanceNorm,
     LayerNorm,
     NoNorm,
+    Renorm,
     RmsNorm,
+    replace_batch_norms,
 )
+from fpnlab.probe.gradient import effective_rates, gradient_noise
+from fpnlab.probe.signal import resnet_signals
 from fpnlab.probe.statistics import statistics_drift
 from fpnlab.train.objective import CrossEntropy, Objective
 from fpnlab.train.schedule import Steps
 from fpnlab.train.step import Train, init_train, train_step
+from fpnlab.train.task import model_loss
 from fpnlab.types import Batch, LabelledBatch, Mode
 
 NORMS = {
@@ -109,11 +114,15 @@ def check_close(found, exact, start, digits=2e-3):
         np.testing.assert_allclose(a, b, rtol=0, atol=digits * max(np.abs(b).max(), 1e-2 * scale))
 
 
-def compare_steps(kind, norm, train=TRAIN):
+def compare_steps(kind, norm, train=TRAIN, before=0):
+    """Compares the step that comes after ``before`` others."""
     model, objective, batch = problem(kind, norm)
     state = init_train(jax.random.key(0), model, train)
     step = lambda train, state, batch: train_step(model, objective, train, state, batch)
-    after, logs = jax.jit(step, static_argnums=0)(train, state, batch)
+    compiled = jax.jit(step, static_argnums=0)
+    for _ in range(before):
+        state, _ = compiled(train, state, batch)
+    after, logs = compiled(train, state, batch)
     exact, exact_logs = exactly(step, train, state, batch)
     np.testing.assert_allclose(logs["loss"], exact_logs["loss"], rtol=1e-4)
     np.testing.assert_allclose(logs["gradient_norm"], exact_logs["gradient_norm"], rtol=1e-3)
@@ -131,6 +140,13 @@ def test_a_compiled_step_is_the_exact_one(kind):
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_compiled_step_is_the_exact_one_for_every_norm(norm, kind):
     compare_steps(kind, NORMS[norm])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classifier", "detector"])
+def test_a_compiled_step_of_batch_renormalization_is_the_exact_one(kind):
+    renorm = Renorm(start=0, r_full=1, d_full=1)  # The first step is plain batch norm.
+    compare_steps(kind, BatchNorm(decay=0.5, reference_batch=2, renorm=renorm), before=1)
 
 
 @pytest.mark.slow
@@ -174,3 +190,72 @@ def test_precise_statistics_and_drift_are_the_exact_ones():
     for one, other in zip(drift, again, strict=True):
         np.testing.assert_allclose(one.mean_shift, other.mean_shift, rtol=2e-3)
         np.testing.assert_allclose(one.log_variance_ratio, other.log_variance_ratio, rtol=2e-3)
+
+
+@pytest.mark.slow
+def test_signals_are_the_exact_ones():
+    model, _, batch = problem("classifier", BatchNorm())
+    state = init_train(jax.random.key(0), model, TRAIN)
+    mode = Mode(stats="batch", update="none", stochastic=False)
+
+    def signals(train, params, running, images):
+        pictures = (jnp.asarray(images).astype(train.precision) - 127.5) / 64
+        found = resnet_signals(model.backbone, params.backbone, running.backbone, pictures, mode)
+        return [(signal.squared_mean, signal.variance) for signal in found]
+
+    given = state.params, state.state, batch.images
+    found, exact = signals(TRAIN, *given), exactly(signals, TRAIN, *given)
+    assert len(found) == 3
+    np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_effective_rates_are_the_exact_ones():
+    model, objective, batch = problem("detector", BatchNorm())
+    state = init_train(jax.random.key(0), model, TRAIN)
+    step = lambda train, state, batch: train_step(model, objective, train, state, batch)
+    after, _ = jax.jit(step, static_argnums=0)(TRAIN, state, batch)
+    exact, _ = exactly(step, TRAIN, state, batch)
+    found = effective_rates(state.params, after.params)
+    with jax.enable_x64(True):
+        expected = effective_rates(state.params, exact.params)
+    assert found == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.slow
+def test_gradient_noise_of_the_grouping_is_the_exact_one():
+    model, objective, batch = problem("classifier", BatchNorm())
+    double = lambda leaf: np.concatenate([leaf, leaf[:, ::-1] // 2 if leaf.ndim > 1 else leaf])
+    batch = jax.tree.map(double, batch)
+    state = init_train(jax.random.key(0), model, TRAIN)
+    mode = Mode(stats="batch", update="running", stochastic=False)
+
+    def gradient(train, group, params, running, batch):
+        spec = replace_batch_norms(model, lambda n: dataclasses.replace(n, norm_batch=group))
+        loss = lambda params: model_loss(
+            spec,
+            objective,
+            params,
+            running,
+            batch,
+            mode,
+            precision=train.precision,
+            key=jax.random.key(0),
+        )[0]
+        return jax.grad(loss)(params)
+
+    compiled = jax.jit(gradient, static_argnums=(0, 1))
+
+    def noise(run):
+        def of(order, group):
+            dealt = jax.tree.map(lambda leaf: leaf[np.asarray(order)], batch)
+            return run(group, state.params, state.state, dealt)
+
+        return gradient_noise(of, jax.random.key(1), 4, [2], draws=3)
+
+    found = noise(lambda group, *trees: compiled(TRAIN, group, *trees))
+    expected = noise(
+        lambda group, *trees: exactly(lambda train, *t: gradient(train, group, *t), TRAIN, *trees)
+    )
+    assert expected[2] > 0
+    assert found == pytest.approx(expected, rel=5e-3)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pydantic
 
+from fpnlab.data.dataset import check_pixels
 from fpnlab.data.load import LabelData
 from fpnlab.model.detector import (
     Detector,
@@ -73,7 +74,17 @@ def combination_faults(experiment: Any) -> Iterator[str]:
             f"model.classes: is {experiment.model.classes}, but the data has {len(names)} classes "
             f"({', '.join(names)}); set model.classes = {len(names)}"
         )
-    train = experiment.train
+    train, evaluate = experiment.train, experiment.evaluate
+    held = {
+        "train.batch_size": train.batch_size,
+        "evaluate.batch_size": evaluate.batch_size,
+        "evaluate.population_examples": evaluate.population_examples,
+    }
+    for path, images in held.items():
+        try:
+            check_pixels(path, images, experiment.image_size)
+        except ValueError as error:
+            yield str(error)
     name = "batch_size" if train.micro_batch is None else "micro_batch"
     images = getattr(train, name)
     model = grouped(experiment.model, train.statistics_group)

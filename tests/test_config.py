@@ -554,7 +554,7 @@ WRONG = {
     "model.backbone.depths=[1000000000]": "model.backbone.depths: is (1000000000,); it must be",
     "evaluate.area_bounds=[9.0,4.0]": "evaluate.area_bounds: is (9.0, 4.0); the bound of small",
     "evaluate.population_examples=10000000": "population_examples: 10000000 images of 32x32 are",
-    "train.batch_size=100000000 train.examples=2000000000": "train.batch_size: 100000000 images of 32x32 are",
+    "train.batch_size=100000000 train.examples=2000000000": "train.batch_size: 100000000 images",
     "evaluate.batch_size=100000000": "evaluate.batch_size: 100000000 images of 32x32 are",
     "evaluate.population_examples=1000000000000": "evaluate.population_examples: is 1000000000000;",
     "train.clip_norm=0.0 train.ema_examples=0": "train.ema_examples: is 0; it must be at least 1",

@@ -142,9 +142,9 @@ class Ledger:
         """
         with self._transaction() as database:
             database.executemany(
-                "update trials set hash = ?1, status = 'waiting', owner = null, lease_until = 0, "
-                "attempts = 0, error = null, result = null where name = ?2 and hash != ?1",
-                [(entry.hash, entry.name) for entry in entries],
+                "update trials set hash = :hash, status = 'waiting', owner = null, "
+                "lease_until = 0, attempts = 0, error = null, result = null where name = :name and hash != :hash",
+                [{"name": entry.name, "hash": entry.hash} for entry in entries],
             )
 
     def entries(self) -> dict[str, Entry]:

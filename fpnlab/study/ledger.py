@@ -143,7 +143,8 @@ class Ledger:
         with self._transaction() as database:
             database.executemany(
                 "update trials set hash = :hash, status = 'waiting', owner = null, "
-                "lease_until = 0, attempts = 0, error = null, result = null where name = :name and hash != :hash",
+                "lease_until = 0, attempts = 0, error = null, result = null "
+                "where name = :name and hash != :hash",
                 [{"name": entry.name, "hash": entry.hash} for entry in entries],
             )
 

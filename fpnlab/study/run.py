@@ -114,15 +114,18 @@ def run_study(
         over_network = executor is not None and executor.over_network
         ledger = Ledger(folder / "ledger.sqlite", journal="delete" if over_network else "wal")
         entries = [Entry(t.name, config_hash(t.experiment), t.cell, t.split) for t in plan]
-        if _measured_otherwise(folder, plan):
-            ledger.change_hashes(entries)
-        ledger.expect(entries)
+        measured_otherwise = _measured_otherwise(folder, experiment, plan)
+        if not measured_otherwise:
+            ledger.expect(entries)
         workers = executor.workers if executor else 1
         pack = max(min(pack, len(plan) // workers), 1)
         all_points = {point.name: point for point in points(experiment)}
         site = Site(folder, experiment, all_points, dataset, ledger, pack)
         study = _describe(experiment, dataset, plan, command)
         _expect_claims(site, study)
+        if measured_otherwise:
+            ledger.change_hashes(entries)
+            ledger.expect(entries)
         _take_up(site)
         write_json(folder / "study.json", study)
         watcher.start(plan, workers)
@@ -141,12 +144,14 @@ def run_study(
         return summary
 
 
-def _measured_otherwise(folder, plan):
+def _measured_otherwise(folder, experiment, plan):
     """Returns whether the folder's trials differ from ``plan`` in what is measured alone."""
     path = folder / "study.json"
     try:
-        begun = validate(json.loads(path.read_text())["config"])
-        weights = {t.name: training_hash(t.experiment) for t in trials(begun)}
+        begun = json.loads(path.read_text())["config"]
+        if begun == json.loads(json.dumps(resolved(experiment))):
+            return False
+        weights = {t.name: training_hash(t.experiment) for t in trials(validate(begun))}
     except (OSError, ValueError, KeyError, TypeError):
         return False  # A new folder, or one that the ledger refuses.
     return weights == {t.name: training_hash(t.experiment) for t in plan}

@@ -303,6 +303,17 @@ def test_claims_cannot_be_changed_once_a_trial_has_ended(study, dataset, tmp_pat
     assert summary["verdicts"][0]["verdict"] == "INCONCLUSIVE"
 
 
+def test_a_study_with_other_claims_and_another_evaluation_is_refused_as_it_was(
+    whole, study, dataset
+):
+    ledger = Ledger(whole[0] / "ledger.sqlite")
+    before = ledger.rows()
+    evaluate = dataclasses.replace(study.evaluate, area_bounds=(9.0, 100.0))
+    with pytest.raises(RunFolderError, match="ended under other claims"):
+        start(dataclasses.replace(claiming(study, 0.0), evaluate=evaluate), dataset, whole[0])
+    assert ledger.rows() == before
+
+
 def test_claims_cannot_be_added_to_a_study_that_has_results(whole, study, dataset):
     with pytest.raises(RunFolderError, match=r"study\.claims\.0 \(None there, "):
         start(claiming(study, 0.0), dataset, whole[0])

@@ -1,8 +1,11 @@
 """The init and apply functions of a spec, as both adapters call them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
+
+import jax
 
 from fpnlab.model.backbone import ResNet, apply_resnet, init_resnet
 from fpnlab.model.block import Block, apply_block, init_block
@@ -22,6 +25,11 @@ class Functions:
     """Key to parameters and state."""
     apply: Callable[..., Any]
     """(params, state, x, mode) to the outputs and, last, the state."""
+
+    @functools.cached_property
+    def like(self) -> tuple[Any, Any]:
+        """Parameters and state as shapes and dtypes."""
+        return jax.eval_shape(self.init, jax.random.key(0))
 
 
 def functions(spec: Any, like: Any, sizes: dict[str, int]) -> Functions:

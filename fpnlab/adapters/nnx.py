@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 from flax import nnx
 
 from fpnlab.adapters.functions import functions, mode_of
@@ -70,10 +69,9 @@ class Layer(nnx.Module):
 
 def _trees(layer):
     """Returns parameters and statistics; no method, so that ``nnx.tabulate`` has no row for it."""
-    like = jax.eval_shape(layer.functions.init, jax.random.key(0))
     kinds = (nnx.Param, nnx.BatchStat)
     named = (nnx.to_pure_dict(nnx.state(layer, kind)) for kind in kinds)
-    params, state = (from_names(part, names) for part, names in zip(like, named))
+    params, state = (from_names(part, names) for part, names in zip(layer.functions.like, named))
     return params, state
 
 

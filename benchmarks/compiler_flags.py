@@ -29,10 +29,10 @@ def training_step(network: str, batch_size: int):
     import jax.numpy as jnp
     import numpy as np
 
-    from fpnlab.config import load
-    from fpnlab.model.backbone import cifar_resnet
-    from fpnlab.model.classifier import Classifier
-    from fpnlab.model.norm import BatchNorm
+    from fpnlab.config.experiment import load
+    from fpnlab.nn.classifier import Classifier
+    from fpnlab.nn.norm_layer import BatchNorm
+    from fpnlab.nn.resnet import cifar_resnet
     from fpnlab.train.objective import CrossEntropy, Objective
     from fpnlab.train.step import Train, init_train, train_step
     from fpnlab.types import Batch, LabelledBatch

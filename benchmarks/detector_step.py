@@ -13,7 +13,7 @@ from scene_batches import batches, demo
 from torch.nn import functional as F
 from torch_networks import TorchDetector, channels_last, prepared
 
-from fpnlab.model.detector import detector_anchors
+from fpnlab.nn.detector import detector_anchors
 from fpnlab.ops.boxes import encode
 from fpnlab.ops.match import match_max_iou
 from fpnlab.train.step import init_train, train_step

@@ -18,8 +18,8 @@ import pathlib
 import click
 import numpy as np
 
-from fpnlab.study.rules import Cell, Claim, Difference
-from fpnlab.study.verdict import Evidence, judge, judge_claims
+from fpnlab.analysis.verdict import Evidence, judge, judge_claims
+from fpnlab.config.claims import Cell, Claim, Difference
 
 OUTPUT = pathlib.Path(__file__).parents[1] / "docs" / "results" / "false_verdicts.csv"
 NOMINAL = 0.025

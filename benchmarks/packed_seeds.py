@@ -6,8 +6,8 @@ import numpy as np
 import timing
 from scene_batches import CONFIG, demo
 
-from fpnlab import config
-from fpnlab.config import Experiment
+from fpnlab.config import experiment as config
+from fpnlab.config.experiment import Experiment
 from fpnlab.data.dataset import Dataset
 from fpnlab.data.load import load
 from fpnlab.study.packing import stepper

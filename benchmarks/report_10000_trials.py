@@ -11,14 +11,14 @@ import time
 import numpy as np
 import timing
 
-from fpnlab import config
+from fpnlab.config import experiment as config
+from fpnlab.config.study import Axis, Study
 from fpnlab.data.load import load
-from fpnlab.data.scenes import Scenes
-from fpnlab.study.files import write_json, write_lines
+from fpnlab.data.sources.scenes import Scenes
+from fpnlab.run.folder import write_json, write_lines
+from fpnlab.run.interrupts import Stop
 from fpnlab.study.ledger import Entry, Ledger
-from fpnlab.study.plan import Axis, Study
-from fpnlab.study.run import run_study
-from fpnlab.study.signals import Stop
+from fpnlab.study.runner import run_study
 from fpnlab.study.worker import Watcher
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -10,8 +10,8 @@ import timing
 import torch
 from torch_networks import TorchClassifier, channels_last, prepared
 
-from fpnlab.model.backbone import ResNet, Stem, apply_resnet, init_resnet
-from fpnlab.model.norm import BatchNorm
+from fpnlab.nn.norm_layer import BatchNorm
+from fpnlab.nn.resnet import ResNet, Stem, apply_resnet, init_resnet
 from fpnlab.ops import conv as conv_module
 from fpnlab.ops.pooling import global_average_pool
 from fpnlab.types import Mode

@@ -6,8 +6,8 @@ import pathlib
 import jax
 import numpy as np
 
-from fpnlab import config
-from fpnlab.config import Experiment
+from fpnlab.config import experiment as config
+from fpnlab.config.experiment import Experiment
 from fpnlab.data.dataset import take
 from fpnlab.data.load import load
 from fpnlab.types import Batch

@@ -14,14 +14,16 @@ import jax
 import timing
 from scene_batches import CONFIG
 
-from fpnlab import config
+from fpnlab.cli.progress import Watcher
+from fpnlab.config import experiment as config
 from fpnlab.data.load import load
-from fpnlab.progress import Watcher
 from fpnlab.report import write_report
-from fpnlab.study import run, training, trial
+from fpnlab.run import programs as training
+from fpnlab.run import trial
+from fpnlab.run.interrupts import Stop
+from fpnlab.study import runner as run
 from fpnlab.study.ledger import Ledger
-from fpnlab.study.run import Books, run_study
-from fpnlab.study.signals import Stop
+from fpnlab.study.runner import Books, run_study
 from fpnlab.train.checkpoint import Checkpoints
 
 LEDGER = ["claim", "company", "settle", "finish", "expect", "rows", "results", "open", "stopping"]

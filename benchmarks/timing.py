@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
-from fpnlab.allocator import keep_freed_memory
+from fpnlab.cli.allocator import keep_freed_memory
 
 RESULTS = pathlib.Path(__file__).parents[1] / "docs" / "results"
 

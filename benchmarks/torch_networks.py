@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fpnlab.model.backbone import ResNet
-from fpnlab.model.block import Block
-from fpnlab.model.detector import Detector
+from fpnlab.nn.block import Block
+from fpnlab.nn.detector import Detector
+from fpnlab.nn.resnet import ResNet
 
 
 def conv_norm(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:

@@ -22,11 +22,11 @@ import torch
 from torch.nn import functional as F
 from torch_networks import TorchClassifier
 
-from fpnlab import config
+from fpnlab.config import experiment as config
 from fpnlab.data.dataset import Dataset, stream_order
-from fpnlab.study.signals import Stop
-from fpnlab.study.training import Run
-from fpnlab.study.trial import run_trials
+from fpnlab.run.interrupts import Stop
+from fpnlab.run.programs import Run
+from fpnlab.run.trial import run_trials
 from fpnlab.train.schedule import scheduled
 from fpnlab.types import LabelledBatch
 

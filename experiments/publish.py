@@ -6,7 +6,7 @@ import shutil
 import sys
 import tomllib
 
-from fpnlab.cli import main
+from fpnlab.cli.main import main
 
 RESULTS = pathlib.Path("docs/results")
 

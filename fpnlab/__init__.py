@@ -23,7 +23,7 @@ _NAMES = {
     "ops.boxes": ("giou_pairs", "iou"),
     "ops.conv": ("conv",),
     "ops.kernel": ("fold_batch_norm", "scale_standardize_kernel", "standardize_kernel"),
-    "ops.keys": ("named_key",),
+    "ops.random": ("named_key",),
     "ops.losses": ("giou_loss", "sigmoid_focal_loss", "smooth_l1"),
     "ops.match": ("match_max_iou",),
     "ops.moments": ("merge_moments",),
@@ -42,7 +42,7 @@ _NAMES = {
     "ops.pooling": ("global_average_pool", "max_pool"),
     "ops.residual": ("drop_path",),
     "ops.resize": ("sample_linear", "upsample_nearest"),
-    "model.norm": (
+    "nn.norm_layer": (
         "BatchNorm",
         "DynamicTanh",
         "FilterResponseNorm",
@@ -57,8 +57,8 @@ _NAMES = {
         "freeze",
         "init_norm",
     ),
-    "model.block": ("Block", "apply_block", "init_block"),
-    "model.backbone": (
+    "nn.block": ("Block", "apply_block", "init_block"),
+    "nn.resnet": (
         "ResNet",
         "Stem",
         "apply_resnet",
@@ -66,10 +66,10 @@ _NAMES = {
         "init_resnet",
         "resnet",
     ),
-    "model.classifier": ("Classifier", "apply_classifier", "init_classifier"),
-    "model.neck": ("Fpn", "apply_fpn", "init_fpn"),
-    "model.head": ("RetinaHead", "apply_head", "init_head"),
-    "model.detector": (
+    "nn.classifier": ("Classifier", "apply_classifier", "init_classifier"),
+    "nn.fpn": ("Fpn", "apply_fpn", "init_fpn"),
+    "nn.retina_head": ("RetinaHead", "apply_head", "init_head"),
+    "nn.detector": (
         "Anchors",
         "Detector",
         "Postprocess",
@@ -83,7 +83,7 @@ _NAMES = {
     "train.step": ("AdamW", "Sgd", "Train", "TrainState", "init_train", "train_step"),
     "evaluate.accuracy": ("accuracy_metrics", "evaluate_classifier"),
     "evaluate.coco": ("coco_metrics",),
-    "evaluate.population": ("population_state",),
+    "evaluate.bn_statistics": ("population_state",),
 }
 _HOMES = {name: f"fpnlab.{module}" for module, names in _NAMES.items() for name in names}
 

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 
 import fpnlab
 from fpnlab import compiler
-from fpnlab.cli import main
+from fpnlab.cli.main import main
 from fpnlab.compiler import NEEDED_FLAGS, NO_YNN_REDUCTIONS, Check, doubt, missing_flags
-from fpnlab.model.backbone import ResNet
-from fpnlab.model.classifier import Classifier
-from fpnlab.model.norm import BatchNorm
+from fpnlab.nn.classifier import Classifier
+from fpnlab.nn.norm_layer import BatchNorm
+from fpnlab.nn.resnet import ResNet
 from fpnlab.train.step import Train, init_train
 
 WRONG = Check("a product", 1.0, 2.0)

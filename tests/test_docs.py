@@ -8,10 +8,10 @@ import typing
 
 import pytest
 
-from fpnlab.cli import _overrides, main
-from fpnlab.config import ConfigError, Experiment, load
+from fpnlab.cli.main import _overrides, main
+from fpnlab.config.experiment import ConfigError, Experiment, load
+from fpnlab.config.hints import field_paths
 from fpnlab.data.load import Data
-from fpnlab.schema import field_paths
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])

@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 
-from fpnlab.config import load, validate
-from fpnlab.study.table import judge_table
+from fpnlab.analysis.table_results import judge_table
+from fpnlab.config.experiment import load, validate
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "experiments").glob("claim_*.py"))

@@ -14,12 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.model.backbone import resnet
-from fpnlab.model.block import apply_conv_norm, init_conv_norm
-from fpnlab.model.detector import init_detector
-from fpnlab.model.head import RetinaHead, apply_head, init_head
-from fpnlab.model.neck import Fpn, apply_fpn, init_fpn
-from fpnlab.model.norm import (
+from fpnlab.nn.block import apply_conv_norm, init_conv_norm
+from fpnlab.nn.detector import init_detector
+from fpnlab.nn.fpn import Fpn, apply_fpn, init_fpn
+from fpnlab.nn.norm_layer import (
     BatchNorm,
     FrozenBatchNorm,
     LayerNorm,
@@ -27,6 +25,8 @@ from fpnlab.model.norm import (
     freeze,
     init_norm,
 )
+from fpnlab.nn.resnet import resnet
+from fpnlab.nn.retina_head import RetinaHead, apply_head, init_head
 from fpnlab.ops.norm import batch_norm_train, layer_norm
 from fpnlab.types import Mode
 
@@ -212,7 +212,7 @@ def test_a_seed_draws_the_same_convolutions_whatever_the_norm(key):
 DEVICES = """
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec as P
-    from fpnlab.model.norm import BatchNorm, apply_norm, init_norm
+    from fpnlab.nn.norm_layer import BatchNorm, apply_norm, init_norm
     from fpnlab.types import Mode
 
     x = jax.random.normal(jax.random.key(0), (16, 4, 4, 3)) + jnp.arange(16.0)[:, None, None, None]

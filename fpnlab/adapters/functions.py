@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 
-from fpnlab.model.backbone import ResNet, apply_resnet, init_resnet
-from fpnlab.model.block import Block, apply_block, init_block
-from fpnlab.model.classifier import Classifier, apply_classifier, init_classifier
-from fpnlab.model.detector import Detector, apply_detector, init_detector
-from fpnlab.model.head import RetinaHead, apply_head, init_head
-from fpnlab.model.neck import Fpn, apply_fpn, init_fpn
-from fpnlab.model.norm import Norm, apply_norm, init_norm
+from fpnlab.nn.block import Block, apply_block, init_block
+from fpnlab.nn.classifier import Classifier, apply_classifier, init_classifier
+from fpnlab.nn.detector import Detector, apply_detector, init_detector
+from fpnlab.nn.fpn import Fpn, apply_fpn, init_fpn
+from fpnlab.nn.norm_layer import Norm, apply_norm, init_norm
+from fpnlab.nn.resnet import ResNet, apply_resnet, init_resnet
+from fpnlab.nn.retina_head import RetinaHead, apply_head, init_head
 from fpnlab.types import Key, Mode
 
 

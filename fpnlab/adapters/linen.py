@@ -9,7 +9,7 @@ import jax
 
 from fpnlab.adapters.functions import functions, mode_of
 from fpnlab.adapters.trees import from_names, to_names
-from fpnlab.model.norm import replace_batch_norms
+from fpnlab.nn.norm_layer import replace_batch_norms
 from fpnlab.types import Mode
 
 

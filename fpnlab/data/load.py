@@ -1,12 +1,12 @@
 """From what a config names to data in memory."""
 
-from fpnlab.data.cifar import CifarBinary, load_cifar
 from fpnlab.data.dataset import Dataset
-from fpnlab.data.digits import Digits, load_digits
-from fpnlab.data.idx import Idx, load_idx
-from fpnlab.data.image_folder import ImageFolder, load_image_folder
-from fpnlab.data.scenes import Scenes, load_scenes
-from fpnlab.data.voc import Voc, load_voc
+from fpnlab.data.sources.cifar import CifarBinary, load_cifar
+from fpnlab.data.sources.digits import Digits, load_digits
+from fpnlab.data.sources.idx import Idx, load_idx
+from fpnlab.data.sources.image_folder import ImageFolder, load_image_folder
+from fpnlab.data.sources.scenes import Scenes, load_scenes
+from fpnlab.data.sources.voc import Voc, load_voc
 
 BoxData = Scenes | Voc
 """Images with boxes (``Batch``)."""

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fpnlab.evaluate.population import filled_batches, three_sources, whole_groups
-from fpnlab.model.classifier import (
+from fpnlab.evaluate.bn_statistics import filled_batches, three_sources, whole_groups
+from fpnlab.nn.classifier import (
     Classifier,
     ClassifierParams,
     ClassifierState,

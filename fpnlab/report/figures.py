@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fpnlab.report.folder import Trial
+from fpnlab.report.study_folder import Trial
 
 ARM_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """From Okabe and Ito (2008), told apart by colour-blind readers; markers differ as well."""

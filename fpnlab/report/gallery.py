@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from fpnlab.report.draw import draw_boxes, draw_labels
-from fpnlab.report.folder import Study, Trial
+from fpnlab.report.study_folder import Study, Trial
 
 LARGEST_FILE = 300_000
 """Bytes; a page with many figures must stay light enough for a telephone."""

@@ -11,10 +11,10 @@ import jinja2
 
 from fpnlab import compiler
 from fpnlab.report import figures, gallery, tables
-from fpnlab.report.diagnosis import Sketch, run_sketches, study_sketches
+from fpnlab.report.diagnostic_figures import Sketch, run_sketches, study_sketches
 from fpnlab.report.draw import class_colour
-from fpnlab.report.folder import Study, Trial, read_study, read_trial
-from fpnlab.report.verdicts import plot_verdict
+from fpnlab.report.study_folder import Study, Trial, read_study, read_trial
+from fpnlab.report.verdict_text import plot_verdict
 
 SIZES = ("AP_small", "AP_medium", "AP_large")
 

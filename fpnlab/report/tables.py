@@ -4,26 +4,13 @@ import csv
 import pathlib
 from typing import Any
 
-from fpnlab.report.folder import Study, Trial
+from fpnlab.analysis.findings import beyond_points
+from fpnlab.analysis.table_results import TRIAL_FIELDS, axis_column
+from fpnlab.report.study_folder import Study, Trial
 
 Row = dict[str, Any]
 BEYOND = "*"
 """Marks intervals of means that leave 0 to 100."""
-TRIAL_FIELDS = (
-    "trial",
-    "arm",
-    "axis_value",
-    "seed",
-    "status",
-    "error",
-    "examples",
-    "steps",
-    "seconds",
-    "norm_batch",
-    "smallest_count",
-    "final_loss",
-    "parameters",
-)
 
 
 def write_csv(study: Study, path: pathlib.Path) -> None:
@@ -72,12 +59,6 @@ def group_sizes(norm_batch: dict[str, int | None] | int | None) -> int | str | N
     if len(set(groups.values())) <= 1 and len(groups) in (0, len(norm_batch)):
         return next(iter(groups.values()), None)
     return " ".join(f"{position}={size}" for position, size in groups.items())
-
-
-def axis_column(path: str) -> str:
-    """Returns the name of the axis value's column: the field's, if no other column has that."""
-    name = path.rpartition(".")[2]
-    return "axis_value" if name in TRIAL_FIELDS else name
 
 
 def _own(trial: Trial, field: str) -> Any:
@@ -148,11 +129,6 @@ def mean_and_half_width(row: Row | None) -> str:
         return f"{row['mean']:.1f}"
     mark = BEYOND if beyond_points(row) else ""
     return f"{row['mean']:.1f} ± {row['high'] - row['mean']:.1f}{mark}"
-
-
-def beyond_points(row: Row) -> bool:
-    """Returns whether the interval of a mean leaves 0 to 100, where all metrics lie."""
-    return row["low"] is not None and (row["low"] < 0 or row["high"] > 100)
 
 
 def bounds_note(lines: list[Row]) -> str:

@@ -13,15 +13,15 @@ from typing import NamedTuple
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from fpnlab.config import Experiment, Trial, trials
+from fpnlab.config.experiment import Experiment, Trial, trials
 from fpnlab.data.dataset import Dataset
-from fpnlab.evaluate.population import whole_groups
-from fpnlab.model.norm import grouped
-from fpnlab.study.diagnosis import diagnose, rate_logs
-from fpnlab.study.task import measure
-from fpnlab.study.training import initial_state, log_interval, program, stepping
-from fpnlab.study.trial import weights
-from fpnlab.study.views import population_size, training_view
+from fpnlab.evaluate.bn_statistics import whole_groups
+from fpnlab.nn.norm_layer import grouped
+from fpnlab.run.batches import population_size, training_view
+from fpnlab.run.diagnosis import diagnose, rate_logs
+from fpnlab.run.programs import initial_state, log_interval, program, stepping
+from fpnlab.run.trial import weights
+from fpnlab.tasks.task import measure
 
 SECONDS = 1.0
 """How long the steps of one kind are timed, about."""

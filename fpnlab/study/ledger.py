@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from fpnlab.study.files import RunFolderError
+from fpnlab.run.folder import RunFolderError
 
 VERSION = 3
 MOST_ATTEMPTS = 3

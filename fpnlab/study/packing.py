@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from fpnlab.config import Experiment
+from fpnlab.config.experiment import Experiment
 from fpnlab.data.dataset import Dataset
-from fpnlab.study.training import initial_state, program, stepping
+from fpnlab.run.programs import initial_state, program, stepping
 
 WORTH_SECONDS = 120.0
 """Trials that take less than this in all, one after another, are not worth another program."""

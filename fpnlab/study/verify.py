@@ -8,7 +8,7 @@ import zipfile
 from typing import Any
 
 from fpnlab import compiler
-from fpnlab.config import (
+from fpnlab.config.experiment import (
     ConfigError,
     Experiment,
     config_hash,
@@ -17,7 +17,7 @@ from fpnlab.config import (
     trial,
     validate,
 )
-from fpnlab.study.files import FolderLocked, RunFolderError, in_use
+from fpnlab.run.folder import FolderLocked, RunFolderError, in_use
 from fpnlab.study.ledger import Entry, Ledger
 from fpnlab.train.checkpoint import Damaged, read_checkpoint
 

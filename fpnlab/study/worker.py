@@ -13,17 +13,25 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from fpnlab.config import ConfigError, Experiment, Trial, counted, points, trial, validate
+from fpnlab.analysis.tuning import TuningError, best_value
+from fpnlab.config.experiment import (
+    ConfigError,
+    Experiment,
+    Trial,
+    counted,
+    points,
+    trial,
+    validate,
+)
+from fpnlab.config.study import Point
 from fpnlab.data.dataset import Dataset
 from fpnlab.data.load import load
-from fpnlab.study.files import FolderLocked, RunFolderError, writing
+from fpnlab.run.folder import FolderLocked, RunFolderError, writing
+from fpnlab.run.interrupts import Stop
+from fpnlab.run.programs import Interrupted, Run
+from fpnlab.run.trial import run_trials
 from fpnlab.study.ledger import Ledger
 from fpnlab.study.packing import packing_pays
-from fpnlab.study.plan import Point
-from fpnlab.study.signals import Stop
-from fpnlab.study.training import Interrupted, Run
-from fpnlab.study.trial import run_trials
-from fpnlab.study.tuning import TuningError, best_value
 
 LEASE_SECONDS = 60.0
 """How long a worker may be silent before its trial is another's."""

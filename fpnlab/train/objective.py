@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from fpnlab.model.detector import DetectorOutput
+from fpnlab.nn.detector import DetectorOutput
 from fpnlab.ops import boxes as box_ops
 from fpnlab.ops.losses import giou_loss, sigmoid_focal_loss, smooth_l1
 from fpnlab.ops.match import match_max_iou

@@ -11,13 +11,13 @@ import optax
 from jaxtyping import Array, Float, Int, UInt32
 
 from fpnlab.compiler import check_backend
-from fpnlab.model.norm import grouped
-from fpnlab.ops.keys import named_key
+from fpnlab.nn.norm_layer import grouped
+from fpnlab.ops.random import named_key
 from fpnlab.spec import Bounds, Count, Fraction, NonNegative, Positive, SpecError, spec
+from fpnlab.train.accumulate import gradient
+from fpnlab.train.model_loss import Model, init_model, model_loss
 from fpnlab.train.objective import CrossEntropy, Objective
-from fpnlab.train.passes import gradient
 from fpnlab.train.schedule import Cosine, Schedule, scheduled
-from fpnlab.train.task import Model, init_model, model_loss
 from fpnlab.types import Batch, Key, LabelledBatch, Mode, Watch, tree, unwatched
 
 T = TypeVar("T")

@@ -20,9 +20,9 @@ from fpnlab.adapters.trees import (
     to_flax_statistics,
     to_names,
 )
-from fpnlab.model.block import Block
-from fpnlab.model.detector import apply_detector
-from fpnlab.model.norm import BatchNorm, GroupNorm, LayerNorm, NormParams, apply_norm, init_norm
+from fpnlab.nn.block import Block
+from fpnlab.nn.detector import apply_detector
+from fpnlab.nn.norm_layer import BatchNorm, GroupNorm, LayerNorm, NormParams, apply_norm, init_norm
 from fpnlab.types import Mode
 
 BN = BatchNorm()

@@ -13,11 +13,11 @@ from flax.nnx import bridge
 from fpnlab.adapters import linen
 from fpnlab.adapters import nnx as ours
 from fpnlab.adapters.trees import from_flax_statistics, to_flax_statistics
-from fpnlab.model.backbone import ResNet, Stem
-from fpnlab.model.detector import apply_detector
-from fpnlab.model.head import RetinaHead
-from fpnlab.model.neck import Fpn
-from fpnlab.model.norm import BatchNorm, LayerNorm, apply_norm
+from fpnlab.nn.detector import apply_detector
+from fpnlab.nn.fpn import Fpn
+from fpnlab.nn.norm_layer import BatchNorm, LayerNorm, apply_norm
+from fpnlab.nn.resnet import ResNet, Stem
+from fpnlab.nn.retina_head import RetinaHead
 from fpnlab.types import Mode
 
 BN = BatchNorm()

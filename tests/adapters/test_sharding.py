@@ -17,12 +17,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fpnlab.adapters import linen
 from fpnlab.adapters import nnx as adapter
-from fpnlab.model.backbone import ResNet, Stem
-from fpnlab.model.block import Block
-from fpnlab.model.detector import Anchors, Detector
-from fpnlab.model.head import RetinaHead
-from fpnlab.model.neck import Fpn
-from fpnlab.model.norm import BatchNorm, GroupNorm
+from fpnlab.nn.block import Block
+from fpnlab.nn.detector import Anchors, Detector
+from fpnlab.nn.fpn import Fpn
+from fpnlab.nn.norm_layer import BatchNorm, GroupNorm
+from fpnlab.nn.resnet import ResNet, Stem
+from fpnlab.nn.retina_head import RetinaHead
 from fpnlab.types import Mode
 
 IMAGES = 8

@@ -1,14 +1,14 @@
 import pydantic
 import pytest
 
-from fpnlab.data.cifar import CifarBinary
-from fpnlab.data.digits import Digits
-from fpnlab.data.idx import Idx
-from fpnlab.data.image_folder import ImageFolder
 from fpnlab.data.load import Data, load
-from fpnlab.data.scenes import CLASS_NAMES, Scenes
+from fpnlab.data.sources.cifar import CifarBinary
+from fpnlab.data.sources.digits import Digits
+from fpnlab.data.sources.idx import Idx
+from fpnlab.data.sources.image_folder import ImageFolder
+from fpnlab.data.sources.scenes import CLASS_NAMES, Scenes
+from fpnlab.data.sources.voc import Voc
 from fpnlab.data.split import Split
-from fpnlab.data.voc import Voc
 
 
 def test_each_spec_reaches_its_loader():

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fpnlab.evaluate.accuracy import accuracy_metrics, class_logits, evaluate_classifier
-from fpnlab.evaluate.population import population_state
-from fpnlab.model.backbone import ResNet, Stem
-from fpnlab.model.classifier import Classifier, apply_classifier, init_classifier
-from fpnlab.model.norm import BatchNorm, GroupNorm, grouped
+from fpnlab.evaluate.bn_statistics import population_state
+from fpnlab.nn.classifier import Classifier, apply_classifier, init_classifier
+from fpnlab.nn.norm_layer import BatchNorm, GroupNorm, grouped
+from fpnlab.nn.resnet import ResNet, Stem
 from fpnlab.types import LabelledBatch, Mode
 
 CLASSES = 7

@@ -35,9 +35,9 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = pathlib.Path(__file__).parents[2]
 TESTS = {
     "fpnlab/ops/moments.py": ("tests/ops/test_moments.py", "tests/ops/test_norm.py"),
-    "fpnlab/ops/norm.py": ("tests/ops/test_norm.py", "tests/model/test_norm.py"),
+    "fpnlab/ops/norm.py": ("tests/ops/test_norm.py", "tests/nn/test_norm_layer.py"),
     "fpnlab/ops/kernel.py": ("tests/ops/test_kernel.py",),
-    "fpnlab/model/norm.py": ("tests/model/test_norm.py",),
+    "fpnlab/nn/norm_layer.py": ("tests/nn/test_norm_layer.py",),
 }
 """The modules that are mutated, and the tests that must notice, likely ones first."""
 OPERATORS = re.compile(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fpnlab.model.norm import (
+from fpnlab.nn.norm_layer import (
     BatchNorm,
     DynamicTanh,
     FilterResponseNorm,

@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 from hypothesis import strategies as st
 
-from fpnlab.model.norm import (
+from fpnlab.nn.norm_layer import (
     BatchNorm,
     GroupNorm,
     InstanceNorm,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.model.norm import (
+from fpnlab.nn.norm_layer import (
     BatchNorm,
     FrozenBatchNorm,
     GroupNorm,

@@ -7,14 +7,14 @@ import pathlib
 import numpy as np
 import pytest
 
-from fpnlab.study.rules import (
+from fpnlab.analysis.summary import summarize
+from fpnlab.config.claims import (
     Claim,
     Difference,
     DifferenceInDifferences,
     Equivalence,
     write_claims,
 )
-from fpnlab.study.summary import summarize
 
 CLASSES = ("RBC", "WBC", "Platelets")
 ENVIRONMENT = {

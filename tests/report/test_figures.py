@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fpnlab.report import figures
-from fpnlab.report.folder import Trial
+from fpnlab.report.study_folder import Trial
 
 
 def trial_with_losses(losses):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from fpnlab.report import gallery
-from fpnlab.report.folder import read_study
+from fpnlab.report.study_folder import read_study
 
 
 def test_the_seed_nearest_the_mean_of_best_and_worst_cell_is_shown(study_dir):

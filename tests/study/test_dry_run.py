@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from fpnlab.config import trials
-from fpnlab.evaluate.detection import Evaluate
-from fpnlab.model.norm import LayerNorm
+from fpnlab.config.experiment import trials
+from fpnlab.config.study import Axis, Study
+from fpnlab.evaluate.average_precision import Evaluate
+from fpnlab.nn.norm_layer import LayerNorm
 from fpnlab.study import dry_run
 from fpnlab.study.dry_run import (
     Cost,
@@ -22,7 +23,6 @@ from fpnlab.study.dry_run import (
     measure_evaluation,
     measure_steps,
 )
-from fpnlab.study.plan import Axis, Study
 
 COST = Cost(trial="", step=0.5, rest=3.0, compilation=20.0, cpu=1.5)
 

@@ -13,15 +13,15 @@ import time
 
 import pytest
 
-from fpnlab.config import trials
-from fpnlab.study import run as study_run
+from fpnlab.config.experiment import trials
+from fpnlab.config.study import Axis, Study
+from fpnlab.run.interrupts import EXIT_INTERRUPTED, Stop
+from fpnlab.run.programs import Interrupted
+from fpnlab.study import runner as study_run
 from fpnlab.study import worker
 from fpnlab.study.executors.local import Local, machine_share, worker_command
 from fpnlab.study.ledger import Ledger
-from fpnlab.study.plan import Axis, Study
-from fpnlab.study.run import WorkersGone, last_record, run_study
-from fpnlab.study.signals import EXIT_INTERRUPTED, Stop
-from fpnlab.study.training import Interrupted
+from fpnlab.study.runner import WorkersGone, last_record, run_study
 from fpnlab.study.worker import Watcher, open_site, work
 
 LAYER = {"kind": "layer_norm", "axes": "hwc"}

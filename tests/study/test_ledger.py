@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from fpnlab.study.files import RunFolderError
+from fpnlab.run.folder import RunFolderError
 from fpnlab.study.ledger import MOST_ATTEMPTS, Entry, Ledger
 
 ENTRIES = [Entry("b", "1"), Entry("a", "2"), Entry("c", "3")]

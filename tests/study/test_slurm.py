@@ -11,12 +11,12 @@ import time
 
 import pytest
 
+from fpnlab.config.study import Axis, Study
+from fpnlab.run.interrupts import Stop
 from fpnlab.study.executors.remote import Unavailable
 from fpnlab.study.executors.slurm import Slurm
 from fpnlab.study.ledger import Ledger
-from fpnlab.study.plan import Axis, Study
-from fpnlab.study.run import run_study
-from fpnlab.study.signals import Stop
+from fpnlab.study.runner import run_study
 from fpnlab.study.worker import Watcher
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")

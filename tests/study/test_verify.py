@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from fpnlab.cli import main
-from fpnlab.study.files import FolderLocked, RunFolderError, locked, read_lines, write_lines
-from fpnlab.study.plan import Axis, Study
-from fpnlab.study.run import run_study
-from fpnlab.study.signals import Stop
-from fpnlab.study.training import Interrupted
+from fpnlab.cli.main import main
+from fpnlab.config.study import Axis, Study
+from fpnlab.run.folder import FolderLocked, RunFolderError, locked, read_lines, write_lines
+from fpnlab.run.interrupts import Stop
+from fpnlab.run.programs import Interrupted
+from fpnlab.study.runner import run_study
 from fpnlab.study.verify import verify
 from fpnlab.study.worker import Watcher
 

@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from fpnlab.config import config_hash, points, resolved, trials, validate
+from fpnlab.analysis.tuning import best_value
+from fpnlab.config.experiment import config_hash, points, resolved, trials, validate
+from fpnlab.config.study import Axis, Study, Tune
+from fpnlab.run.folder import FolderLocked, RunFolderError
+from fpnlab.run.interrupts import Stop
+from fpnlab.run.programs import Interrupted
 from fpnlab.study import worker
-from fpnlab.study.files import FolderLocked, RunFolderError
 from fpnlab.study.ledger import Entry, Ledger
-from fpnlab.study.plan import Axis, Study, Tune
-from fpnlab.study.signals import Stop
-from fpnlab.study.training import Interrupted
-from fpnlab.study.tuning import best_value
 from fpnlab.study.worker import Site, Watcher, open_site, work
 
 LAYER = {"kind": "layer_norm", "axes": "hwc"}

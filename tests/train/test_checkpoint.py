@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from fpnlab.model.norm import NormState
+from fpnlab.nn.norm_layer import NormState
 from fpnlab.train.checkpoint import CheckpointError, Checkpoints, Damaged, read_checkpoint
 
 

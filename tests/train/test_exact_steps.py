@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.evaluate.population import population_state
-from fpnlab.model.backbone import ResNet, Stem
-from fpnlab.model.classifier import Classifier
-from fpnlab.model.detector import Anchors, Detector, apply_detector
-from fpnlab.model.head import RetinaHead
-from fpnlab.model.neck import Fpn
-from fpnlab.model.norm import (
+from fpnlab.diagnostics.activations import resnet_signals
+from fpnlab.diagnostics.drift import statistics_drift
+from fpnlab.diagnostics.gradients import effective_rates, gradient_noise
+from fpnlab.evaluate.bn_statistics import population_state
+from fpnlab.nn.classifier import Classifier
+from fpnlab.nn.detector import Anchors, Detector, apply_detector
+from fpnlab.nn.fpn import Fpn
+from fpnlab.nn.norm_layer import (
     BatchNorm,
     DynamicTanh,
     FilterResponseNorm,
@@ -30,13 +31,12 @@ from fpnlab.model.norm import (
     RmsNorm,
     replace_batch_norms,
 )
-from fpnlab.probe.gradient import effective_rates, gradient_noise
-from fpnlab.probe.signal import resnet_signals
-from fpnlab.probe.statistics import statistics_drift
+from fpnlab.nn.resnet import ResNet, Stem
+from fpnlab.nn.retina_head import RetinaHead
+from fpnlab.train.model_loss import model_loss
 from fpnlab.train.objective import CrossEntropy, Objective
 from fpnlab.train.schedule import Steps
 from fpnlab.train.step import Train, init_train, train_step
-from fpnlab.train.task import model_loss
 from fpnlab.types import Batch, LabelledBatch, Mode
 
 NORMS = {

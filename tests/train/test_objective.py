@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.model.detector import DetectorOutput
+from fpnlab.nn.detector import DetectorOutput
 from fpnlab.ops.boxes import encode
 from fpnlab.train.objective import Objective, detection_loss
 from fpnlab.types import Batch

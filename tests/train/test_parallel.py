@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from fpnlab.model.backbone import ResNet, Stem
-from fpnlab.model.detector import Anchors, Detector
-from fpnlab.model.head import RetinaHead
-from fpnlab.model.neck import Fpn
-from fpnlab.model.norm import BatchNorm, LayerNorm
+from fpnlab.nn.detector import Anchors, Detector
+from fpnlab.nn.fpn import Fpn
+from fpnlab.nn.norm_layer import BatchNorm, LayerNorm
+from fpnlab.nn.resnet import ResNet, Stem
+from fpnlab.nn.retina_head import RetinaHead
 from fpnlab.train.objective import Objective
 from fpnlab.train.parallel import AXIS, data_mesh, jit_step, one_copy, replicate, shard
 from fpnlab.train.step import Train, init_train, train_step

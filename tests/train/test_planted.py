@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.model.backbone import ResNet, Stem
-from fpnlab.model.classifier import Classifier
-from fpnlab.model.detector import DetectorOutput
-from fpnlab.model.head import RetinaHead, apply_head, init_head
-from fpnlab.model.norm import BatchNorm, LayerNorm
+from fpnlab.nn.classifier import Classifier
+from fpnlab.nn.detector import DetectorOutput
+from fpnlab.nn.norm_layer import BatchNorm, LayerNorm
+from fpnlab.nn.resnet import ResNet, Stem
+from fpnlab.nn.retina_head import RetinaHead, apply_head, init_head
 from fpnlab.ops.boxes import encode
 from fpnlab.train.checkpoint import Checkpoints
 from fpnlab.train.objective import CrossEntropy, Objective, detection_loss

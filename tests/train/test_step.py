@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.model.norm import BatchNorm, LayerNorm
-from fpnlab.train.fit import fit
+from fpnlab.nn.norm_layer import BatchNorm, LayerNorm
+from fpnlab.run.loop import fit
 from fpnlab.train.objective import Objective
 from fpnlab.train.schedule import Steps
 from fpnlab.train.step import AdamW, Sgd, Train, init_train, train_step

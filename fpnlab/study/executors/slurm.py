@@ -8,8 +8,8 @@ import subprocess
 import time
 from typing import Any
 
+from fpnlab.run.interrupts import EXIT_INTERRUPTED
 from fpnlab.study.executors.remote import Unavailable, last_line, load_extra, run_worker
-from fpnlab.study.signals import EXIT_INTERRUPTED
 
 COMMON = ("timeout_min", "cpus_per_task", "mem_gb", "gpus_per_node", "name")
 """Options that submitit knows for any cluster; others are Slurm's own."""

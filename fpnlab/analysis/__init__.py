@@ -1,0 +1,1 @@
+"""Results of trials to summaries, verdicts and findings."""

@@ -1,0 +1,162 @@
+"""How a run or a study is going: a bar on a terminal, plain lines elsewhere; on stderr."""
+
+import dataclasses
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from fpnlab.config.experiment import Trial
+from fpnlab.study import worker
+from fpnlab.study.dry_run import clock
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+@dataclasses.dataclass
+class Running:
+    """A trial that is being run."""
+
+    trial: Trial
+    begun: float
+    record: dict[str, Any] | None = None
+    """The last that it has logged."""
+
+
+class Watcher(worker.Watcher):
+    """Shows trials done, speed and loss of those that run, and the time left."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self.task = self.bar.add_task("", total=None, numbers="")
+        self.trials, self.workers = 0, 1
+        self.later: dict[str, Trial] = {}
+        self.running: dict[str, Running] = {}
+        self.seconds: dict[Any, list[float]] = {}
+        self.done = self.examples_done = 0
+        self.printed = 0.0
+
+    def __enter__(self) -> "Watcher":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def start(self, plan: list[Trial], workers: int = 1) -> None:
+        """Takes the trials that are to be run, in order, and by how many workers."""
+        self.trials, self.workers = len(plan), workers
+        self.later = {trial.name: trial for trial in plan}
+        self.bar.update(self.task, total=sum(_examples(trial) for trial in plan))
+
+    def begin(self, trial: Trial) -> None:
+        """Shows that a trial starts or goes on."""
+        self.later.pop(trial.name, None)
+        self.running[trial.name] = Running(trial, time.monotonic())
+        self._show("compiling")
+
+    def record(self, trial: Trial, record: dict[str, Any]) -> None:
+        """Shows the speed and loss that a trial has logged."""
+        self.running[trial.name].record = record
+        if len(self.running) == 1:
+            numbers = (
+                f"{record['examples']}/{_examples(trial)} examples  "
+                f"{record['examples_per_second']:.0f}/s  loss {record['loss']:.3f}"
+            )
+        else:
+            # Trials of a pack share a worker, and each has the speed of its share of the time.
+            rates = [_rate(ran) for ran in self.running.values()]
+            numbers = f"{_mean(rates) * min(self.workers, len(rates)):.0f} examples/s"
+        numbers += f"  {clock(self._left())} left"
+        self._show(numbers)
+        if time.monotonic() - self.printed > SECONDS_BETWEEN_LINES:
+            self._line(f"{self._title()}  {numbers}")
+
+    def pause(self, trial: Trial) -> None:
+        """Takes note that a trial is no longer run."""
+        self.running.pop(trial.name, None)
+        self.later[trial.name] = trial
+
+    def end(self, trial: Trial, result: dict[str, Any]) -> None:
+        """Shows what came of a trial; one that was found finished says so."""
+        self.later.pop(trial.name, None)
+        ran = self.running.pop(trial.name, None)
+        took = time.monotonic() - ran.begun if ran and ran.record else None
+        if took is not None:
+            share = took / result.get("pack", 1)
+            self.seconds.setdefault(trial.axis_value, []).append(share)
+        self.done += 1
+        self.examples_done += _examples(trial)
+        title = f"{self.done}/{self.trials}  {trial.name}"
+        if result["status"] == "failed":
+            text = f"failed: {result['error']}"
+        else:
+            found = result["metrics"]["running"]
+            first = list(found.items())[:2]
+            text = "  ".join([result["status"], *(f"{n} {_points(v)}" for n, v in first)])
+            text += "  (was finished)" if took is None else f"  in {clock(took)}"
+        self.console.print(f"{title}  {text}", markup=False)
+        self.printed = time.monotonic()
+
+    def _left(self) -> float:
+        """Returns the expected seconds until all trials have ended.
+
+        Trials are taken to last as those of their kind did; before any has ended, as long as
+        their examples take at the speed of those that run.
+        """
+        every = [s for group in self.seconds.values() for s in group]
+        rates = [rate for rate in map(_rate, self.running.values()) if rate]
+
+        def whole(trial: Trial) -> float:
+            if every:
+                return _mean(self.seconds.get(trial.axis_value, every))
+            return _examples(trial) / max(_mean(rates), 1e-9)
+
+        def rest(ran: Running) -> float:
+            if ran.record is None:
+                return whole(ran.trial)
+            return (_examples(ran.trial) - ran.record["examples"]) / max(_rate(ran), 1e-9)
+
+        work = [*map(rest, self.running.values()), *map(whole, self.later.values())]
+        return sum(work, 0.0) / max(min(self.workers, len(work)), 1)
+
+    def _show(self, numbers: str) -> None:
+        seen = [ran.record["examples"] for ran in self.running.values() if ran.record]
+        completed = self.examples_done + sum(seen)
+        self.bar.update(self.task, completed=completed, description=self._title(), numbers=numbers)
+
+    def _title(self) -> str:
+        if len(self.running) != 1:
+            return f"{self.done}/{self.trials} done, {len(self.running)} running"
+        [name] = self.running
+        return f"{self.done + 1}/{self.trials}  {name}" if self.trials > 1 else name
+
+    def _line(self, text: str) -> None:
+        self.printed = time.monotonic()
+        if not self.console.is_terminal:
+            self.console.print(text, markup=False, soft_wrap=True)
+
+
+def _examples(trial: Trial) -> int:
+    return trial.experiment.train.total_examples
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(len(values), 1)
+
+
+def _rate(ran: Running) -> float:
+    return ran.record["examples_per_second"] if ran.record else 0.0
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,1 @@
+"""TOML and overrides to one validated `Experiment`, and back."""

@@ -1,0 +1,122 @@
+"""Random views of labelled training images, drawn on the device."""
+
+import dataclasses
+import functools
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num
+
+from fpnlab.data.augmentation.color import jitter
+from fpnlab.ops.random import named_key
+from fpnlab.spec import Bounds, NonNegative, Share, spec
+from fpnlab.types import Key, LabelledBatch
+
+
+@spec
+class AugmentImages:
+    """What is drawn anew each time a labelled image is seen; the defaults are those for CIFAR.
+
+    Padding, random crops of the old size and mirror images: arXiv:1512.03385, section 4.2.
+    """
+
+    kind: Literal["classification"] = "classification"
+    flip: Annotated[float, Share] = 0.5
+    """Probability of a mirror image, left to right."""
+    pad: Annotated[int, Bounds(least=0.0, most=8192.0)] = 4
+    """Most pixels that an image is shifted, along each axis; what comes in is `fill`."""
+    brightness: Annotated[float, Share] = 0.0
+    """Largest relative change of all values: 0.2 multiplies them by 0.8 to 1.2."""
+    contrast: Annotated[float, Share] = 0.0
+    """Largest relative change of the values' distances from the image's mean."""
+    saturation: Annotated[float, Share] = 0.0
+    """Largest relative change of the values' distances from their pixel's grey."""
+    cutout: Annotated[int, Bounds(least=0.0, most=8192.0)] = 0
+    """Side in pixels of the square that is cut out around a random pixel (arXiv:1708.04552)."""
+    mixup: Annotated[float, NonNegative] = 0.0
+    """Alpha of the Beta distribution of shares when images are mixed (arXiv:1710.09412); 0: not."""
+    fill: Annotated[float, Bounds(least=0.0, most=255.0)] = 127.5
+    """Value of pixels shifted in or cut out; the classifier's `pixel_mean` makes them 0."""
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="classes")
+def augment_images(
+    spec: AugmentImages, keys: Key, batch: LabelledBatch, *, classes: int | None = None
+) -> LabelledBatch:
+    """Returns ``batch`` with each image seen in a random view.
+
+    Colours are changed first, then the image is shifted and mirrored, then the square is cut
+    out. These depend on the image's key alone, so not on its neighbours or the batch size.
+
+    ``mixup`` comes last: each view is mixed with that of the next image of the batch (the last
+    with the first), by shares of its own, and the labels become shares of classes. The batches of
+    a stream are in random order, so the next image is as good as a random one. Which one follows
+    the last depends on the batch size, and a lone image is mixed with itself.
+
+    Args:
+      spec: what is drawn.
+      keys: one key per image, ``[b]``.
+      batch: images of any dtype, which the result keeps (uint8 is rounded).
+      classes: number of classes; needed for ``mixup`` where labels are numbers.
+
+    Raises:
+      ValueError: ``mixup`` of labels that are numbers, without ``classes``.
+    """
+    views = jax.vmap(functools.partial(_view, spec))(keys, batch.images)
+    if not spec.mixup:
+        return dataclasses.replace(batch, images=_cast(views, batch.images.dtype))
+    share = jax.vmap(functools.partial(_share, spec))(keys)
+    labels = _shares_of_classes(jnp.asarray(batch.labels), classes)
+    mixed, targets = (_mix(share, x) for x in (views, labels))
+    return dataclasses.replace(batch, images=_cast(mixed, batch.images.dtype), labels=targets)
+
+
+def _view(spec: AugmentImages, key: Key, image: Num[Array, "h w 3"]) -> Float[Array, "h w 3"]:
+    image = image.astype(jnp.float32)
+    image = jitter(
+        key,
+        image,
+        brightness=spec.brightness,
+        contrast=spec.contrast,
+        saturation=spec.saturation,
+    )
+    height, width = image.shape[:2]
+    down, right = jax.random.randint(named_key(key, "crop"), (2,), -spec.pad, spec.pad + 1)
+    flip = jax.random.bernoulli(named_key(key, "flip"), spec.flip)
+    rows, columns = jnp.arange(height), jnp.arange(width)
+    y, x = rows - down, jnp.where(flip, width - 1 - columns, columns) - right
+    inside = ((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width))
+    view = image[jnp.clip(y, 0, height - 1)][:, jnp.clip(x, 0, width - 1)]
+    if spec.cutout:
+        centre = jax.random.randint(named_key(key, "cutout"), (2,), 0, jnp.array([height, width]))
+        top, left = centre - spec.cutout // 2
+        cut = _within(rows, top, spec.cutout)[:, None] & _within(columns, left, spec.cutout)
+        inside &= ~cut
+    return jnp.where(inside[:, :, None], view, spec.fill)
+
+
+def _within(places: Int[Array, " n"], first: Int[Array, ""], count: int):
+    return (places >= first) & (places < first + count)
+
+
+def _share(spec: AugmentImages, key: Key) -> Float[Array, ""]:
+    return jax.random.beta(named_key(key, "mixup"), spec.mixup, spec.mixup)
+
+
+def _mix(share: Float[Array, " b"], x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    """Returns each example's ``share`` of itself and the rest of the next one."""
+    share = share.reshape(-1, *[1] * (x.ndim - 1))
+    return share * x + (1 - share) * jnp.roll(x, -1, axis=0)
+
+
+def _shares_of_classes(labels: Array, classes: int | None) -> Float[Array, "b k"]:
+    if labels.ndim == 2:
+        return labels.astype(jnp.float32)
+    if classes is None:
+        raise ValueError("augment_images: mixup needs the number of classes; give classes")
+    return jax.nn.one_hot(labels, classes)
+
+
+def _cast(images: Float[Array, "b h w 3"], dtype: Any) -> Num[Array, "b h w 3"]:
+    return (jnp.round(images) if jnp.issubdtype(dtype, jnp.integer) else images).astype(dtype)

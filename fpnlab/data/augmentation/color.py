@@ -1,0 +1,48 @@
+"""Random changes of an image's colours."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from fpnlab.ops.random import named_key
+from fpnlab.types import Key
+
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in the grey of an image (ITU-R BT.601)."""
+
+
+def jitter(
+    key: Key,
+    image: Float[Array, "h w 3"],
+    *,
+    brightness: float,
+    contrast: float,
+    saturation: float = 0.0,
+    mask: Bool[Array | np.ndarray, "h w"] | None = None,
+) -> Float[Array, "h w 3"]:
+    """Returns ``image`` with its saturation, contrast and brightness changed, in this order.
+
+    Each is multiplied by a factor drawn from 1 minus to 1 plus its limit: the distances from each
+    pixel's grey, the distances from the picture's mean, and all values. The result is cut to 0
+    to 255 at the end; a limit of 0 changes nothing.
+
+    Args:
+      key: draws the factors.
+      image: pixels from 0 to 255.
+      brightness: its limit.
+      contrast: its limit.
+      saturation: its limit.
+      mask: pixels that enter the mean; None for all of them.
+    """
+    factor = lambda name, limit: (
+        1 + limit * jax.random.uniform(named_key(key, name), minval=-1.0, maxval=1.0)
+    )
+    if saturation:
+        grey = image @ jnp.array(LUMA)
+        image = grey[:, :, None] + (image - grey[:, :, None]) * factor("saturation", saturation)
+    if contrast or brightness:
+        kept = factor("contrast", contrast)
+        mean = jnp.mean(image, where=None if mask is None else mask[:, :, None])
+        image = (image * kept + mean * (1 - kept)) * factor("brightness", brightness)
+    return jnp.clip(image, 0, 255)

@@ -1,0 +1,214 @@
+"""Image files in one folder a class, the layout in which most labelled images are handed on."""
+
+import concurrent.futures
+import dataclasses
+import difflib
+import os
+import pathlib
+from typing import Annotated, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fpnlab.data.dataset import Dataset, Problem, Side, check_pixels, refuse
+from fpnlab.data.image_io import decode_rgb
+from fpnlab.data.split import Split, draw_split, refuse_same
+from fpnlab.spec import spec
+from fpnlab.types import LabelledBatch
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+CHUNK = 64
+
+
+@spec
+class ImageFolder:
+    """A folder a split, in it a folder a class, in it JPEG and PNG files."""
+
+    kind: Literal["image_folder"] = "image_folder"
+    root: str
+    """Folder that holds the folders of the splits."""
+    train: str = "train"
+    """Folder in `root` of the images to train on."""
+    test: str = "test"
+    """Folder in `root` of the held-out images."""
+    image_size: Annotated[tuple[int, int], Side]
+    """Height and width in pixels; others are scaled to cover it and cut around their centre."""
+    class_names: tuple[str, ...]
+    """Names of classes 0 to k - 1: those of their folders; images of other folders are not used."""
+    split: Split = Split()
+    """Which images are used."""
+
+    def __post_init__(self) -> None:
+        """Checks the names of the classes and of the splits."""
+        if not self.class_names or len(set(self.class_names)) < len(self.class_names):
+            raise ValueError(
+                f"ImageFolder.class_names = {self.class_names}: must be one or more different names"
+            )
+        refuse_same("ImageFolder", self.train, self.test, self.split)
+
+
+@dataclasses.dataclass
+class _Files:
+    """The image files of one split's folder, class by class and by name."""
+
+    paths: list[str]
+    labels: np.ndarray
+
+
+def load_image_folder(spec: ImageFolder) -> Dataset[LabelledBatch]:
+    """Returns the two splits of ``spec`` in host memory, decoded and of one size.
+
+    Only the images that the split draws are decoded. Images are taken as stored: an EXIF
+    orientation is not applied.
+
+    Left out and listed in ``problems``: images that do not decode, files of other kinds, and
+    folders that ``class_names`` does not name. Changed and listed, in one line a split: images of
+    other sizes.
+
+    Args:
+      spec: where the data are, and what to make of them.
+
+    Raises:
+      FileNotFoundError: the folder, or that of a split or a class, is absent.
+      ValueError: a class has no image, a split no readable one, or the split asks for more images
+        than there are.
+    """
+    root = pathlib.Path(spec.root).expanduser()
+    faults: list[Exception] = []
+    problems: list[Problem] = []
+    what = f"Image folder {spec.root}"
+    sides = spec.train, spec.train if spec.split.validation else spec.test
+    train = _list(spec, root, spec.train, faults, problems)
+    held = train if spec.split.validation else _list(spec, root, spec.test, faults, problems)
+    refuse(what, faults)
+    numbers = draw_split(spec.split, train.labels, held.labels)
+    batches = [
+        _decode(spec, root, side, files, picked, faults, problems)
+        for side, files, picked in zip(sides, (train, held), numbers)
+    ]
+    refuse(what, faults)
+    return Dataset(
+        name=root.resolve().name,
+        class_names=spec.class_names,
+        train=batches[0],
+        test=batches[1],
+        problems=tuple(problems),
+    )
+
+
+def _list(spec, root, split, faults, problems):
+    """Returns the files of a split's folder, and adds what is wrong with it."""
+    paths, labels = [], []
+    folder = root / split
+    if not folder.is_dir():
+        there = sorted(p.name for p in root.glob("*")) if root.is_dir() else []
+        remedy = f"there are: {', '.join(there)}" if there else "no such root, or it is empty"
+        faults.append(FileNotFoundError(f"{split}: no such folder; {remedy}"))
+        return _Files(paths, np.zeros(0, np.int32))
+    folders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    for label, name in enumerate(spec.class_names):
+        if name not in folders:
+            near = difflib.get_close_matches(name, folders, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            faults.append(
+                FileNotFoundError(
+                    f"{split}/{name}: no such folder; {hint}there are: {', '.join(folders)}"
+                )
+            )
+            continue
+        found = _images(folder / name, f"{split}/{name}", problems)
+        if not found:
+            faults.append(
+                ValueError(f"{split}/{name}: has no image; put in {', '.join(SUFFIXES)} files")
+            )
+        paths += [f"{split}/{name}/{file}" for file in found]
+        labels += [label] * len(found)
+    if others := sorted(set(folders) - set(spec.class_names)):
+        problems.append(
+            Problem(
+                file=split,
+                where=others[0],
+                what=f"{len(others)} folders are not in class_names: left out",
+                count=len(others),
+            )
+        )
+    return _Files(paths, np.array(labels, np.int32))
+
+
+def _images(folder, shown, problems):
+    """Returns the names of a class's image files, sorted; hidden files are passed over."""
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    images = [name for name in names if name.lower().endswith(SUFFIXES)]
+    if others := sorted(set(names) - set(images)):
+        problems.append(
+            Problem(
+                file=shown,
+                where=others[0],
+                what=f"{len(others)} entries are no {', '.join(SUFFIXES)} files: left out",
+                count=len(others),
+            )
+        )
+    return images
+
+
+def _decode(spec, root, split, files, numbers, faults, problems):
+    """Returns the images ``numbers`` of ``files``, without those that do not decode."""
+    check_pixels("data", len(numbers), spec.image_size)
+    images = np.zeros((len(numbers), *spec.image_size, 3), np.uint8)
+    paths = [files.paths[number] for number in numbers]
+    part = lambda at: _fill(images[at : at + CHUNK], root, paths[at : at + CHUNK])
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(part, range(0, len(paths), CHUNK)))
+    outcomes = [outcome for outcomes in parts for outcome in outcomes]
+    failed = [outcome for outcome in outcomes if isinstance(outcome, Problem)]
+    sizes = [outcome for outcome in outcomes if not isinstance(outcome, Problem)]
+    if others := [size for size in sizes if size != spec.image_size]:
+        least, most = (f"{h} x {w}" for h, w in (min(others), max(others)))
+        problems.append(
+            Problem(
+                file=split,
+                where=f"{len(others)} of {len(paths)} images",
+                what=f"of other sizes ({least} to {most} pixels): scaled to cover "
+                f"{spec.image_size[0]} x {spec.image_size[1]} and cut around their centre",
+                count=len(others),
+            )
+        )
+    problems += failed
+    if not sizes:
+        faults.append(
+            ValueError(f"{split}: not one of {len(paths)} images is readable; {failed[0]}")
+        )
+    kept = np.array([not isinstance(outcome, Problem) for outcome in outcomes], bool)
+    return LabelledBatch(
+        images=images[kept] if failed else images,
+        labels=files.labels[numbers[kept]],
+        index=numbers[kept].astype(np.int32),
+    )
+
+
+def _fill(images, root, paths):
+    """Fills ``images``, and returns for each the size that it had, or why it is not there."""
+    outcomes: list[Problem | tuple[int, int]] = []
+    for row, path in zip(images, paths):
+        try:
+            image = decode_rgb(root / path)
+        except FileNotFoundError:
+            outcomes.append(Problem(file=path, where="whole file", what="is absent: left out"))
+        except ValueError as error:
+            outcomes.append(Problem(file=path, where="whole file", what=f"{error}: left out"))
+        else:
+            outcomes.append(image.shape[:2])
+            row[:] = _fit(image, row.shape[:2])
+    return outcomes
+
+
+def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns the largest centred part of ``image`` of the shape of ``size``, scaled to it.
+
+    Shrinking averages over the pixels that one new pixel covers, so fine texture does not alias.
+    """
+    height, width = size
+    if image.shape[:2] == size:
+        return image
+    fitted = ImageOps.fit(Image.fromarray(image), (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(fitted)

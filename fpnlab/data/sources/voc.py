@@ -1,0 +1,298 @@
+"""Data sets in the Pascal VOC layout: lists, one XML file and one JPEG file per image."""
+
+import concurrent.futures
+import dataclasses
+import difflib
+import functools
+import math
+import os
+import pathlib
+from typing import Annotated, Literal
+from xml.etree import ElementTree
+
+import numpy as np
+
+from fpnlab.data.dataset import Dataset, Problem, Side, check_pixels
+from fpnlab.data.image_io import decode_rgb
+from fpnlab.data.letterbox import letterbox, letterbox_boxes
+from fpnlab.spec import Bounds, spec
+from fpnlab.types import Batch
+
+LISTS, ANNOTATIONS, IMAGES = "ImageSets/Main", "Annotations", "JPEGImages"
+FAULTS_SHOWN = 10
+
+
+@spec
+class Voc:
+    """A folder in the Pascal VOC layout, every image letterboxed to one size."""
+
+    kind: Literal["voc"] = "voc"
+    root: str
+    """Folder that holds ImageSets/Main, Annotations and JPEGImages."""
+    train: str = "trainval"
+    """List in ImageSets/Main (without .txt) of the images to train on."""
+    test: str = "test"
+    """List in ImageSets/Main (without .txt) of the held-out images."""
+    image_size: Annotated[tuple[int, int], Side] = (240, 320)
+    """Height and width in pixels that every image is brought to."""
+    class_names: tuple[str, ...]
+    """Names of classes 0 to k - 1, as the annotations spell them."""
+    max_boxes: Annotated[int, Bounds(least=1.0, most=10_000.0)] = 32
+    """Rows kept for the boxes of an image; no image may have more."""
+
+    def __post_init__(self) -> None:
+        """Checks the names of the classes."""
+        if not self.class_names or len(set(self.class_names)) < len(self.class_names):
+            raise ValueError(
+                f"Voc.class_names = {self.class_names}: must be one or more different names"
+            )
+
+
+@dataclasses.dataclass
+class _Findings:
+    """What reading turns up: ``faults`` stop the load once all are known, problems do not."""
+
+    faults: list[Exception] = dataclasses.field(default_factory=list)
+    problems: list[Problem] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class _Example:
+    name: str
+    image: np.ndarray
+    extent: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+
+
+def load_voc(spec: Voc) -> Dataset:
+    """Returns the two splits of ``spec`` in host memory, decoded and letterboxed.
+
+    VOC counts pixels from 1 and includes the last, so ``xmin ymin xmax ymax`` becomes the
+    box ``xmin - 1, ymin - 1, xmax, ymax`` whose edges count from 0. Images are taken as
+    stored, as the boxes are: an EXIF orientation is not applied. Objects flagged
+    ``difficult`` or ``truncated`` count like all others, also in evaluation, where the
+    VOC metric would ignore the difficult ones.
+
+    Left out and listed in ``problems``: objects without area (``xmax <= xmin``; read to the
+    letter, equal ones are a pixel wide, but annotation tools write them for a click without
+    a drag) and objects outside their image. Clipped and listed: objects partly outside,
+    among them the coordinate 0 of tools that count from 0.
+
+    Args:
+      spec: where the data are, and what to make of them.
+
+    Raises:
+      FileNotFoundError: the folder, a list, an annotation or an image is absent.
+      ValueError: anything else is wrong with a file. Both name every fault found, the first
+        ten of them in full.
+    """
+    root = pathlib.Path(spec.root).expanduser()
+    findings = _Findings()
+    lists = [_read_list(root, name, findings) for name in (spec.train, spec.test)]
+    _raise(findings, spec)
+    train, test = lists
+    if shared := sorted(set(train) & set(test)):
+        findings.problems.append(
+            Problem(
+                file=f"{LISTS}/{spec.test}.txt",
+                where=shared[0],
+                what=f"{len(shared)} held-out images are also in {spec.train}.txt: kept in both",
+                count=len(shared),
+            )
+        )
+    check_pixels("data", len(train) + len(test), spec.image_size)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        read = list(pool.map(functools.partial(_read_example, spec, root), train + test))
+    for _, found in read:
+        findings.faults += found.faults
+        findings.problems += found.problems
+    examples = [example for example, _ in read if example is not None]
+    most = max(examples, key=lambda example: len(example.boxes), default=None)
+    if most is not None and (count := len(most.boxes)) > spec.max_boxes:
+        findings.faults.append(
+            ValueError(
+                f"{ANNOTATIONS}/{most.name}.xml: {count} objects, the most of all images, are "
+                f"more than max_boxes = {spec.max_boxes}; set max_boxes = {count}"
+            )
+        )
+    _raise(findings, spec)
+    return Dataset(
+        name=root.resolve().name,
+        class_names=spec.class_names,
+        train=_stack(spec, examples[: len(train)]),
+        test=_stack(spec, examples[len(train) :]),
+        problems=tuple(findings.problems),
+    )
+
+
+def _raise(findings: _Findings, spec: Voc) -> None:
+    """Raises all faults as one error, if there are any."""
+    if not (faults := findings.faults):
+        return
+    shown = [f"  {fault}" for fault in faults[:FAULTS_SHOWN]]
+    if hidden := len(faults) - len(shown):
+        shown.append(f"  ... and {hidden} more")
+    absent = all(isinstance(fault, FileNotFoundError) for fault in faults)
+    number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    message = "\n".join([f"Voc data in {spec.root}: {number}", *shown])
+    raise FileNotFoundError(message) if absent else ValueError(message)
+
+
+def _read_list(root: pathlib.Path, name: str, findings: _Findings) -> list[str]:
+    """Returns the image names in a list, without what may follow them on their lines."""
+    if not root.is_dir():
+        findings.faults = [FileNotFoundError("no such folder; set root to that of the data set")]
+        return []
+    path = root / LISTS / f"{name}.txt"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt"))) or "none"
+        findings.faults.append(
+            FileNotFoundError(f"{LISTS}/{name}.txt: no such list; there are: {there}")
+        )
+        return []
+    names = [
+        line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
+    if not names:
+        findings.faults.append(ValueError(f"{LISTS}/{name}.txt: names no image; one per line"))
+    return names
+
+
+def _read_example(spec: Voc, root: pathlib.Path, name: str) -> tuple[_Example | None, _Findings]:
+    """Returns the image ``name`` with its boxes, ``None`` if a fault forbids it."""
+    findings = _Findings()
+    annotation = _read_annotation(spec, root, name, findings)
+    image = _read_image(root, name, findings)
+    if annotation is None or image is None or findings.faults:
+        return None, findings
+    (height, width), boxes, classes = annotation
+    if image.shape[:2] != (height, width):
+        findings.faults.append(
+            ValueError(
+                f"{ANNOTATIONS}/{name}.xml, size: says {width} x {height}, but the image as "
+                f"stored has {image.shape[1]} x {image.shape[0]} pixels; make them agree "
+                "(an image turned by its EXIF flag needs its stored size and boxes)"
+            )
+        )
+        return None, findings
+    image, scale, extent = letterbox(image, spec.image_size)
+    return _Example(name, image, extent, letterbox_boxes(boxes, scale), classes), findings
+
+
+def _read_image(root: pathlib.Path, name: str, findings: _Findings) -> np.ndarray | None:
+    file = f"{IMAGES}/{name}.jpg"
+    try:
+        return decode_rgb(root / file)
+    except FileNotFoundError:
+        fault = FileNotFoundError(f"{file}: absent; add it or take {name} off the list")
+    except ValueError as error:
+        fault = ValueError(f"{file}: {error}; replace it or take {name} off the list")
+    findings.faults.append(fault)
+    return None
+
+
+def _read_annotation(
+    spec: Voc, root: pathlib.Path, name: str, findings: _Findings
+) -> tuple[tuple[int, int], np.ndarray, np.ndarray] | None:
+    """Returns the image's height and width, and its boxes and classes; ``None`` if unreadable."""
+    file = f"{ANNOTATIONS}/{name}.xml"
+    try:
+        tree = ElementTree.parse(root / file).getroot()
+    except FileNotFoundError:
+        findings.faults.append(
+            FileNotFoundError(f"{file}: absent; add it (without objects if there are none)")
+        )
+        return None
+    except (ElementTree.ParseError, UnicodeDecodeError, LookupError) as error:
+        findings.faults.append(ValueError(f"{file}: is not XML ({error}); write it anew"))
+        return None
+    size = _numbers(tree, ("size/height", "size/width"), file, findings)
+    if size is None:
+        return None
+    boxes, classes = [], []
+    for number, node in enumerate(tree.findall("object"), 1):
+        where = f"object {number}"
+        class_ = _class(spec, node, f"{file}, {where}", findings)
+        fields = tuple(f"bndbox/{side}" for side in ("xmin", "ymin", "xmax", "ymax"))
+        corners = _numbers(node, fields, f"{file}, {where}", findings)
+        if corners is None or class_ is None:
+            continue
+        box, what = _box(corners, size)
+        if what:
+            findings.problems.append(Problem(file=file, where=where, what=what))
+        if box is not None:
+            boxes.append(box)
+            classes.append(class_)
+    return (
+        (int(size[0]), int(size[1])),
+        np.array(boxes, np.float64).reshape(-1, 4),
+        np.array(classes, np.int32),
+    )
+
+
+def _numbers(
+    node: ElementTree.Element, fields: tuple[str, ...], place: str, findings: _Findings
+) -> list[float] | None:
+    """Returns the numbers in ``fields``, each missing or unreadable one being a fault."""
+    numbers = []
+    for field in fields:
+        text = node.findtext(field)
+        try:
+            number = float(text or "")
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            given = "is missing" if text is None else f"is {text.strip()!r}"
+            findings.faults.append(ValueError(f"{place}, {field}: {given}; must be a number"))
+        numbers.append(number)
+    return numbers if all(map(math.isfinite, numbers)) else None
+
+
+def _class(spec: Voc, node: ElementTree.Element, place: str, findings: _Findings) -> int | None:
+    name = (node.findtext("name") or "").strip()
+    if name in spec.class_names:
+        return spec.class_names.index(name)
+    near = difflib.get_close_matches(name, spec.class_names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    findings.faults.append(
+        ValueError(
+            f"{place}, name: {name!r} is not in class_names; {hint}known: "
+            + ", ".join(spec.class_names)
+        )
+    )
+    return None
+
+
+def _box(corners: list[float], size: list[float]) -> tuple[np.ndarray | None, str]:
+    """Returns the box inside the image, if any is left, and what is wrong with it, if anything."""
+    height, width = size
+    given = ", ".join(f"{corner:g}" for corner in corners)
+    if corners[2] <= corners[0] or corners[3] <= corners[1]:
+        return None, f"box ({given}) has no area: left out"
+    box = np.array(corners) - (1, 1, 0, 0)
+    inside = np.clip(box, 0, (width, height, width, height))
+    outside = f"outside the image of {width:g} x {height:g} (pixels count from 1)"
+    if inside[2] <= inside[0] or inside[3] <= inside[1]:
+        return None, f"box ({given}) is {outside}: left out"
+    return inside, "" if np.array_equal(
+        box, inside
+    ) else f"box ({given}) is partly {outside}: clipped"
+
+
+def _stack(spec: Voc, examples: list[_Example]) -> Batch:
+    """Returns the examples as one batch, boxes padded to ``max_boxes`` rows."""
+    count = np.array([len(example.boxes) for example in examples])
+    valid = np.arange(spec.max_boxes) < count[:, None]
+    boxes = np.zeros((*valid.shape, 4), np.float32)
+    classes = np.zeros(valid.shape, np.int32)
+    boxes[valid] = np.concatenate([example.boxes for example in examples])
+    classes[valid] = np.concatenate([example.classes for example in examples])
+    return Batch(
+        images=np.stack([example.image for example in examples]),
+        boxes=boxes,
+        classes=classes,
+        valid=valid,
+        extent=np.stack([example.extent for example in examples]),
+        index=np.arange(len(examples), dtype=np.int32),
+    )

@@ -1,0 +1,77 @@
+"""What a fresh or trained network does to the size of its activations, block by block."""
+
+import collections
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from fpnlab.nn.block import thinned
+from fpnlab.nn.resnet import ResNet, ResNetParams, ResNetState, apply_resnet
+from fpnlab.ops.moments import local_moments, merge_moments
+from fpnlab.types import Mode, Moments
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    """Moments of one map (arXiv:2101.08692, section 3)."""
+
+    name: str
+    """Stage and block."""
+    squared_mean: float
+    """Mean over channels of the squared channel mean."""
+    variance: float
+    """Mean over channels of the channel variance."""
+
+
+def resnet_signals(
+    resnet: ResNet,
+    params: ResNetParams,
+    state: ResNetState,
+    images: Float[Array, "b h w 3"],
+    mode: Mode,
+    *,
+    mask: Bool[Array, "b h w"] | None = None,
+) -> list[Signal]:
+    """Returns the moments of every block's output, in the order of depth.
+
+    See "Characterizing signal propagation", Brock et al., arXiv:2101.08692, section 3: without
+    normalization the variance grows with depth, with it it is reset at every stage.
+
+    Args:
+      resnet: what to compute.
+      params: its parameters.
+      state: its running statistics.
+      images: a batch, as ``apply_resnet`` takes it.
+      mode: where norms take their statistics from.
+      mask: pixels that enter statistics and moments; None for all of them.
+    """
+    found = jax.device_get(_moments(resnet, mode, params, state, images, mask))
+    return [Signal(name, float(mean), float(var)) for name, (mean, var) in found.items()]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _moments(resnet, mode, params, state, images, mask):
+    found = collections.OrderedDict()  # Unlike a dict, jit returns it in its own order.
+
+    def watch(name, x):
+        inside = _mask_of(x, mask)
+        parts, *_ = local_moments(x.astype(jnp.float32), (1, 2), inside)
+        flat = lambda leaf: leaf.reshape(len(x), -1)
+        count, mean, var = flat(parts.count)[:, 0], flat(parts.mean), flat(parts.var)
+        whole = merge_moments(Moments(count=count, mean=mean, var=var))
+        found[name] = jnp.square(whole.mean).mean(), whole.var.mean()
+
+    apply_resnet(resnet, params, state, images, mode, mask=mask, watch=watch)
+    return found
+
+
+def _mask_of(x, mask):
+    """Returns the mask of a map: of its stride, the power of two that gives its height."""
+    if mask is None:
+        return None
+    height = mask.shape[1]
+    strides = (2**k for k in range(height.bit_length()))
+    return thinned(mask, next(s for s in strides if -(-height // s) == x.shape[1]))

@@ -1,0 +1,163 @@
+"""A trained detector's detections and scores, with batch norm evaluated three ways."""
+
+import functools
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import jax
+import numpy as np
+
+from fpnlab.evaluate.bn_statistics import filled_batches, three_sources, whole_groups
+from fpnlab.evaluate.coco import coco_metrics
+from fpnlab.nn.detector import (
+    Detector,
+    DetectorParams,
+    DetectorState,
+    apply_detector,
+    detect,
+    detector_anchors,
+)
+from fpnlab.spec import Bounds, Count, Positive, SpecError, spec
+from fpnlab.types import Batch, Detections, Mode
+
+
+@spec
+class Evaluate:
+    """How a trained detector is measured."""
+
+    batch_size: Annotated[int, Count] = 64
+    """Images per forward pass; a multiple of the training batch, or the reverse."""
+    population_examples: Annotated[int, Bounds(least=2.0, most=1e7)] = 1024
+    """Training images from which precise statistics are computed (arXiv:2105.07576)."""
+    area_bounds: Annotated[tuple[float, float], Positive] = (32.0**2, 96.0**2)
+    """Areas in square pixels that end `small` and `medium`; COCO's suit images of 640 pixels."""
+    gradient_draws: Annotated[int | None, Bounds(least=2.0, below=2.0**31)] = None
+    """Gradients a norm batch from which the noise of batch norm is measured; none: it is not."""
+
+    def __post_init__(self):
+        small, medium = self.area_bounds
+        if small >= medium:
+            wrong = f"is {self.area_bounds}; the bound of small must be below that of medium"
+            raise SpecError("Evaluate", [("area_bounds", wrong)])
+
+
+class Evaluation(NamedTuple):
+    """What a trained detector is worth."""
+
+    metrics: dict[str, dict[str, float]]
+    """COCO metrics by source of statistics: `running`, `precise`, `batch`."""
+    detections: Detections
+    """Those by running statistics (numpy)."""
+    population: DetectorState
+    """The state with population statistics; without a batch norm, the state as it was."""
+
+
+def evaluate_detector(
+    evaluate: Evaluate,
+    detector: Detector,
+    params: DetectorParams,
+    state: DetectorState,
+    *,
+    population: Batch,
+    test: Batch,
+    class_names: Sequence[str],
+    norm_batch: int,
+    precision: str = "float32",
+) -> Evaluation:
+    """Returns COCO metrics on ``test`` by source of statistics, and what they were made from.
+
+    The sources are those of ``three_sources``: ``running``, ``precise`` and ``batch``.
+
+    Args:
+      evaluate: batch size, number of images.
+      detector: what was trained.
+      params: its parameters.
+      state: its running statistics.
+      population: training images as training saw them, for ``precise``; what does not fill a
+        last batch is left out.
+      test: held-out images.
+      class_names: names of the classes.
+      norm_batch: images per statistics group in training, for norms that leave it open.
+      precision: dtype of the computation.
+
+    Raises:
+      ValueError: the population is smaller than ``norm_batch``.
+    """
+
+    def measure(spec, statistics, mode, multiple):
+        found = detections(
+            spec,
+            params,
+            statistics,
+            test=test,
+            mode=mode,
+            batch_size=evaluate.batch_size,
+            multiple=multiple,
+            precision=precision,
+        )
+        metrics = coco_metrics(found, test, class_names, area_bounds=evaluate.area_bounds)
+        return metrics, found, statistics
+
+    sources = three_sources(
+        detector,
+        state,
+        measure=measure,
+        collect=lambda spec, state, batch: _collect(spec, precision, params, state, batch),
+        population=(population.images, population.extent),
+        batch_size=evaluate.batch_size,
+        norm_batch=norm_batch,
+    )
+    metrics = {source: dict(metrics) for source, (metrics, _, _) in sources.items()}
+    _, found, _ = sources["running"]
+    _, _, exact = sources["precise"]
+    return Evaluation(metrics, found, exact)
+
+
+def detections(
+    detector: Detector,
+    params: DetectorParams,
+    state: DetectorState,
+    *,
+    test: Batch,
+    mode: Mode,
+    batch_size: int,
+    multiple: int = 1,
+    precision: str = "float32",
+) -> Detections:
+    """Returns the detections in all images of ``test``, in their order, as numpy arrays.
+
+    The last batch is filled up with the first images, whose second results are dropped.
+
+    Args:
+      detector: what to compute.
+      params: its parameters.
+      state: its running statistics.
+      test: the images.
+      mode: where batch norms take their statistics from.
+      batch_size: images per forward pass.
+      multiple: batches are made a multiple of so many images (statistics groups).
+      precision: dtype of the computation.
+    """
+    size = whole_groups(batch_size, multiple)
+    total = len(test.images)
+    anchors = detector_anchors(detector, *test.images.shape[1:3])
+    run = functools.partial(_detect, detector, mode, precision, params, state)
+    parts = [
+        jax.device_get(run(test.images[index], test.extent[index], anchors))
+        for index in filled_batches(total, size)
+    ]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:total], *parts)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _detect(detector, mode, precision, params, state, images, extent, anchors):
+    images = images.astype(precision)
+    output, _ = apply_detector(detector, params, state, images, mode, extent=extent)
+    return detect(detector, output, anchors, extent)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _collect(detector, precision, params, state, batch):
+    images, extent = batch
+    images = images.astype(precision)
+    return apply_detector(detector, params, state, images, Mode.MOMENTS, extent=extent)[1]

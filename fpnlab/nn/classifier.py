@@ -1,0 +1,118 @@
+"""The classifier: a backbone, its last map averaged over space, and one dense layer."""
+
+import math
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fpnlab.nn.pixels import standardize_pixels
+from fpnlab.nn.resnet import ResNet, ResNetParams, ResNetState, apply_resnet, init_resnet
+from fpnlab.ops.pooling import global_average_pool
+from fpnlab.ops.random import named_key
+from fpnlab.spec import Count, Fraction, Positive, spec
+from fpnlab.types import Key, Mode, Watch, tree, unwatched
+
+
+@spec
+class Classifier:
+    """A residual network with global average pooling and a dense layer (arXiv:1512.03385)."""
+
+    kind: Literal["classifier"] = "classifier"
+    classes: Annotated[int, Count]
+    """Number of classes; equal to that of the data."""
+    backbone: ResNet
+    """Images to maps, of which the last is classified."""
+    dropout: Annotated[float, Fraction] = 0.0
+    """Share of the pooled features set to 0 in training (arXiv:1207.0580)."""
+    pixel_mean: float = 127.5
+    """Subtracted from the images."""
+    pixel_deviation: Annotated[float, Positive] = 64.0
+    """Divides the images after that."""
+
+
+@tree
+class Dense:
+    """A matrix and a bias."""
+
+    kernel: Float[Array, "c k"]
+    bias: Float[Array, " k"]
+
+
+@tree
+class ClassifierParams:
+    """The parameters of the backbone and of the dense layer."""
+
+    backbone: ResNetParams
+    dense: Dense
+
+
+@tree
+class ClassifierState:
+    """The running statistics of the backbone."""
+
+    backbone: ResNetState
+
+
+def init_classifier(key: Key, classifier: Classifier) -> tuple[ClassifierParams, ClassifierState]:
+    """Returns a classifier as training starts it.
+
+    The dense kernel is drawn from a normal distribution of variance 1 / fan-in.
+
+    Raises:
+      ValueError: a norm's groups do not divide its channels.
+    """
+    backbone, state = init_resnet(named_key(key, "backbone"), classifier.backbone)
+    channels = list(classifier.backbone.channels.values())[-1]
+    draw = jax.random.normal(named_key(key, "dense"), (channels, classifier.classes))
+    dense = Dense(kernel=draw / math.sqrt(channels), bias=jnp.zeros(classifier.classes))
+    return ClassifierParams(backbone=backbone, dense=dense), ClassifierState(backbone=state)
+
+
+def apply_classifier(
+    classifier: Classifier,
+    params: ClassifierParams,
+    state: ClassifierState,
+    images: Float[Array, "b h w 3"],
+    mode: Mode,
+    *,
+    key: Key | None = None,
+    watch: Watch = unwatched,
+) -> tuple[Float[Array, "b k"], ClassifierState]:
+    """Returns the logits of every class, float32, and the new running statistics.
+
+    Args:
+      classifier: what to compute.
+      params: its parameters, float32.
+      state: its running statistics, float32.
+      images: pixels from 0 to 255; the dtype of floats is that of the backbone's computation, that
+        of integers is float32. Pooling and the dense layer compute in float32.
+      mode: where norms take their statistics from, and whether features are dropped.
+      key: draws the features and branches to drop; needed where ``dropout`` or the backbone's
+        ``drop_path`` is above 0 and the mode stochastic.
+      watch: called with the name and the output of each layer.
+
+    Raises:
+      TypeError: images of booleans or complex numbers.
+      ValueError: something is to be dropped and there is no key.
+    """
+    x = standardize_pixels(images, classifier.pixel_mean, classifier.pixel_deviation)
+    features, backbone = apply_resnet(
+        classifier.backbone,
+        params.backbone,
+        state.backbone,
+        x,
+        mode,
+        key=key,
+        watch=lambda name, x: watch(f"backbone {name}", x),
+    )
+    pooled = global_average_pool(features[max(features)].astype(jnp.float32))
+    if classifier.dropout and mode.stochastic:
+        if key is None:
+            raise ValueError("classifier: dropout is above 0 and the mode stochastic; give a key")
+        kept = jax.random.bernoulli(named_key(key, "dropout"), 1 - classifier.dropout, pooled.shape)
+        pooled = jnp.where(kept, pooled / (1 - classifier.dropout), 0)
+    logits = pooled @ params.dense.kernel + params.dense.bias
+    watch("dense", logits)
+    return logits, ClassifierState(backbone=backbone)

@@ -1,0 +1,245 @@
+"""The one-stage detector: backbone, neck and head composed, and boxes read off their outputs."""
+
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from fpnlab.nn.fpn import Fpn, FpnParams, FpnState, apply_fpn, init_fpn
+from fpnlab.nn.pixels import standardize_pixels
+from fpnlab.nn.resnet import ResNet, ResNetParams, ResNetState, apply_resnet, init_resnet
+from fpnlab.nn.retina_head import HeadParams, HeadState, RetinaHead, apply_head, init_head
+from fpnlab.ops import boxes as box_ops
+from fpnlab.ops.anchors import pyramid_anchors
+from fpnlab.ops.nms import nms
+from fpnlab.ops.random import named_key
+from fpnlab.spec import Bounds, Count, Positive, Share, SpecError, spec
+from fpnlab.types import Detections, Key, Mode, Watch, picture_mask, tree, unwatched
+
+
+@spec
+class Anchors:
+    """Reference boxes at every cell of every level (arXiv:1708.02002, section 4)."""
+
+    scale: Annotated[float, Positive] = 4.0
+    """Side of the smallest square anchor of a level, in strides of the level."""
+    octaves: Annotated[int, Bounds(least=1.0, most=100.0)] = 3
+    """Sizes a level: scale * 2**(i / octaves)."""
+    ratios: Annotated[tuple[float, ...], Positive] = (0.5, 1.0, 2.0)
+    """Height over width, at equal area."""
+
+    def __post_init__(self):
+        if not 1 <= len(self.ratios) <= 100:
+            wrong = f"has {len(self.ratios)} numbers; it must have 1 to 100"
+            raise SpecError("Anchors", [("ratios", wrong)])
+
+    @property
+    def per_cell(self) -> int:
+        """Anchors at one cell."""
+        return self.octaves * len(self.ratios)
+
+
+@spec
+class Postprocess:
+    """How boxes are picked from the outputs."""
+
+    score_threshold: Annotated[float, Share] = 0.05
+    """Lowest score of a detection."""
+    candidates: Annotated[int, Bounds(least=1.0, most=1e5)] = 256
+    """Best-scored (anchor, class) pairs of an image that enter suppression."""
+    nms_iou: Annotated[float, Share] = 0.5
+    """A box that overlaps a better one of its class by more is dropped."""
+    max_detections: Annotated[int, Bounds(least=1.0, most=1e5)] = 100
+    """Detections kept an image."""
+
+
+@spec
+class Detector:
+    """A RetinaNet: ResNet, feature pyramid and shared dense head (arXiv:1708.02002)."""
+
+    kind: Literal["detector"] = "detector"
+    classes: Annotated[int, Count]
+    """Number of classes; equal to that of the data."""
+    backbone: ResNet
+    """Images to maps."""
+    neck: Fpn = Fpn()
+    """Maps to pyramid."""
+    head: RetinaHead = RetinaHead()
+    """Pyramid to logits and deltas."""
+    anchors: Anchors = Anchors()
+    """Reference boxes."""
+    postprocess: Postprocess = Postprocess()
+    """Outputs to detections."""
+    mask_padding: bool = False
+    """Whether the padding around letterboxed pictures stays out of all statistics."""
+    pixel_mean: float = 127.5
+    """Subtracted from the images."""
+    pixel_deviation: Annotated[float, Positive] = 64.0
+    """Divides the images after that."""
+
+
+@tree
+class DetectorParams:
+    """The parameters of the three organs."""
+
+    backbone: ResNetParams
+    neck: FpnParams
+    head: HeadParams
+
+
+@tree
+class DetectorState:
+    """The running statistics of the three organs."""
+
+    backbone: ResNetState
+    neck: FpnState
+    head: HeadState
+
+
+@tree
+class DetectorOutput:
+    """One row an anchor, finest level first; float32."""
+
+    logits: Float[Array, "b a k"]
+    """Class scores before the sigmoid."""
+    deltas: Float[Array, "b a 4"]
+    """Box offsets against the anchors (``ops.boxes.encode``)."""
+
+
+def init_detector(key: Key, detector: Detector) -> tuple[DetectorParams, DetectorState]:
+    """Returns a detector as training starts it.
+
+    Raises:
+      ValueError: the neck asks for levels that the backbone does not give, or a norm's groups
+        do not divide its channels.
+    """
+    backbone, backbone_state = init_resnet(named_key(key, "backbone"), detector.backbone)
+    neck, neck_state = init_fpn(named_key(key, "neck"), detector.neck, detector.backbone.channels)
+    head, head_state = init_head(
+        named_key(key, "head"),
+        detector.head,
+        channels=detector.neck.channels,
+        levels=len(detector.neck.levels),
+        anchors=detector.anchors.per_cell,
+        classes=detector.classes,
+    )
+    return (
+        DetectorParams(backbone=backbone, neck=neck, head=head),
+        DetectorState(backbone=backbone_state, neck=neck_state, head=head_state),
+    )
+
+
+def apply_detector(
+    detector: Detector,
+    params: DetectorParams,
+    state: DetectorState,
+    images: Float[Array, "b h w 3"],
+    mode: Mode,
+    *,
+    extent: Float[Array | np.ndarray, "b 2"] | None = None,
+    key: Key | None = None,
+    watch: Watch = unwatched,
+) -> tuple[DetectorOutput, DetectorState]:
+    """Returns logits and deltas of every anchor, and the new running statistics.
+
+    Args:
+      detector: what to compute.
+      params: its parameters, float32.
+      state: its running statistics, float32.
+      images: pixels from 0 to 255; the dtype of floats is that of the computation, that of integers
+        is float32.
+      mode: where norms take their statistics from.
+      extent: height and width of the pictures inside the images; needed for ``mask_padding``.
+      key: draws the branches to drop; needed for stochastic depth.
+      watch: called with the name and the output of each layer.
+
+    Raises:
+      TypeError: images of booleans or complex numbers.
+      ValueError: ``mask_padding`` without an ``extent``, or the images are smaller than one cell
+        of the coarsest level.
+    """
+    _, height, width, _ = images.shape
+    _check_image(detector, (height, width))
+    x = standardize_pixels(images, detector.pixel_mean, detector.pixel_deviation)
+    mask = None
+    if detector.mask_padding:
+        if extent is None:
+            raise ValueError("detector: mask_padding needs the extent of the pictures; give it")
+        mask = picture_mask(extent, height, width)
+    of = lambda organ: lambda name, x: watch(f"{organ} {name}", x)
+    features, backbone = apply_resnet(
+        detector.backbone,
+        params.backbone,
+        state.backbone,
+        x,
+        mode,
+        mask=mask,
+        key=key,
+        watch=of("backbone"),
+    )
+    pyramid, neck = apply_fpn(
+        detector.neck, params.neck, state.neck, features, mode, mask=mask, watch=of("neck")
+    )
+    logits, deltas, head = apply_head(
+        detector.head, params.head, state.head, pyramid, mode, mask=mask, watch=of("head")
+    )
+    output = DetectorOutput(logits=logits, deltas=deltas)
+    return output, DetectorState(backbone=backbone, neck=neck, head=head)
+
+
+def detector_anchors(detector: Detector, height: int, width: int) -> np.ndarray:
+    """Returns the anchors ``[a, 4]`` of images of this size, ``xyxy`` in pixels.
+
+    Raises:
+      ValueError: the images are smaller than one cell of the coarsest level.
+    """
+    _check_image(detector, (height, width))
+    sizes = {
+        level: (-(-height // 2**level), -(-width // 2**level)) for level in detector.neck.levels
+    }
+    a = detector.anchors
+    return pyramid_anchors(sizes, scale=a.scale, octaves=a.octaves, ratios=a.ratios)
+
+
+def detect(
+    detector: Detector,
+    output: DetectorOutput,
+    anchors: Float[Array | np.ndarray, "a 4"],
+    extent: Float[Array | np.ndarray, "b 2"],
+) -> Detections:
+    """Returns the detections of each image, best first.
+
+    Boxes are cut at the picture's ``extent`` (height, width). Candidates are (anchor, class)
+    pairs, so that one anchor may be found as several classes.
+    """
+    post = detector.postprocess
+    anchors = jnp.asarray(anchors)
+
+    def one(logits, deltas, extent):
+        pairs = logits.reshape(-1)
+        best, index = jax.lax.top_k(pairs, min(post.candidates, pairs.size))
+        anchor, cls = index // detector.classes, index % detector.classes
+        boxes = box_ops.clip(box_ops.decode(deltas[anchor], anchors[anchor]), extent)
+        return nms(
+            boxes,
+            jax.nn.sigmoid(best),
+            cls,
+            iou_threshold=post.nms_iou,
+            max_detections=post.max_detections,
+            score_threshold=post.score_threshold,
+            pre_nms=post.candidates,
+        )
+
+    return jax.vmap(one)(output.logits, output.deltas, extent)
+
+
+def _check_image(detector: Detector, size: tuple[int, int]) -> None:
+    top = detector.neck.max_level
+    if min(size) < 2**top:
+        fits = min(size).bit_length() - 1
+        raise ValueError(
+            f"detector: images of {size[0]}x{size[1]} pixels leave pyramid level {top} empty (its "
+            f"stride is {2**top}); use neck.max_level <= {fits} or {2**top} pixels or more a side"
+        )

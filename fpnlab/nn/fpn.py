@@ -1,0 +1,160 @@
+"""The feature pyramid network: every level gets the meaning of the coarser ones."""
+
+from typing import Annotated, Literal
+
+import jax
+from jaxtyping import Array, Bool, Float
+
+from fpnlab.nn.block import ConvNormParams, apply_conv_norm, init_conv_norm, thinned
+from fpnlab.nn.norm_layer import NoNorm, Norm, NormState
+from fpnlab.ops.random import named_key
+from fpnlab.ops.resize import upsample_nearest
+from fpnlab.spec import Bounds, spec
+from fpnlab.types import Features, Key, Mode, Watch, tree, unwatched
+
+
+@spec
+class Fpn:
+    """A top-down pyramid with lateral connections (arXiv:1612.03144, figure 3)."""
+
+    channels: Annotated[int, Bounds(least=1.0, most=1e5)] = 256
+    """Channels of every pyramid map."""
+    min_level: Annotated[int, Bounds(least=0.0, most=16.0)] = 3
+    """Finest level; its stride is 2**min_level pixels."""
+    max_level: Annotated[int, Bounds(least=0.0, most=16.0)] = 7
+    """Coarsest level; those above the backbone's are made by 3x3 convolutions of stride 2."""
+    extra_from: Literal["p", "c"] = "p"
+    """Whether the levels above the backbone start from its pyramid map or from its own map."""
+    norm: Norm = NoNorm()
+    """After each lateral and each output convolution, but for those with a field of their own."""
+    lateral_norm: Norm | None = None
+    """After each lateral convolution; none: `norm`."""
+    output_norm: Norm | None = None
+    """After each output convolution; none: `norm`."""
+
+    def __post_init__(self):
+        if self.min_level > self.max_level:
+            raise ValueError(
+                f"min_level is {self.min_level} and max_level {self.max_level}; "
+                "min_level must not be above max_level"
+            )
+
+    @property
+    def levels(self) -> range:
+        """The levels, finest first."""
+        return range(self.min_level, self.max_level + 1)
+
+
+@tree
+class FpnParams:
+    """Lateral 1x1 and output 3x3 convolutions by level; the extra levels have outputs only."""
+
+    lateral: dict[int, ConvNormParams]
+    output: dict[int, ConvNormParams]
+
+
+@tree
+class FpnState:
+    """The running statistics of the norms, by level."""
+
+    lateral: dict[int, NormState | None]
+    output: dict[int, NormState | None]
+
+
+def init_fpn(key: Key, fpn: Fpn, channels: dict[int, int]) -> tuple[FpnParams, FpnState]:
+    """Returns a pyramid over backbone maps of so many ``channels`` by level.
+
+    Raises:
+      ValueError: a level that neither the backbone has nor a stride-2 convolution can make.
+    """
+    top = max(channels)
+    missing = [level for level in fpn.levels if level not in channels and level <= top]
+    if missing or fpn.min_level > top:
+        raise ValueError(
+            f"neck: pyramid levels {fpn.min_level} to {fpn.max_level} need the backbone's "
+            f"level {(missing or [fpn.min_level])[0]}; it has {sorted(channels)}"
+        )
+    lateral, output = {}, {}
+    for level in fpn.levels:
+        if level in channels:
+            lateral[level] = init_conv_norm(
+                named_key(key, "lateral", level),
+                _lateral_norm(fpn),
+                1,
+                channels[level],
+                fpn.channels,
+            )
+        extra_c = level == top + 1 and fpn.extra_from == "c"
+        inputs = channels[top] if extra_c else fpn.channels
+        output[level] = init_conv_norm(
+            named_key(key, "output", level), _output_norm(fpn), 3, inputs, fpn.channels
+        )
+    part = lambda made, i: {level: pair[i] for level, pair in made.items()}
+    return (
+        FpnParams(lateral=part(lateral, 0), output=part(output, 0)),
+        FpnState(lateral=part(lateral, 1), output=part(output, 1)),
+    )
+
+
+def apply_fpn(
+    fpn: Fpn,
+    params: FpnParams,
+    state: FpnState,
+    features: Features,
+    mode: Mode,
+    *,
+    mask: Bool[Array, "b h w"] | None = None,
+    watch: Watch = unwatched,
+) -> tuple[Features, FpnState]:
+    """Returns the pyramid maps by level, and the new state.
+
+    Upsampling repeats pixels; where the finer map has an odd side, the last row or column of
+    the repeated one is cut. Level top+1 comes from P or C of the backbone's top by a
+    convolution of stride 2, each one above from the rectified level below (arXiv:1708.02002,
+    footnote 2). ``mask``, of the images' size, has the pixels that enter statistics; ``watch`` is
+    called with the name and the output of each convolution with its norm.
+    """
+    lateral_state, output_state, merged, pyramid = {}, {}, {}, {}
+    above = None
+    for level in sorted(params.lateral, reverse=True):
+        x, lateral_state[level] = apply_conv_norm(
+            _lateral_norm(fpn),
+            params.lateral[level],
+            state.lateral[level],
+            features[level],
+            mode,
+            mask=thinned(mask, 2**level),
+        )
+        watch(f"lateral {level}", x)
+        above = merged[level] = x if above is None else x + _grown(above, x)
+    top = max(params.lateral)
+    for level in fpn.levels:
+        if level <= top:
+            x, stride = merged[level], 1
+        elif level == top + 1:
+            x, stride = (pyramid[top] if fpn.extra_from == "p" else features[top]), 2
+        else:
+            x, stride = jax.nn.relu(pyramid[level - 1]), 2
+        pyramid[level], output_state[level] = apply_conv_norm(
+            _output_norm(fpn),
+            params.output[level],
+            state.output[level],
+            x,
+            mode,
+            stride=stride,
+            mask=thinned(mask, 2**level),
+        )
+        watch(f"output {level}", pyramid[level])
+    return pyramid, FpnState(lateral=lateral_state, output=output_state)
+
+
+def _lateral_norm(fpn):
+    return fpn.lateral_norm or fpn.norm
+
+
+def _output_norm(fpn):
+    return fpn.output_norm or fpn.norm
+
+
+def _grown(x: Float[Array, "b _ _ d"], like: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+    return upsample_nearest(x)[:, : like.shape[1], : like.shape[2]]

@@ -1,0 +1,1 @@
+"""One kind of problem in one value: loss, augmentation, evaluation, pictures, metric names."""

@@ -1,0 +1,315 @@
+"""Second opinions: the same numbers as the t intervals are about, by seed and test item."""
+
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fpnlab.analysis.bootstrap import with_second_opinions
+from fpnlab.analysis.summary import summarize
+from fpnlab.config.claims import (
+    Claim,
+    Difference,
+    DifferenceInDifferences,
+    Equivalence,
+    write_claims,
+)
+from fpnlab.stats.resampling import hierarchical_bootstrap
+
+BN = {"arm": "BN", "baseline": "LN"}
+CLAIMS = (
+    Claim(
+        statement="BN depends on the batch size.",
+        rules=(
+            DifferenceInDifferences(**BN, start=32, end=2, side="below", threshold=-10.0),
+            Difference(**BN, axis_values=(2, 32), side="below"),
+        ),
+    ),
+    Claim(
+        statement="BN is what its running statistics make of it.",
+        rules=(
+            Equivalence(
+                arm="BN",
+                baseline="BN",
+                axis_values=(2, 32),
+                evaluation="precise",
+                baseline_evaluation="running",
+                margin=30.0,
+                metric="top5",
+            ),
+        ),
+    ),
+)
+STUDY = {
+    "name": "test",
+    "axis": "train.batch_size",
+    "axis_values": [2, 32],
+    "arms": ["BN", "LN"],
+    "metric": "accuracy",
+    "trials": 12,
+    "seeds": [0, 1, 2],
+    "claims": write_claims(CLAIMS, "accuracy"),
+}
+SHARES = {("BN", 2): 0.5, ("BN", 32): 0.8, ("LN", 2): 0.7, ("LN", 32): 0.75}
+
+
+def items(arm, axis_value, seed, size=60):
+    """Whether a made-up trial is right about each item, of which some are hard for all."""
+    random = np.random.default_rng([seed, axis_value or 0, arm == "LN"])
+    ease = np.random.default_rng(9).normal(0, 1, size) + random.normal(0, 0.7, size)
+    share = SHARES[arm, axis_value or 2]
+    found = {}
+    for source, more in (("running", 0.0), ("precise", 0.15 * (arm == "BN")), ("batch", 0.0)):
+        for metric, easier in (("accuracy", 0.0), ("top5", 1.0)):
+            found[f"{metric}_{source}"] = ease > stats.norm.ppf(1 - share) * 1.2 - more - easier
+    return found
+
+
+def write(folder, arm, axis_value, seed, arrays):
+    """Leaves a trial's items behind, and returns its result."""
+    name = f"{arm}-{axis_value}-{seed}"
+    (folder / name).mkdir()
+    np.savez_compressed(folder / name / "items.npz", **arrays)
+    metrics = {}
+    for key, right in arrays.items():
+        metric, _, source = key.partition("_")
+        metrics.setdefault(source, {})[metric] = float(right.mean())
+    base = {"trial": name, "arm": arm, "axis_value": axis_value, "seed": seed, "error": None}
+    return base | {"status": "done", "metrics": metrics, "examples": 10, "seconds": 1.0}
+
+
+@pytest.fixture
+def results(tmp_path):
+    cells = product(("BN", "LN"), (2, 32), range(3))
+    return [write(tmp_path, *cell, items(*cell)) for cell in cells]
+
+
+def opinions(results, folder, study=STUDY):
+    summary = summarize(study, results)
+    return with_second_opinions(summary, study, results, lambda trial: folder / trial)
+
+
+def matrix(of_seed):
+    return np.stack([100.0 * of_seed(seed) for seed in range(3)])
+
+
+def right(arm, axis_value, seed, name="accuracy_running"):
+    return items(arm, axis_value, seed)[name].astype(float)
+
+
+def row(summary, part, **keys):
+    keys = {"metric": "accuracy", "evaluation": "running"} | keys
+    [found] = [r for r in summary[part] if all(r[k] == v for k, v in keys.items())]
+    return found
+
+
+def differ(s, at=2):
+    return right("LN", at, s) - right("BN", at, s)
+
+
+def change(s, arm="BN"):
+    return right(arm, 2, s) - right(arm, 32, s)
+
+
+def gain(s, at=2, metric="accuracy"):
+    return right("BN", at, s, f"{metric}_precise") - right("BN", at, s, f"{metric}_running")
+
+
+@pytest.mark.parametrize(
+    ("part", "keys", "of_seed"),
+    [
+        ("differences", {"axis_value": 2}, differ),
+        ("changes", {"arm": "BN"}, change),
+        ("change_differences", {"arm": "LN"}, lambda s: change(s, "LN") - change(s)),
+        ("gains", {"evaluation": "precise", "axis_value": 2}, gain),
+    ],
+)
+def test_a_rows_second_opinion_is_the_bootstrap_of_its_own_difference_by_seed_and_item(
+    part, keys, of_seed, results, tmp_path
+):
+    summary = opinions(results, tmp_path)
+    found, expected = row(summary, part, **keys), hierarchical_bootstrap(matrix(of_seed))
+    opinion = found["second_opinion"]
+    assert (opinion["low"], opinion["high"], opinion["items"]) == (*expected[1:3], 60)
+    assert opinion["low"] < opinion["high"]
+    assert found["mean"] == pytest.approx(expected.mean)
+    assert opinion["verdict"] == {1: "above", -1: "below", 0: "undecided"}[expected.sign]
+
+
+def test_every_number_of_a_claim_has_one_in_its_own_contrast_and_level(results, tmp_path):
+    summary = opinions(results, tmp_path)
+    found = {(o["claim"], o["rule"], o["place"]): o for o in summary["second_opinions"]}
+    for (claim, rule, place), of_seed, level in [
+        ((0, 0, "from batch size 32 to 2"), lambda s: change(s) - change(s, "LN"), 0.95),
+        (
+            (0, 1, "in the mean over batch size 2, 32"),
+            lambda s: -(differ(s) + differ(s, 32)) / 2,
+            0.95,
+        ),
+        ((1, 0, "at batch size 2"), lambda s: gain(s, 2, "top5"), 0.9),
+        ((1, 0, "at batch size 32"), lambda s: gain(s, 32, "top5"), 0.9),
+    ]:
+        opinion = found.pop((claim, rule, place))
+        expected = hierarchical_bootstrap(matrix(of_seed), level=level)
+        estimates = summary["verdicts"][claim]["outcomes"][rule]["estimates"]
+        [estimate] = [e for e in estimates if e["place"] == place]
+        assert estimate["mean"] == pytest.approx(expected.mean)
+        np.testing.assert_allclose((opinion["low"], opinion["high"]), expected[1:3], atol=1e-9)
+        assert (opinion["level"], opinion["n"], opinion["items"]) == (level, 3, 60)
+    assert found == {}
+
+
+def test_seeds_that_agree_about_every_item_leave_the_binomial_noise_of_the_items(tmp_path):
+    """BN is right about all items, LN about all but 12 of 60."""
+    arrays = {"BN": np.ones(60, bool), "LN": np.arange(60) >= 12}
+    cells = product(("BN", "LN"), (2, 32), range(3))
+    trials = [write(tmp_path, *cell, {"accuracy_running": arrays[cell[0]]}) for cell in cells]
+    found = row(opinions(trials, tmp_path), "differences", axis_value=2)
+    # Student's interval is over seeds, which differ by nothing but the rounding of the accuracy.
+    assert (found["low"], found["high"]) == pytest.approx((-20, -20), abs=0.02)
+    drawn = -100 * stats.binom(60, 12 / 60).ppf([0.975, 0.025]) / 60
+    ends = found["second_opinion"]["low"], found["second_opinion"]["high"]
+    # A quantile of 10,000 resamples may fall one item beside.
+    np.testing.assert_allclose(ends, drawn, atol=100 / 60 + 1e-9)
+
+
+def test_verdicts_and_everything_else_stay_as_they_were(results, tmp_path):
+    plain, summary = summarize(STUDY, results), opinions(results, tmp_path)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    added = {"second_opinions", "items_left_out"}
+    assert summary.keys() == plain.keys() | added
+    assert summary["items_left_out"] == {}
+    for part in plain.keys() - {"findings"}:
+        rows = summary[part]
+        if part in ("differences", "changes", "change_differences", "gains"):
+            rows = [{k: v for k, v in r.items() if k != "second_opinion"} for r in rows]
+        assert rows == plain[part]
+
+
+def test_findings_give_it_beside_the_t_interval_and_say_once_why_not_alone(results, tmp_path):
+    summary = opinions(results, tmp_path)
+    found = row(summary, "changes", arm="BN")
+    low, high = (-found["second_opinion"][end] for end in ("high", "low"))
+    assert found["verdict"] == "below"
+    [said] = [f for f in summary["findings"] if f.startswith("From batch size 32 to 2, BN loses")]
+    assert said.endswith(f"3 seeds; bootstrap {low:.1f} to {high:.1f}).")
+    assert sum("with three, 95 % intervals cover 75 to 88 %" in f for f in summary["findings"]) == 1
+    assert any("over seeds and 60 test items" in f for f in summary["findings"])
+
+
+def of_counts(folder, counts):
+    """BN is wrong about so many of 100 items more than LN, by seed, at both axis values."""
+    trials = []
+    for axis_value, (seed, wrong) in product((2, 32), enumerate(counts)):
+        for arm, ends in (("BN", wrong), ("LN", 0)):
+            arrays = {"accuracy_running": np.arange(100) >= ends}
+            trials.append(write(folder, arm, axis_value, seed, arrays))
+    return trials
+
+
+def test_it_is_said_when_the_two_disagree(tmp_path):
+    # With three seeds the t interval of 10, 20 and 60 is wide; the bootstrap stays above zero.
+    summary = opinions(of_counts(tmp_path, (10, 20, 60)), tmp_path)
+    found = row(summary, "differences", axis_value=2)
+    assert (found["verdict"], found["second_opinion"]["verdict"]) == ("undecided", "above")
+    [said] = [f for f in summary["findings"] if f.startswith("At batch size 2, the difference")]
+    assert said.endswith("includes zero. The bootstrap leaves out zero.")
+    opinion = summary["second_opinions"][1]
+    assert opinion["agrees"] is False
+    assert opinion["sentence"].endswith("below 0, but the t interval lies across 0.")
+
+
+def test_a_decided_difference_may_include_zero_by_other_items(tmp_path):
+    # Each seed has two items wrong of 100, other ones than its fellows hardly matter.
+    summary = opinions(of_counts(tmp_path, (2, 2, 2)), tmp_path)
+    found = row(summary, "differences", axis_value=2)
+    assert (found["verdict"], found["second_opinion"]["verdict"]) == ("above", "undecided")
+    assert any(f.endswith("). The bootstrap includes zero.") for f in summary["findings"])
+    assert "across 0, but the t interval lies below 0" in summary["second_opinions"][1]["sentence"]
+
+
+def test_agreement_is_about_the_threshold_or_the_margin(results, tmp_path):
+    shift, _, near, _ = opinions(results, tmp_path)["second_opinions"]
+    assert (shift["agrees"], near["agrees"]) == (True, True)
+    assert shift["sentence"].endswith("(95 % interval, 60 test items), also below -10.")
+    assert near["sentence"].startswith("Second opinion at batch size 2: bootstrap ")
+    assert near["sentence"].endswith("(90 % interval, 60 test items), also less than 30 from zero.")
+
+
+def test_without_any_items_the_summary_stays_as_it_is(results, tmp_path):
+    for path in tmp_path.glob("*/items.npz"):
+        path.unlink()
+    summary = summarize(STUDY, results)
+    assert with_second_opinions(summary, STUDY, results, lambda t: tmp_path / t) is summary
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    match how:
+        case "missing":
+            path.unlink()
+        case "torn":
+            path.write_bytes(content[: len(content) // 2])
+        case "flipped":
+            middle = content.index(b"accuracy_running") + 200
+            path.write_bytes(
+                content[:middle] + bytes([content[middle] ^ 8]) + content[middle + 1 :]
+            )
+        case "empty":
+            path.write_bytes(b"")
+        case "of another":
+            path.write_bytes((path.parents[1] / "BN-32-0" / "items.npz").read_bytes())
+
+
+@pytest.mark.parametrize("how", ["missing", "torn", "flipped", "empty", "of another"])
+def test_items_that_cannot_be_used_cost_their_comparisons_a_second_opinion_and_no_more(
+    how, results, tmp_path
+):
+    whole = opinions(results, tmp_path)
+    damage(tmp_path / "BN-2-1" / "items.npz", how)
+    summary = opinions(results, tmp_path)
+    assert summary["verdicts"] == whole["verdicts"]
+    near = row(summary, "differences", axis_value=2)
+    assert "second_opinion" not in near
+    assert near["n"] == 3
+    far = row(summary, "differences", axis_value=32)
+    assert far == row(whole, "differences", axis_value=32)
+    assert [o["place"] for o in summary["second_opinions"]] == ["at batch size 32"]
+    [(trial, reason)] = summary["items_left_out"].items()
+    assert trial == "BN-2-1"
+    assert reason.startswith("items.npz ")
+    [said] = [f for f in summary["findings"] if f.startswith("No second opinion where")]
+    assert f"BN-2-1 ({reason})" in said
+
+
+def test_a_seed_that_diverged_is_left_out_of_both(results, tmp_path):
+    results[0] |= {"status": "diverged"}
+    (tmp_path / "BN-2-0" / "items.npz").unlink()
+    summary = opinions(results, tmp_path)
+    found = row(summary, "differences", axis_value=2)
+    expected = hierarchical_bootstrap(matrix(differ)[1:])
+    assert found["n"] == 2
+    assert found["second_opinion"]["low"] == expected.low
+    assert summary["items_left_out"] == {}
+
+
+def test_trials_of_other_test_items_are_not_compared_by_them(results, tmp_path):
+    (tmp_path / "LN-2-0" / "items.npz").unlink()
+    (tmp_path / "LN-2-0").rmdir()
+    results[6] = write(tmp_path, "LN", 2, 0, items("LN", 2, 0, size=50))
+    summary = opinions(results, tmp_path)
+    assert "second_opinion" not in row(summary, "differences", axis_value=2)
+    assert "second_opinion" in row(summary, "differences", axis_value=32)
+
+
+def test_an_arm_without_the_axis_has_its_items_at_every_value(results, tmp_path):
+    apart = results[:6] + [write(tmp_path, "LN", None, s, items("LN", None, s)) for s in range(3)]
+    summary = opinions(apart, tmp_path)
+    of_seed = lambda s: right("LN", None, s) - right("BN", 32, s)
+    found = row(summary, "differences", axis_value=32)["second_opinion"]
+    assert found["low"] == hierarchical_bootstrap(matrix(of_seed)).low
+    # What does not change has no share in the difference of the changes.
+    found = row(summary, "change_differences", arm="LN")["second_opinion"]
+    assert found["low"] == hierarchical_bootstrap(matrix(lambda s: -change(s))).low

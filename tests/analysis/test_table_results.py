@@ -1,0 +1,101 @@
+"""Verdicts again, from nothing but a table of CSV and the config."""
+
+import csv
+import json
+
+import pytest
+
+from fpnlab.analysis.summary import judge_results
+from fpnlab.analysis.table_results import judge_table, results_from_table
+from fpnlab.config.claims import Claim, Difference, DifferenceInDifferences
+from fpnlab.config.study import Axis, Study, description
+from fpnlab.report.study_folder import read_study
+from fpnlab.report.tables import write_csv
+
+PAIR = {"arm": "BN", "baseline": "LN", "side": "below"}
+STUDY = Study(
+    axes=(Axis(field="train.norm_batch", values=(2, 0.5, None), only=("BN", "GN")),),
+    seeds=(0, 1, 2),
+    arms={"BN": {}, "LN": {}, "GN": {}},
+    claims=(
+        Claim(
+            statement="BN loses.",
+            rules=(
+                DifferenceInDifferences(**PAIR, start=0.5, end=2, threshold=-1.0),
+                Difference(**PAIR | {"baseline": "GN"}, axis_values=(None, 2), evaluation="batch"),
+            ),
+        ),
+    ),
+)
+
+
+def results():
+    found = []
+    for seed in STUDY.seeds:
+        for place in STUDY.places():
+            ap = 0.4 + 0.01 * seed + 0.001 * len(found)
+            ap -= 0.1 * (place.arm == "BN") * (place.axis_value == 2)
+            found.append(
+                {
+                    "trial": f"{place.arm}-{place.axis_value}-{seed}",
+                    "arm": place.arm,
+                    "axis_value": place.axis_value,
+                    "seed": seed,
+                    "status": "done",
+                    "metrics": {
+                        "running": {"AP": ap, "AP_small": None},
+                        "batch": {"AP": ap / 2, "AP_small": None},
+                    },
+                    "examples": 10,
+                    "seconds": 1.0,
+                }
+            )
+    return found
+
+
+def table(folder, found):
+    """The rows of a report's table.csv about these results."""
+    for result in found:
+        run = folder / "trials" / result["trial"]
+        run.mkdir(parents=True)
+        if result["status"] != "unfinished":
+            (run / "result.json").write_text(json.dumps(result))
+    (folder / "study.json").write_text(json.dumps(description(STUDY)))
+    write_csv(read_study(folder), folder / "table.csv")
+    with (folder / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_verdicts_from_the_table_are_those_of_the_results(tmp_path):
+    found = results()
+    found[0]["metrics"]["batch"]["AP"] = None
+    [verdict] = judge_table(STUDY, table(tmp_path, found))
+    assert [verdict] == judge_results(description(STUDY), found)
+    assert verdict["outcomes"][0]["decision"] == "supported"
+    assert verdict["outcomes"][1]["estimates"][0]["by_seed"].keys() == {"1", "2"}
+
+
+def test_trials_that_diverged_or_have_not_ended_are_told_apart(tmp_path):
+    found = results()
+    found[0] |= {"status": "diverged", "metrics": {}}
+    expected = judge_results(description(STUDY), found)
+    assert judge_table(STUDY, table(tmp_path / "a", found)) == expected
+    found[0]["status"] = "unfinished"
+    [verdict] = judge_table(STUDY, table(tmp_path / "b", found))
+    assert verdict["verdict"] == "INCONCLUSIVE"
+    assert "not all of its trials have ended" in verdict["outcomes"][0]["sentence"]
+
+
+def test_an_axis_that_is_also_measured_has_a_column_of_its_own(tmp_path):
+    """Its effective norm batch is a column of every table."""
+    found = results()
+    found[0]["norm_batch"] = 16
+    row = table(tmp_path, found)[0]
+    assert (row["axis_value"], row["norm_batch"]) == ("2", "16")
+
+
+def test_a_table_of_another_axis_value_is_refused(tmp_path):
+    rows = table(tmp_path, results())
+    rows[0]["axis_value"] = "8"
+    with pytest.raises(ValueError, match=r"axis_value is 8, .* these are: 2, 0.5, none"):
+        results_from_table(STUDY, rows)

@@ -1,0 +1,555 @@
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pydantic
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from fpnlab.analysis.verdict import Evidence, judge_claims, overall
+from fpnlab.analysis.verdict import judge as judge_evidence
+from fpnlab.config.claims import (
+    Cell,
+    Claim,
+    Difference,
+    DifferenceInDifferences,
+    Equivalence,
+    Rule,
+    cells,
+)
+from fpnlab.stats.intervals import holm, t_interval
+
+CLEAR = (-0.1, 0.0, 0.1, 0.05, -0.05)
+"""Noise of five seeds that leaves a difference of one clear."""
+LUCK = (5.0, -3.0, 0.0, 8.0, -7.0)
+"""What the seeds do to both arms alike."""
+
+
+def at(arm, axis_value, evaluation="running", metric="AP"):
+    return Cell(metric, evaluation, axis_value, arm)
+
+
+def cell(mean, noise=CLEAR):
+    return {seed: mean + luck + d for seed, (luck, d) in enumerate(zip(LUCK, noise))}
+
+
+def study(**means):
+    """Values of arms at axis values 2, 8 and 32; the baseline BN is without noise of its own."""
+    table = {"BN": (0.0, 0.0, 0.0), **means}
+    return {
+        at(arm, value): cell(mean, CLEAR if arm != "BN" else (0.0,) * 5)
+        for arm, row in table.items()
+        for value, mean in zip((2, 8, 32), row)
+    }
+
+
+def difference(axis_values=(2,), side="above", threshold=0.0, arm="LN", **fields):
+    fields = {"baseline": "BN", "metric": "AP"} | fields
+    return Difference(arm=arm, axis_values=axis_values, side=side, threshold=threshold, **fields)
+
+
+def change(side="above", threshold=0.0, start=32, end=2, **fields):
+    fields = {"arm": "LN", "baseline": "BN", "metric": "AP"} | fields
+    return DifferenceInDifferences(start=start, end=end, side=side, threshold=threshold, **fields)
+
+
+def equivalence(margin=1.0, axis_values=(2,), **fields):
+    fields = {"arm": "LN", "baseline": "BN", "metric": "AP"} | fields
+    return Equivalence(axis_values=axis_values, margin=margin, **fields)
+
+
+def judge(rules, values, alpha=0.05, **known):
+    return judge_evidence(rules, Evidence(values, **known), alpha)
+
+
+def decide(rule, values, **kwargs):
+    return judge([rule], values, **kwargs).outcomes[0]
+
+
+@pytest.mark.parametrize(
+    ("side", "threshold", "decision"),
+    [
+        ("above", 0.0, "supported"),
+        ("above", 1.0, "undecided"),
+        ("above", 2.0, "refuted"),
+        ("below", 2.0, "supported"),
+        ("below", 1.0, "undecided"),
+        ("below", 0.0, "refuted"),
+    ],
+)
+def test_a_difference_is_decided_by_the_side_of_the_whole_interval(side, threshold, decision):
+    outcome = decide(difference(side=side, threshold=threshold), study(LN=(1.0, 0.0, 0.0)))
+    assert outcome.decision == decision
+    (estimate,) = outcome.estimates
+    assert (estimate.mean, estimate.level) == (pytest.approx(1.0), 0.95)
+    np.testing.assert_allclose((estimate.low, estimate.high), t_interval(1 + np.array(CLEAR))[1:3])
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    values=st.lists(st.floats(-10, 10), min_size=2, max_size=6),
+    threshold=st.floats(-5, 5),
+    alpha=st.floats(0.01, 0.4),
+)
+def test_one_rule_is_decided_exactly_when_the_threshold_is_outside_the_interval(
+    values, threshold, alpha
+):
+    arms = {
+        at("LN", 2): dict(enumerate(values)),
+        at("BN", 2): dict.fromkeys(range(len(values)), 0.0),
+    }
+    outcome = decide(difference(threshold=threshold), arms, alpha=alpha)
+    assume(abs(outcome.p - alpha) > 1e-9)
+    (estimate,) = outcome.estimates
+    expected = "undecided"
+    if estimate.low > threshold:
+        expected = "supported"
+    elif estimate.high < threshold:
+        expected = "refuted"
+    assert outcome.decision == expected
+
+
+def test_the_mean_over_axis_values_is_taken_seed_by_seed():
+    values = study(LN=(1.0, 2.0, 6.0))
+    del values[at("LN", 8)][3]
+    values[at("BN", 32)][0] = math.nan
+    (estimate,) = decide(difference((2, 8, 32)), values).estimates
+    expected = {seed: 3.0 + CLEAR[seed] for seed in (1, 2, 4)}
+    assert estimate.by_seed == pytest.approx(expected)
+    assert estimate.left_out == (0, 3)
+
+
+def test_difference_in_differences_asks_whether_an_arm_changes_more():
+    # Both arms lose towards small batches, LN less.
+    values = study(BN=(-6.0, -2.0, 0.0), LN=(-2.0, -2.0, 1.0))
+    assert decide(change(), values).decision == "supported"
+    assert decide(change("below"), values).decision == "refuted"
+    assert decide(change(threshold=3.0), values).decision == "undecided"
+    assert decide(change(start=2, end=32), values).decision == "refuted"
+    (estimate,) = decide(change(), values).estimates
+    assert estimate.mean == pytest.approx(-3.0 + 6.0)
+    assert estimate.axis_values == (32, 2)
+
+
+@pytest.mark.parametrize(
+    ("mean", "decision"), [(0.0, "supported"), (1.0, "undecided"), (2.0, "refuted")]
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_equivalence_is_decided_by_the_margins(mean, sign, decision):
+    outcome = decide(equivalence(margin=1.0), study(LN=(sign * mean, 0.0, 0.0)))
+    assert outcome.decision == decision
+    assert outcome.estimates[0].level == pytest.approx(0.9)
+
+
+def test_equivalence_must_hold_at_every_axis_value_and_fails_at_one():
+    values = study(LN=(0.1, 0.0, 2.0))
+    assert decide(equivalence(axis_values=(2, 8)), values).decision == "supported"
+    assert decide(equivalence(axis_values=(2, 8, 32)), values).decision == "refuted"
+    values[at("LN", 32)] = {}
+    found = decide(equivalence(axis_values=(2, 8, 32)), values)
+    assert found.decision == "undecided"
+    assert [e.left_out for e in found.estimates] == [(), (), (0, 1, 2, 3, 4)]
+
+
+def test_a_seed_is_left_out_only_where_a_value_lacks():
+    values = study(LN=(0.0, 0.0, 0.0))
+    values[at("LN", 8)] = {seed: 0.0 for seed in (1, 2, 7)}
+    found = decide(equivalence(axis_values=(2, 8)), values)
+    assert [e.left_out for e in found.estimates] == [(), (0, 3, 4, 7)]
+
+
+def test_noise_is_neither_a_difference_nor_equivalence():
+    noise = (3.0, -2.0, 1.0, -4.0, 2.0)
+    values = {at("LN", 2): cell(0.0, noise), at("BN", 2): cell(0.0, (0.0,) * 5)}
+    for rule in (difference(), difference(side="below"), equivalence()):
+        assert decide(rule, values).decision == "undecided"
+
+
+@pytest.mark.parametrize("axis_values", [(2,), (2, 8)])
+@pytest.mark.parametrize(("margin", "deviation"), [(1.0, 0.3), (0.01, 3.0)])
+def test_equal_arms_are_called_different_beyond_a_margin_in_alpha_of_all_cases(
+    margin, deviation, axis_values
+):
+    # On the margin at every axis value, which is the hardest case, whether noise hides it or not.
+    rng = np.random.default_rng(0)
+    samples = rng.normal(margin, deviation, size=(2000, len(axis_values), 5))
+    rule, zeros = equivalence(margin, axis_values), dict.fromkeys(range(5), 0.0)
+    refuted = 0
+    for rows in samples:
+        values = {at("BN", value): zeros for value in axis_values}
+        for value, row in zip(axis_values, rows):
+            values[at("LN", value)] = dict(enumerate(row.tolist()))
+        refuted += decide(rule, values).decision == "refuted"
+    assert refuted / len(samples) < 0.05 + 4 * math.sqrt(0.05 * 0.95 / len(samples))
+
+
+def test_several_rules_are_held_to_holms_adjusted_p():
+    noise = (1.0, -1.0, 0.5, -0.5, 0.2)
+    values = {at("BN", value): cell(0.0, (0.0,) * 5) for value in (2, 8, 32)}
+    for value, mean in ((2, 1.2), (8, 1.25), (32, 1.3)):
+        values[at("LN", value)] = cell(mean, noise)
+    rules = [difference((value,)) for value in (2, 8, 32)]
+    alone = [decide(rule, values) for rule in rules]
+    together = judge(rules, values)
+    assert [outcome.decision for outcome in alone] == ["supported"] * 3
+    assert [outcome.decision for outcome in together.outcomes] == ["undecided"] * 3
+    assert [o.p_adjusted for o in together.outcomes] == holm([o.p for o in alone])
+    # The interval that is shown stays that of the rule alone.
+    assert [o.estimates for o in together.outcomes] == [o.estimates for o in alone]
+
+
+def test_true_null_rules_err_in_alpha_of_all_families():
+    rng = np.random.default_rng(1)
+    rules = [difference(), difference((8,), "below"), change()]
+    wrong = 0
+    for noise in rng.normal(size=(1500, 2, 3, 5)):
+        rows = {
+            at(arm, value): dict(enumerate(noise[i, j].tolist()))
+            for i, arm in enumerate(("BN", "LN"))
+            for j, value in enumerate((2, 8, 32))
+        }
+        wrong += any(outcome.decision != "undecided" for outcome in judge(rules, rows).outcomes)
+    assert wrong / 1500 < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 1500)
+
+
+FAILING = [
+    # What is claimed, the arm's mean, the arm and the value of the failed trial, the decision.
+    (difference(), 3.0, ("BN", 2), "supported"),
+    (difference(), 3.0, ("LN", 2), "undecided"),
+    (difference(), -3.0, ("BN", 2), "undecided"),
+    (difference(), -3.0, ("LN", 2), "refuted"),
+    (difference(side="below"), -3.0, ("BN", 2), "undecided"),
+    (difference(side="below"), -3.0, ("LN", 2), "supported"),
+    (difference((2, 8)), 6.0, ("BN", 8), "supported"),
+    (difference((2, 8)), 6.0, ("LN", 8), "undecided"),
+    (change(), 3.0, ("BN", 2), "supported"),
+    (change(), 3.0, ("LN", 2), "undecided"),
+    (change(), 3.0, ("BN", 32), "undecided"),
+    (change(), 3.0, ("LN", 32), "supported"),
+    (change(), -3.0, ("LN", 32), "undecided"),
+    (equivalence(), 0.1, ("BN", 2), "undecided"),
+    (equivalence(), 0.1, ("LN", 2), "undecided"),
+    (equivalence(), 3.0, ("BN", 2), "refuted"),
+    (equivalence(), 3.0, ("LN", 2), "undecided"),
+    (equivalence(), -3.0, ("LN", 2), "refuted"),
+    (equivalence(), -3.0, ("BN", 2), "undecided"),
+    # It is no part of the comparison.
+    (difference(), 3.0, ("LN", 32), "supported"),
+]
+
+
+@pytest.mark.parametrize(("rule", "mean", "place", "decision"), FAILING)
+def test_a_failed_trial_is_worse_than_any_and_bars_what_leaving_it_out_favours(
+    rule, mean, place, decision
+):
+    values = study(LN=(mean, 0.0, 0.0))
+    whole = decide(rule, values).decision
+    values[at(place[0], place[1])].pop(4)
+    outcome = decide(rule, values, axis="batch size", failed={place: [(*place, 4)]})
+    assert outcome.decision == decision
+    assert decision in (whole, "undecided")
+    arm, value = place
+    told = f"Diverged or failed: {arm} at batch size {value} (1 seed). That makes the mean too"
+    assert (told in outcome.sentence) == (place in {(c.arm, c.axis_value) for c in cells(rule)})
+
+
+def test_failures_on_both_sides_leave_everything_undecided():
+    values = study(LN=(3.0, 0.0, 0.0))
+    failed = {("LN", 2): [("LN", 2, 8)], ("BN", 2): [("BN", 2, 8), ("BN", 2, 9)]}
+    for rule in (difference(), difference(side="below"), equivalence(), equivalence(9.0)):
+        outcome = decide(rule, values, failed=failed)
+        assert (outcome.decision, outcome.p) == ("undecided", 1.0)
+        assert "LN at axis value 2 (1 seed), BN at axis value 2 (2 seeds)" in outcome.sentence
+        assert "favours both sides, and neither above nor below can be decided" in outcome.sentence
+
+
+def test_a_trial_on_both_sides_of_a_comparison_favours_neither():
+    values = study(BN=(1.0, 0.0, 0.0))
+    values |= {at("BN", 2, "precise"): cell(3.0)}
+    rule = difference(arm="BN", evaluation="precise", baseline_evaluation="running")
+    outcome = decide(rule, values, failed={("BN", 2): [("BN", 2, 9)]})
+    assert outcome.decision == "supported"
+    assert "Diverged" not in outcome.sentence
+    # Once a seed, it counts at both axis values.
+    values = study(BN=(-6.0, 0.0, 0.0), LN=(0.0, 0.0, 0.0))
+    lost = [("LN", None, 9)]
+    assert decide(change(), values, failed={("LN", 2): lost, ("LN", 32): lost}).decision == (
+        "supported"
+    )
+
+
+def shares(studies, rules, known):
+    """How often each rule is supported; ``known`` are the failed trials of a study, or none."""
+    found = np.zeros(len(rules))
+    for values, failed in studies:
+        outcomes = judge(rules, values, failed=failed if known else {}).outcomes
+        found += [o.decision == "supported" for o in outcomes]
+    return found / len(studies)
+
+
+def studies_whose_worst_runs_diverge(number, arms, seeds=5):
+    """Studies without a difference, in which runs of ``arms`` one deviation down diverge."""
+    rng = np.random.default_rng(7)
+    for noise in rng.normal(size=(number, 2, seeds)):
+        values, failed = {}, {}
+        for arm, row in zip(("BN", "LN"), noise.tolist()):
+            lost = [seed for seed, value in enumerate(row) if arm in arms and value < -1.0]
+            values[at(arm, 2)] = {seed: v for seed, v in enumerate(row) if seed not in lost}
+            failed[arm, 2] = [(arm, 2, seed) for seed in lost]
+        yield values, failed
+
+
+@pytest.mark.parametrize("arms", [("BN",), ("LN",), ("BN", "LN")])
+def test_diverging_worst_runs_favour_no_arm_beyond_the_nominal_share(arms):
+    rules = [difference(), difference(side="below")]
+    found = list(studies_whose_worst_runs_diverge(2500, arms))
+    # Each rule by itself: no correction for two.
+    after = [shares(found, [rule], known=True)[0] for rule in rules]
+    # Four standard errors of a share of 0.025.
+    assert max(after) < 0.025 + 4 * math.sqrt(0.025 * 0.975 / len(found))
+    if len(arms) == 1:
+        before = [shares(found, [rule], known=False)[0] for rule in rules]
+        assert max(before) > 0.038
+
+
+def test_equal_seeds_are_decided_by_the_steps_of_the_metric_and_never_by_zero_width():
+    values = {at("BN", 2): {0: 1.0, 1: 2.0}, at("LN", 2): {0: 21.6, 1: 22.6}}
+    for steps, width in (({"AP": 1.0}, 1.0), ({}, 0.1)):
+        outcome = decide(difference(), values, steps=steps)
+        (estimate,) = outcome.estimates
+        half = 12.7062 * width / math.sqrt(6) / math.sqrt(2)
+        assert estimate.high - estimate.mean == pytest.approx(half, rel=1e-4)
+        assert outcome.decision == "supported"
+        assert outcome.p > 1e-4
+        assert decide(equivalence(20.6 + half), values, steps=steps).decision == "supported"
+        assert decide(equivalence(20.6 + half / 3), values, steps=steps).decision == "undecided"
+    # One seed in each of 500 pictures: the step is wider than the effect.
+    assert decide(difference(), values, steps={"AP": 20.0}).decision == "undecided"
+    zeros = {at("BN", 2): {0: 1.0, 1: 2.0}, at("LN", 2): {0: 1.0, 1: 2.0}}
+    for rule in (difference(), difference(side="below")):
+        assert decide(rule, zeros).decision == "undecided"
+
+
+def test_change_and_mean_over_values_have_the_least_deviation_of_their_own_cells():
+    values = study(LN=(3.0, 3.0, 0.0))
+    for cell_values in values.values():
+        for seed in cell_values:
+            cell_values[seed] = float(round(cell_values[seed]))
+    widths = {}
+    for name, rule in (("one", difference()), ("two", difference((2, 8))), ("change", change())):
+        (estimate,) = decide(rule, values, steps={"AP": 1.0}).estimates
+        widths[name] = estimate.high - estimate.low
+    assert widths["two"] == pytest.approx(widths["one"] / math.sqrt(2))
+    assert widths["change"] == pytest.approx(widths["one"] * math.sqrt(2))
+
+
+def four_claims(noise):
+    """Four arms against BN, each a claim of its own, and the evidence of one study."""
+    arms = ("BN", "LN", "GN", "IN", "RMS")
+    claims = [Claim(statement=arm, rules=(difference(arm=arm),)) for arm in arms[1:]]
+    values = {at(arm, 2): dict(enumerate(row.tolist())) for arm, row in zip(arms, noise)}
+    return claims, Evidence(values)
+
+
+def test_of_four_null_claims_one_is_decided_in_alpha_of_studies_with_holm_over_the_study():
+    # Arms of their own, so that the four tests are independent, which is the hardest case.
+    rng = np.random.default_rng(3)
+    supported = {"claim": 0, "study": 0}
+    for noise in rng.normal(size=(800, 5, 5)):
+        claims, evidence = four_claims(np.concatenate([np.zeros((1, 5)), noise[1:]]))
+        for family in supported:
+            words = [v.verdict for v in judge_claims(claims, evidence, family)]
+            supported[family] += "SUPPORTED" in words
+    # 1 - 0.975^4 = 0.096 and 1 - (1 - 0.025 / 4)^4 = 0.025.
+    assert abs(supported["claim"] / 800 - 0.096) < 4 * math.sqrt(0.096 * 0.904 / 800)
+    assert abs(supported["study"] / 800 - 0.025) < 4 * math.sqrt(0.025 * 0.975 / 800)
+
+
+def test_holm_over_the_study_adjusts_the_rules_of_all_claims_together():
+    claims, evidence = four_claims(np.random.default_rng(0).normal(size=(5, 5)))
+    claims[0] = dataclasses.replace(claims[0], rules=(difference(), difference(arm="GN")))
+    alone, together = (judge_claims(claims, evidence, family) for family in ("claim", "study"))
+    p = [outcome.p for verdict in alone for outcome in verdict.outcomes]
+    assert [o.p_adjusted for v in together for o in v.outcomes] == holm(p)
+    assert [o.p_adjusted for o in alone[0].outcomes] == holm(p[:2])
+    assert [v.outcomes[0].p_adjusted for v in alone[1:]] == p[2:]
+
+
+def test_the_verdict_stands_however_undecided_rules_turn_out():
+    """Brute force: the verdict if all completions of the undecided agree, else inconclusive."""
+
+    def settled(decisions):
+        if len(set(decisions)) > 1:
+            return "PARTIAL"
+        return "SUPPORTED" if decisions[0] == "supported" else "REFUTED"
+
+    for n in (1, 2, 3, 4):
+        for decisions in itertools.product(["supported", "refuted", "undecided"], repeat=n):
+            options = [
+                ["supported", "refuted"] if decision == "undecided" else [decision]
+                for decision in decisions
+            ]
+            words = {settled(completion) for completion in itertools.product(*options)}
+            assert overall(decisions) == (words.pop() if len(words) == 1 else "INCONCLUSIVE")
+
+
+@pytest.mark.parametrize(
+    ("means", "verdict", "tally"),
+    [
+        ((3.0, 0.0, 0.0), "SUPPORTED", "of 2 rules, 2 supported."),
+        ((-3.0, -9.0, 0.0), "REFUTED", "of 2 rules, 2 refuted."),
+        ((3.0, 5.0, 0.0), "PARTIAL", "of 2 rules, 1 supported, 1 refuted."),
+        ((3.0, 1.0, 0.0), "INCONCLUSIVE", "of 2 rules, 1 supported, 1 undecided."),
+    ],
+)
+def test_a_claim_of_two_rules_has_each_verdict(means, verdict, tally):
+    found = judge([difference(), equivalence(axis_values=(8,))], study(LN=means))
+    assert found.verdict == verdict
+    assert found.sentence == f"{verdict}: {tally}"
+
+
+def test_an_arm_is_compared_with_itself_under_other_statistics():
+    values = study(BN=(-6.0, -2.0, 0.0), LN=(0.0, 0.0, 0.0))
+    values |= {at("BN", value, "precise"): cell(mean) for value, mean in ((2, -1.0), (32, 0.0))}
+    both = {"arm": "BN", "baseline": "BN", "evaluation": "precise"}
+    for rule, mean, topic in (
+        (difference(**both, baseline_evaluation="running"), 5.0, "BN (precise) minus BN (running)"),
+        (
+            change(**both, baseline_evaluation="running"),
+            5.0,
+            "change of BN (precise) minus change of BN (running)",
+        ),
+    ):
+        outcome = decide(rule, values)
+        assert outcome.decision == "supported"
+        assert outcome.estimates[0].mean == pytest.approx(mean)
+        assert outcome.sentence.startswith(f"AP: {topic}, ")
+    # One source for both arms; LN has no precise numbers.
+    outcome = decide(difference(evaluation="precise"), values)
+    assert outcome.estimates[0].mean is None
+    assert outcome.sentence.startswith("AP: LN minus BN, precise statistics, at axis value 2: not")
+
+
+def test_an_arm_is_compared_with_itself_at_another_axis_value():
+    values = study(LN=(0.3, 0.2, 0.5))
+    flat = equivalence(1.0, (2, 8), baseline="LN", baseline_value=32)
+    outcome = decide(flat, values, axis="batch size")
+    assert outcome.decision == "supported"
+    assert [e.mean for e in outcome.estimates] == pytest.approx([-0.2, -0.3])
+    assert outcome.sentence.startswith("AP: LN minus LN at batch size 32, at batch size 2: -0.2 (")
+    (estimate,) = decide(difference((2, 8), baseline="LN", baseline_value=32), values).estimates
+    assert estimate.mean == pytest.approx(-0.25)
+
+
+def test_values_of_another_metric_are_not_looked_at():
+    values = study(LN=(3.0, 0.0, 0.0))
+    assert decide(difference(metric="AP50"), values).estimates[0].by_seed == {}
+
+
+def test_a_rule_waits_for_every_trial_that_it_needs():
+    values = study(LN=(3.0, 3.0, 3.0))
+    rules = [difference((2,)), difference((8,), "below")]
+    found = judge(rules, values, unfinished={("LN", 2), ("GN", 8)})
+    waits, done = found.outcomes
+    assert (waits.decision, waits.p, done.decision) == ("undecided", 1.0, "refuted")
+    assert waits.estimates[0].mean == pytest.approx(3.0)
+    assert waits.sentence.endswith("Above 0: undecided (not all of its trials have ended).")
+    assert found.verdict == "INCONCLUSIVE"
+    assert found.sentence.endswith("Not all of their trials have ended.")
+    assert judge(rules, values).verdict == "PARTIAL"
+
+
+def test_what_was_not_measured_is_undecided_and_said():
+    values = study(LN=(3.0, 3.0, 3.0))
+    values[at("LN", 8)] = {0: 3.0, 1: math.nan}
+    none, one = judge([difference(arm="GN"), difference((8,))], values, axis="batch size").outcomes
+    assert (none.decision, one.decision) == ("undecided", "undecided")
+    assert (none.p, none.p_adjusted, none.estimates[0].mean) == (1.0, 1.0, None)
+    assert none.estimates[0].left_out == (0, 1, 2, 3, 4)
+    assert (one.estimates[0].mean, one.estimates[0].low) == (pytest.approx(-2.0), None)
+    assert none.sentence == (
+        "AP: GN minus BN, at batch size 2: not measured (0 seeds, 5 left out). "
+        "Above 0: undecided (p 1)."
+    )
+    assert "-2 (no interval, 1 seed, 4 left out)" in one.sentence
+
+
+def test_sentences_say_the_numbers_the_claim_and_the_decision():
+    values = study(LN=(3.0, 0.0, 1.0))
+    rules = [difference(threshold=1.0), change(), equivalence(0.5, (8, 32)), difference((2, 8))]
+    sentences = [outcome.sentence for outcome in judge(rules, values, axis="batch size").outcomes]
+    interval = "{} (95 % interval {} to {}, 5 seeds)"
+    first = interval.format(3, 2.9, "3.1")
+    assert sentences[0].startswith(
+        f"AP: LN minus BN, at batch size 2: {first}. Above 1: supported (p "
+    )
+    assert ", adjusted " in sentences[0]
+    assert sentences[1].startswith(
+        "AP: change of LN minus change of BN, from batch size 32 to 2: 2 ("
+    )
+    assert "at batch size 8: " in sentences[2]
+    assert "; at batch size 32: 1 (90 % interval" in sentences[2]
+    assert "Less than 0.5 from zero: refuted" in sentences[2]
+    assert "in the mean over batch size 2, 8: 1.5" in sentences[3]
+
+
+def test_a_verdict_is_json_without_nan():
+    rules = [difference(), change(), equivalence(), difference(arm="GN")]
+    values = study(LN=(3.0, 0.0, 1.0))
+    values[at("LN", 2)][0] = np.float64(7.0)
+    table = dataclasses.asdict(judge(rules, values))
+    again = json.loads(json.dumps(table, allow_nan=False))
+    assert [outcome["rule"]["kind"] for outcome in again["outcomes"]] == [
+        "difference",
+        "difference_in_differences",
+        "equivalence",
+        "difference",
+    ]
+    assert again["verdict"] == table["verdict"]
+
+
+def test_cells_are_those_that_a_rule_reads():
+    values = study(LN=(3.0, 0.0, 1.0), GN=(1.0, 1.0, 1.0))
+    for rule in (difference((2, 8)), change(), equivalence(axis_values=(8, 32))):
+        needed = cells(rule)
+        assert decide(rule, {key: values[key] for key in needed}) == decide(rule, values)
+        for gone in needed:
+            rest = {key: values[key] for key in needed if key != gone}
+            assert any(e.mean is None for e in decide(rule, rest).estimates)
+
+
+def test_rules_are_read_from_a_config_and_written_back():
+    adapter = pydantic.TypeAdapter(tuple[Rule, ...])
+    rules = (difference((2, 8), threshold=1.0), change(), equivalence())
+    assert adapter.validate_json(adapter.dump_json(rules), strict=True) == rules
+    assert len({*rules, *rules}) == 3
+    with pytest.raises(pydantic.ValidationError, match="magrin"):
+        adapter.validate_python([{"kind": "equivalence", "magrin": 1.0}])
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda: difference(arm="BN"), "arm and baseline are both 'BN'"),
+        (lambda: difference(()), "axis_values is"),
+        (lambda: equivalence(axis_values=(2, 2)), "axis_values is"),
+        (lambda: difference(threshold=math.nan), "threshold is nan"),
+        (lambda: change(threshold=math.inf), "threshold is inf"),
+        (lambda: change(start=2, end=2), "start and end are both 2"),
+        (lambda: equivalence(margin=0.0), "margin is 0.0"),
+        (lambda: equivalence(axis_values=(2, 32), arm="BN", baseline_value=32), "are both 'BN'"),
+        (lambda: change(arm="BN", baseline_evaluation="running"), "are both 'BN'"),
+        (lambda: Claim(statement="", rules=(change(),)), "a claim needs a statement"),
+        (lambda: Claim(statement="x", rules=()), "one rule or more"),
+        (lambda: Claim(statement="x", rules=(change(),), alpha=0.5), "alpha is 0.5"),
+        (lambda: judge([], {}), "no rules"),
+        (lambda: judge([difference(metric=None)], {}), "a rule without a metric"),
+        (lambda: judge([difference()], {}, alpha=0.5), "alpha must lie"),
+    ],
+)
+def test_impossible_rules_are_refused(make, fault):
+    with pytest.raises(ValueError, match=fault):
+        make()

@@ -1,0 +1,351 @@
+"""The command line: help, exit codes and messages, and runs that signals interrupt."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from fpnlab.cli.main import main, problem_lines
+from fpnlab.config import experiment as config
+from fpnlab.config.help import fields as describe
+from fpnlab.data.dataset import Problem
+from fpnlab.study.ledger import Ledger
+
+CONFIGURED = ("train", "study", "show", "config")
+COMMANDS = (*CONFIGURED, "evaluate", "report", "verify")
+
+CONFIG = """
+question = "Does the command line work?"
+log_examples = 4
+
+[data]
+kind = "scenes"
+image_size = 32
+train_size = 32
+test_size = 8
+
+[model]
+classes = 4
+backbone = { depths = [1, 1], widths = [4, 8], norm = { kind = "batch_norm" } }
+neck = { channels = 8, min_level = 3, max_level = 4 }
+head = { depth = 1 }
+
+[train]
+examples = 1600
+batch_size = 4
+learning_rate = 0.05
+
+[evaluate]
+batch_size = 8
+population_examples = 8
+
+[study]
+axes = [{ field = "train.batch_size", values = [4] }]
+seeds = [0]
+arms = { BN = {} }
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def call(*words):
+    """The result of a command; what it raised, if it raised, fails the test."""
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def trained(config_file, tmp_path_factory):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("trained")
+    result = call("train", config_file, "--out", folder)
+    assert result.exit_code == 0
+    return folder
+
+
+def test_the_group_lists_its_commands_and_exit_codes():
+    result = call("--help")
+    assert result.exit_code == 0
+    for command in COMMANDS:
+        assert f"\n  {command} " in result.output
+    for code in (0, 2, 3, 4, 5, 75):
+        assert re.search(rf"\b{code} ", result.output)
+
+
+def squeezed(text):
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_lists_every_option_with_type_default_and_meaning(command):
+    result = call(command, "--help")
+    assert (result.exit_code, result.stderr) == (0, "")
+    for option in main.commands[command].params:
+        if option.param_type_name == "option":
+            assert option.help
+            assert squeezed(option.help) in squeezed(result.output)
+            assert option.show_default or "[default:" in option.help
+            assert f"{option.opts[0]} " in result.output
+    fields = describe()
+    for path, kind, default, meaning in fields if command in CONFIGURED else ():
+        assert squeezed(f"--{path} {kind} {meaning} [{default}]") in squeezed(result.output)
+
+
+@pytest.mark.parametrize("overrides", [(), ("--train.batch-size", 8), ("--train.batch_size=8",)])
+def test_config_prints_json_that_is_the_same_experiment(overrides, config_file):
+    result = call("config", config_file, *overrides)
+    assert result.exit_code == 0
+    given = [("train.batch_size", "8")] if overrides else []
+    assert config.validate(json.loads(result.stdout)) == config.load(config_file, given)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--train.batchsize", "8"], "train.batchsize: no such field; the nearest is 'batch_size'"),
+        (["--train.batch_size", "many"], "train.batch_size: is 'many'; it must be a valid integer"),
+        (["--train.batch_size"], "--train.batch_size needs a value, e.g. --train.batch_size 1"),
+        (["train.batch_size", "8"], "'train.batch_size' is neither an option nor a field"),
+        (["--model.classes", "3"], "model.classes: is 3, but the data has 4 classes"),
+    ],
+)
+@pytest.mark.parametrize("command", ["config", "train"])
+def test_what_cannot_be_right_exits_with_2_and_a_message(command, words, says, config_file):
+    result = call(command, config_file, *words)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_missing_config_exits_with_2(tmp_path):
+    result = call("train", tmp_path / "nope.toml")
+    assert result.exit_code == 2
+    assert "nope.toml: no such file" in result.stderr
+
+
+def test_a_missing_data_folder_exits_with_3_and_names_the_field(config_file, tmp_path):
+    voc = '{ kind = "voc", root = "/no/such/folder", class_names = ["a", "b", "c", "d"] }'
+    result = call("train", config_file, "--data", voc, "--study", "none", "--out", tmp_path / "o")
+    assert result.exit_code == 3
+    assert "data.root" in result.stderr
+    assert "/no/such/folder" in result.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_study_without_a_study_table_exits_with_2(config_file, tmp_path):
+    result = call("study", config_file, "--study", "none", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "study: absent; a study needs a [study] table" in result.stderr
+
+
+def test_the_folder_of_another_run_exits_with_5(trained, config_file):
+    result = call("train", config_file, "--seed", 1, "--out", trained)
+    assert result.exit_code == 5
+    assert "it differs in seed (0 there, 1 here); choose another folder" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["report"], 5, "is no run's folder"),
+        (["evaluate"], 2, "config.json: not the config of a run"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_refused(words, code, says, tmp_path):
+    result = call(*words, tmp_path)
+    assert result.exit_code == code
+    assert says in result.stderr
+
+
+def test_a_run_that_diverges_exits_with_4_and_still_has_a_report(config_file, tmp_path):
+    wild = ("--train.learning_rate", "1e20", "--model.backbone.norm.kind", "none")
+    result = call("train", config_file, *wild, "--train.examples", 48, "--out", tmp_path)
+    assert result.exit_code == 4
+    assert "diverged: loss or gradient not finite at step" in result.stderr
+    assert "try a lower train.learning_rate" in result.stderr
+    assert (tmp_path / "report.html").stat().st_size > 0
+
+
+def table(output):
+    lines = [line.split() for line in output.splitlines() if not line.startswith("report")]
+    return {line[0]: line[1:] for line in lines}
+
+
+def test_training_again_and_evaluating_print_the_same_table(trained, config_file):
+    again = call("train", config_file, "--out", trained)
+    assert (again.exit_code, "was finished" in again.stderr) == (0, True)
+    measured = call("evaluate", trained)
+    assert measured.exit_code == 0
+    found = table(measured.stdout)
+    assert found["points"] == ["running", "precise", "batch"]
+    assert found == table(again.stdout)
+    stored = json.loads((trained / "result.json").read_text())["metrics"]
+    assert found["AP50"] == [f"{100 * metrics['AP50']:.1f}" for metrics in stored.values()]
+
+
+def test_a_report_is_written_anew(trained):
+    (trained / "report.html").unlink()
+    result = call("report", trained)
+    assert result.exit_code == 0
+    assert result.stdout == f"report: {trained / 'report.html'}\n"
+    assert "</html>" in (trained / "report.html").read_text()
+
+
+@pytest.mark.parametrize("options", [(), ("--split", "train"), ("--run", "trained", "--count", 5)])
+def test_show_draws_a_picture(options, trained, config_file, tmp_path):
+    options = [trained if word == "trained" else word for word in options]
+    result = call("show", config_file, *options, "--out", tmp_path / "show.png")
+    assert result.exit_code == 0
+    assert result.stdout == f"{tmp_path / 'show.png'}\n"
+    with Image.open(tmp_path / "show.png") as image:
+        image.load()
+        assert min(image.size) > 100
+
+
+def test_show_with_a_run_of_other_classes_exits_with_5(trained, config_file, tmp_path):
+    stored = json.loads((trained / "config.json").read_text())
+    stored["experiment"]["data"] = {"kind": "voc", "root": "r", "class_names": ["a", "b", "c", "d"]}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    result = call("show", config_file, "--run", tmp_path, "--out", tmp_path / "show.png")
+    assert result.exit_code == 5
+    assert "trained to find a, b, c, d, but the data has circle, square" in result.stderr
+
+
+def test_a_study_ends_with_its_table_and_a_report(config_file, tmp_path):
+    result = call("study", config_file, "--train.examples", 48, "--out", tmp_path)
+    assert result.exit_code == 0
+    assert "1/1" in result.stderr
+    assert f"report: {tmp_path / 'report.html'}\n" in result.stdout
+    assert json.loads((tmp_path / "summary.json").read_text())["counts"]["done"] == 1
+    again = call("study", config_file, "--train.examples", 48, "--out", tmp_path)
+    assert "was finished" in again.stderr
+
+
+def test_a_study_says_its_verdicts_and_keeps_to_its_claims(config_file, tmp_path):
+    rule = (
+        '{ kind = "difference", arm = "BN", evaluation = "precise", baseline = "BN", '
+        'baseline_evaluation = "running", axis_values = [4], side = "above" }'
+    )
+    claims = f'[{{ statement = "It helps.", rules = [{rule}] }}]'
+    words = ("study", config_file, "--train.examples", 48, "--out", tmp_path)
+    result = call(*words, "--study.claims", claims)
+    assert result.exit_code == 0
+    assert "INCONCLUSIVE  It helps.\n  - AP: BN (precise) minus BN (running), " in result.stdout
+    again = call(*words, "--study.claims", claims.replace("above", "below"))
+    assert again.exit_code == 5
+    assert "claims.0.rules.0.side (above there, below here)" in " ".join(again.stderr.split())
+
+
+def test_a_dry_run_lists_the_trials_and_what_they_take_and_writes_nothing(
+    config_file, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PJRT_NPROC", "2")  # The command sets what is not set.
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    axes = '[{ field = "train.learning_rate", values = [0.05, 0.1] }]'
+    result = call("study", config_file, "--study.axes", axes, "--dry-run", "--workers", 2)
+    assert result.exit_code == 0
+    rows = [line.split()[:6] for line in result.stdout.splitlines()]
+    for rate in ("0.05", "0.1"):
+        assert [f"bn-learning_rate-{rate}-seed-0", "BN", rate, "0", "1,600", "400"] in rows
+    assert "2 trials of 800 steps: " in result.stdout
+    assert re.search(r"1 program: .* of compilation besides", result.stdout)
+    assert re.search(r"With 2 workers: about .*, and \d+\.\d\d CPU hours", result.stdout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_of_no_study_exits_with_5(tmp_path):
+    result = call("worker", tmp_path)
+    assert result.exit_code == 5
+    assert "no study has begun in it" in result.stderr
+
+
+def test_a_worker_runs_what_is_left_of_a_study(config_file, tmp_path):
+    words = ("study", config_file, "--train.examples", 48, "--out", tmp_path)
+    assert call(*words).exit_code == 0
+    shutil.rmtree(tmp_path / "trials")
+    Ledger(tmp_path / "ledger.sqlite").reopen(["bn-batch_size-4-seed-0"])
+    result = call("worker", tmp_path, "--owner", "me")
+    assert (result.exit_code, result.stdout) == (0, f"me: process {os.getpid()}\n")
+    assert json.loads((tmp_path / "trials/bn-batch_size-4-seed-0/result.json").read_text())
+    assert "was finished" in call(*words).stderr
+
+
+def interrupted(words, folder, number):
+    """Sends a signal to ``python -m fpnlab`` once it has logged; its exit code and stderr."""
+    log = folder / "metrics.jsonl"
+    before = log.stat().st_size if log.exists() else 0
+    command = [sys.executable, "-m", "fpnlab", *map(str, words)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (log.exists() and log.stat().st_size > before):
+            time.sleep(0.01)
+        process.send_signal(number)
+        asked = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+        assert time.monotonic() - asked < 10
+    return process.returncode, errors
+
+
+def test_signals_save_and_the_same_command_goes_on_to_the_same_end(trained, config_file, tmp_path):
+    words = ("train", config_file, "--out", tmp_path)
+    saved = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        code, errors = interrupted(words, tmp_path, number)
+        assert code == 75, errors
+        assert "Traceback" not in errors
+        step, last = re.search(r"stopped after step (\d+) of (\d+), saved", errors).groups()
+        assert last == "400"
+        assert (tmp_path / "checkpoints" / step).is_dir()
+        saved.append(int(step))
+    assert 0 < saved[0] < saved[1] < 400
+    assert not (tmp_path / "result.json").exists()
+
+    assert call(*words).exit_code == 0
+    one, other = (json.loads((f / "result.json").read_text()) for f in (trained, tmp_path))
+    assert other | {"seconds": 0} == one | {"seconds": 0}
+
+
+@pytest.mark.parametrize("word", ["-batch", "-train.examples", "-help"])
+def test_a_long_option_behind_one_dash_is_named(word, config_file):
+    result = call("train", config_file, word, "8")
+    assert result.exit_code == 2
+    assert f"{word}: no such option; did you mean -{word}?" in result.stderr
+
+
+def test_a_long_option_behind_one_dash_is_named_after_a_flag(config_file):
+    result = call("study", config_file, "--dry-run", "-batch", "8")
+    assert result.exit_code == 2
+    assert "-batch: no such option; did you mean --batch?" in result.stderr
+
+
+def test_a_negative_number_is_a_value(config_file):
+    result = call("train", config_file, "--train.learning_rate", "-1")
+    assert "train.learning_rate: is -1" in result.stderr
+
+
+def test_equal_problems_of_data_are_one_line_and_rare_ones_come_first():
+    many = [
+        Problem(file=f"{i}.xml", where="object 1", what=f"box ({i}, 2, 3, 4) has no area")
+        for i in range(267)
+    ]
+    rare = Problem(file="x.jpg", where="file", what="cannot be decoded")
+    lines = problem_lines([*many[:100], rare, *many[100:]])
+    assert lines == [
+        "x.jpg, file: cannot be decoded",
+        "0.xml, object 1: box (0, 2, 3, 4) has no area (and 266 more like it)",
+    ]

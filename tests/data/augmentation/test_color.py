@@ -1,0 +1,82 @@
+"""Colour jitter: closed forms, and that both augmentations draw alike."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fpnlab.data.augmentation.color import LUMA, jitter
+from fpnlab.data.augmentation.detector_augment import Augment, augment
+from fpnlab.types import Batch
+
+KEYS = jax.random.split(jax.random.key(3), 32)
+IMAGE = np.random.default_rng(0).integers(60, 140, (6, 5, 3)).astype(np.float32)
+
+
+def run(image=IMAGE, **limits):
+    limits = {"brightness": 0.0, "contrast": 0.0} | limits
+    views = jax.jit(jax.vmap(functools.partial(jitter, image=jnp.array(image), **limits)))
+    return np.asarray(views(KEYS))
+
+
+def factors_of(views, centre):
+    """The factor of each view's distances from ``centre``, all of one view being equal."""
+    far = np.abs(IMAGE - centre) > 5
+    found = ((views - centre) / np.where(far, IMAGE - centre, 1))[:, far]
+    np.testing.assert_allclose(found, found[:, :1].repeat(found.shape[1], 1), rtol=1e-3)
+    return found[:, 0]
+
+
+GREY = (IMAGE @ np.array(LUMA, np.float32))[..., None].repeat(3, -1)
+CENTRES = {"brightness": np.zeros_like(IMAGE), "contrast": IMAGE.mean(), "saturation": GREY}
+
+
+@pytest.mark.parametrize("name", CENTRES)
+def test_each_change_multiplies_the_distances_from_its_centre(name):
+    factors = factors_of(run(**{name: 0.4}), CENTRES[name])
+    assert 0.6 <= factors.min() < 0.75
+    assert 1.25 < factors.max() <= 1.4
+
+
+def test_grey_images_have_no_saturation_to_change():
+    np.testing.assert_allclose(run(GREY, saturation=0.9)[0], GREY, rtol=1e-5)
+
+
+def test_limits_of_0_change_nothing():
+    np.testing.assert_array_equal(run(), np.tile(IMAGE, (32, 1, 1, 1)))
+
+
+def test_values_stay_between_0_and_255():
+    found = run(IMAGE * 1.8, brightness=1.0, contrast=1.0, saturation=1.0)
+    assert found.min() == 0
+    assert found.max() == 255
+
+
+def test_a_change_does_not_reshuffle_the_others():
+    alone, both = run(brightness=0.3), run(brightness=0.3, saturation=0.3)
+    grey = lambda views: views @ np.array(LUMA, np.float32)
+    np.testing.assert_allclose(grey(alone), grey(both), rtol=1e-4)
+    assert np.abs(alone - both).max() > 1
+
+
+def test_pictures_with_boxes_are_jittered_alike():
+    picture, extent = (slice(None), slice(4), slice(3)), np.array([4.0, 3.0], np.float32)
+    images = np.zeros((32, *IMAGE.shape), np.float32)
+    images[picture] = IMAGE[:4, :3]
+    batch = Batch(
+        images=images,
+        boxes=np.zeros((32, 1, 4), np.float32),
+        classes=np.zeros((32, 1), np.int32),
+        valid=np.zeros((32, 1), bool),
+        extent=np.tile(extent, (32, 1)),
+        index=np.arange(32, dtype=np.int32),
+    )
+    spec = Augment(flip=0.0, brightness=0.3, contrast=0.4)
+    mask = np.zeros(IMAGE.shape[:2], bool)
+    mask[:4, :3] = True
+    views = jax.vmap(lambda key, x: jitter(key, x, brightness=0.3, contrast=0.4, mask=mask))
+    found = views(KEYS, images)
+    expected = augment(spec, KEYS, batch).images
+    np.testing.assert_allclose(found[picture], expected[picture], rtol=1e-5)

@@ -1,0 +1,47 @@
+"""scikit-learn's digits, and what is said where it is absent."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from fpnlab.data.load import load
+from fpnlab.data.sources.digits import Digits
+from fpnlab.data.split import Split
+
+
+def test_without_scikit_learn_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=r"digits: .*pip install scikit-learn"):
+        load(Digits())
+
+
+def test_digits_are_split_once_for_all_class_by_class():
+    datasets = pytest.importorskip("sklearn.datasets", reason="needs scikit-learn")
+    spec = Digits()
+    data, other = load(spec), load(Digits(split=Split(seed=1)))
+    assert data.train.images.shape == (1437, *spec.image_size, 3)
+    assert data.test.images.shape == (360, 8, 8, 3)
+    assert data.class_names == spec.class_names
+    np.testing.assert_array_equal(
+        np.sort(np.concatenate([data.train.index, data.test.index])), np.arange(1797)
+    )
+    assert set(data.test.index) == set(other.test.index)
+    assert np.any(data.test.index != other.test.index)
+    found = datasets.load_digits()
+    whole = np.bincount(found.target)
+    np.testing.assert_allclose(np.bincount(data.test.labels), whole * 360 / 1797, atol=1)
+    for split in (data.train, data.test):
+        np.testing.assert_array_equal(split.labels, found.target[split.index])
+        grey = found.images[split.index] * 255 / 16
+        for channel in range(3):
+            np.testing.assert_allclose(split.images[..., channel], grey, atol=0.5)
+    assert data.train.images.max() == 255
+
+
+def test_validation_leaves_the_held_out_digits_alone():
+    pytest.importorskip("sklearn.datasets", reason="needs scikit-learn")
+    held = set(load(Digits()).test.index)
+    tuning = load(Digits(split=Split(validation=0.25)))
+    assert len(tuning.test.labels) == 359
+    assert not held & {*tuning.train.index, *tuning.test.index}

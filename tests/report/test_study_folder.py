@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from fpnlab.report.study_folder import read_records, read_study, read_trial
+
+
+def test_torn_last_line_is_skipped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"examples": 8, "loss": 2.0}\n{"examples": 16, "lo')
+    assert read_records(path) == [{"examples": 8, "loss": 2.0}]
+
+
+def test_a_damaged_line_before_the_last_is_refused_by_its_number(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"examples": 8}\n{"exam\n{"examples": 24}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not JSON"):
+        read_records(path)
+
+
+def test_trials_come_in_the_studys_order(study_dir):
+    (study_dir / "trials" / "A-first-by-name").mkdir()
+    names = [trial.name for trial in read_study(study_dir).trials]
+    assert names[:5] == ["BN-2-0", "BN-2-1", "BN-8-0", "BN-8-1", "BN-32-0"]
+    assert names[-1] == "A-first-by-name"
+
+
+def test_a_trial_without_result_is_unfinished_and_a_torn_result_unreadable(study_dir):
+    path = study_dir / "trials" / "BN-2-0" / "result.json"
+    text = path.read_text()
+    path.unlink()
+    assert read_trial(path.parent).status == "unfinished"
+    path.write_text(text[: len(text) // 2])
+    trial = read_trial(path.parent)
+    assert trial.status == "unreadable"
+    assert "result.json is not JSON" in trial.result["error"]
+
+
+def test_a_trial_that_raised_is_known_from_the_summary(study_dir, refresh):
+    refresh(study_dir, LN_8_1={"status": "failed", "error": "out of memory", "metrics": {}})
+    (study_dir / "trials" / "LN-8-1" / "result.json").unlink()
+    trials = {trial.name: trial for trial in read_study(study_dir).trials}
+    assert trials["LN-8-1"].status == "failed"
+    assert trials["LN-8-1"].result["error"] == "out of memory"
+    assert list(trials)[9] == "LN-8-1"
+
+
+def test_curves_leave_out_values_that_are_not_finite(tmp_path):
+    lines = '{"examples": 8, "loss": 2.0}\n{"examples": 16, "loss": NaN}\n{"examples": 24}\n'
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    np.testing.assert_array_equal(read_trial(tmp_path).curve("loss"), [[8.0], [2.0]])
+    assert [len(part) for part in read_trial(tmp_path).curve("loss_box")] == [0, 0]
+
+
+def test_a_folder_without_study_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no study\.json"):
+        read_study(tmp_path)

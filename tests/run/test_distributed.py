@@ -1,0 +1,151 @@
+"""Two processes train as one does, stop together, and fail together."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from fpnlab.cli.main import main
+from fpnlab.config.experiment import read_run
+from fpnlab.run.trial import restored_state
+
+CONFIG = """
+question = "Do two processes compute what one does?"
+log_examples = 4
+
+[data]
+kind = "scenes"
+image_size = 32
+train_size = 32
+test_size = 8
+
+[model]
+classes = 4
+backbone = { depths = [1, 1], widths = [4, 8], norm = { kind = "batch_norm" } }
+neck = { channels = 8, min_level = 3, max_level = 4 }
+head = { depth = 1 }
+
+[train]
+examples = 800
+batch_size = 4
+norm_batch = 2
+learning_rate = 1e-3
+ema_examples = 100
+
+[evaluate]
+batch_size = 8
+population_examples = 8
+"""
+PATIENCE = 600
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def two(config_file, folder):
+    """Two processes of one run."""
+    where = f"localhost:{free_port()}"
+    command = [sys.executable, "-m", "fpnlab", "train", config_file, "--out", folder]
+    command += ["--coordinator", where, "--processes", "2", "--process"]
+    return [
+        subprocess.Popen(
+            [*command, str(process)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        for process in range(2)
+    ]
+
+
+def ends(processes):
+    """Their exit codes, and what they said on standard error."""
+    said = [process.communicate(timeout=PATIENCE)[1] for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def numbers(folder):
+    """Parameters, statistics, logs and results of a finished run, without clocks."""
+    state = restored_state(folder, read_run(folder))
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    clocks = ("seconds", "examples_per_second")
+    logs = [{n: v for n, v in record.items() if n not in clocks} for record in records]
+    result = json.loads((folder / "result.json").read_text())
+    return state, logs, {name: result[name] for name in ("steps", "metrics", "diagnostics")}
+
+
+@pytest.mark.slow
+def test_two_interrupted_processes_end_like_one_that_nothing_interrupted(config_file, tmp_path):
+    folder = tmp_path / "two"
+    processes = two(config_file, folder)
+    log = folder / "metrics.jsonl"
+    while not (log.exists() and log.read_text()):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    codes, said = ends(processes)
+    assert codes == [75, 75], said
+    assert "of 200, saved" in said[0]
+    assert "stopped together with process 0" in said[1]
+    assert not (folder / "result.json").exists()
+    # The second time they go on, the third time there is nothing left to do.
+    for _ in range(2):
+        codes, said = ends(two(config_file, folder))
+        assert codes == [0, 0], said
+    lines = log.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 201))
+
+    one = tmp_path / "one"
+    assert CliRunner().invoke(main, ["train", str(config_file), "--out", str(one)]).exit_code == 0
+    expected, found = map(numbers, (one, folder))
+    assert jax.tree.structure(expected) == jax.tree.structure(found)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found)):
+        if isinstance(a, str):
+            assert a == b
+        else:
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_an_error_of_process_0_ends_the_other_too(config_file, tmp_path):
+    (tmp_path / "study.json").write_text("{}")
+    codes, said = ends(two(config_file, tmp_path))
+    assert codes[0] == 5
+    assert "it holds a study; choose another folder" in said[0]
+    assert codes[1] != 0
+
+
+@pytest.mark.parametrize("missing", ["--coordinator", "--processes", "--process"])
+def test_a_process_that_knows_only_a_part_is_refused(missing, config_file):
+    options = {"--coordinator": "localhost:1", "--processes": "2", "--process": "0"}
+    del options[missing]
+    words = [word for option in options.items() for word in option]
+    result = CliRunner().invoke(main, ["train", str(config_file), *words])
+    assert result.exit_code == 2
+    assert "--coordinator, --processes and --process go together" in result.output
+
+
+def test_without_a_cluster_the_options_are_asked_for(config_file):
+    command = [sys.executable, "-m", "fpnlab", "train", config_file, "--distributed"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert "did not find each other" in ran.stderr
+    assert "give each --coordinator, --processes and its own --process" in ran.stderr

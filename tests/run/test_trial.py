@@ -1,0 +1,470 @@
+"""One run in one folder: whatever interrupts it, its end is the same and nothing is lost."""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import chex
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from fpnlab import compiler
+from fpnlab.config.experiment import config_hash, resolved
+from fpnlab.data.dataset import Dataset, stream_order
+from fpnlab.evaluate.average_precision import Evaluation
+from fpnlab.nn.norm_layer import NoNorm
+from fpnlab.run import trial as trial_module
+from fpnlab.run.batches import batch_at, training_view
+from fpnlab.run.folder import RunFolderError
+from fpnlab.run.programs import Interrupted, initial_state
+from fpnlab.run.trial import evaluate_run, first_of_step, restored_state
+from fpnlab.study.verify import verify
+from fpnlab.train.checkpoint import CheckpointError, Checkpoints
+from fpnlab.train.step import step_loss
+from fpnlab.types import Batch
+
+STEPS_LOGGED = [2, 4, 6, 8, 10, 12]
+CLOCKS = ("seconds", "examples_per_second")
+
+
+@pytest.fixture
+def no_data():
+    """Data that cannot be trained on: whoever does not fail has not looked at them."""
+    empty = Batch(images=None, boxes=None, classes=None, valid=None, extent=None, index=None)
+    return Dataset(name="none", class_names=(), train=empty, test=empty)
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(record):
+    return {name: value for name, value in record.items() if name not in CLOCKS}
+
+
+def fingerprint(folder, experiment):
+    """SHA-256 of every leaf of the last checkpoint."""
+    state = restored_state(folder, experiment)
+    return {
+        jax.tree_util.keystr(path): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def outcome(folder, experiment):
+    """All that a run leaves behind, but clocks."""
+    with np.load(folder / "gallery.npz") as gallery:
+        pictures = {name: gallery[name].tobytes() for name in gallery.files}
+    result = timeless(json.loads((folder / "result.json").read_text()))
+    return {
+        "state": fingerprint(folder, experiment),
+        "metrics": [timeless(record) for record in records(folder)],
+        "result": result,
+        "gallery": pictures,
+    }
+
+
+def test_a_run_leaves_all_its_files_and_a_full_result(unbroken, experiment, dataset):
+    names = {path.name for path in unbroken.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        "config.json",
+        "env.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "gallery.npz",
+        "result.json",
+    }
+    config = json.loads((unbroken / "config.json").read_text())
+    assert config == {"hash": config_hash(experiment), "experiment": resolved(experiment)}
+    assert "jax" in json.loads((unbroken / "env.json").read_text())["versions"]
+    result = json.loads((unbroken / "result.json").read_text())
+    assert (result["status"], result["error"]) == ("done", None)
+    assert (result["steps"], result["examples"]) == (12, 48)
+    assert set(result["norm_batch"].values()) == {4}
+    assert list(result["norm_batch"]) == [
+        *("stem", "branch", "last", "shortcut", "lateral", "output", "head")
+    ]
+    assert result["smallest_count"] == 4 * 2 * 2
+    assert list(result["metrics"]) == ["running", "precise", "batch"]
+    assert result["final_loss"] == records(unbroken)[-1]["loss"]
+    state = initial_state(experiment)
+    assert result["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    for record, step in zip(records(unbroken), STEPS_LOGGED):
+        assert (record["step"], record["examples"]) == (step, 4 * step)
+        assert record["loss"] > 0
+        assert ("effective_rates" in record) == (step == 6)
+    found = result["diagnostics"]
+    assert {row["name"] for row in found["drift"]} >= {"backbone/stem", "neck/output/3"}
+    assert [row["name"] for row in found["signals"]] == [
+        "stem",
+        "stage 0 block 0",
+        "stage 1 block 0",
+    ]
+    assert (found["effective_rates"]["step"], found["effective_rates"]["examples"]) == (6, 24)
+    assert found["effective_rates"]["rates"] == records(unbroken)[2]["effective_rates"]
+    assert found["gradient_noise"] is None
+
+
+def test_the_numbers_of_a_result_are_those_of_the_checkpoint_it_leaves(
+    unbroken, experiment, dataset
+):
+    """open-mmlab/mmaction2#524: statistics re-estimated after the checkpoint was written."""
+    result = json.loads((unbroken / "result.json").read_text())
+    again = evaluate_run(unbroken, experiment, dataset)
+    assert set(again) == {"running", "precise", "batch"}
+    for source, metrics in result["metrics"].items():
+        assert {n: v if np.isfinite(v) else None for n, v in again[source].items()} == metrics
+
+
+def test_an_interrupted_run_ends_like_an_unbroken_one(unbroken, experiment, dataset, run, tmp_path):
+    for stop_after in (4, 10):
+        with pytest.raises(Interrupted, match=f"stopped after step {stop_after} of 12, saved"):
+            run(experiment, dataset, tmp_path, stop_after=stop_after)
+    assert not (tmp_path / "result.json").exists()
+    result, steps = run(experiment, dataset, tmp_path)
+    assert steps == [12]
+    assert result["status"] == "done"
+    assert outcome(tmp_path, experiment) == outcome(unbroken, experiment)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_with_adamw_and_layer_norm_ends_like_an_unbroken_one(
+    layer_norm_experiment, dataset, run, tmp_path
+):
+    run(layer_norm_experiment, dataset, tmp_path / "unbroken")
+    with pytest.raises(Interrupted):
+        run(layer_norm_experiment, dataset, tmp_path / "broken", stop_after=6)
+    run(layer_norm_experiment, dataset, tmp_path / "broken")
+    assert outcome(tmp_path / "broken", layer_norm_experiment) == outcome(
+        tmp_path / "unbroken", layer_norm_experiment
+    )
+
+
+def test_a_run_stopped_at_its_last_step_is_only_measured_afterwards(
+    unbroken, experiment, dataset, run, tmp_path
+):
+    with pytest.raises(Interrupted):
+        run(experiment, dataset, tmp_path, stop_after=12)
+    _, steps = run(experiment, dataset, tmp_path)
+    assert steps == []
+    assert outcome(tmp_path, experiment) == outcome(unbroken, experiment)
+
+
+def test_a_run_that_goes_on_on_a_wrong_backend_is_doubted(
+    unbroken, experiment, dataset, run, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(unbroken, tmp_path / "run")
+    (folder / "result.json").unlink()
+    monkeypatch.setattr(compiler, "jaxlib_version", lambda: "0.99.0")
+    monkeypatch.setattr(compiler, "checks", lambda: (compiler.Check("a product", 1.0, 2.0),))
+    compiler._warn_if_wrong.cache_clear()
+    with pytest.warns(compiler.WrongResultWarning, match="jaxlib 0.99.0 computes wrong numbers"):
+        run(experiment, dataset, folder)
+    compiler._warn_if_wrong.cache_clear()
+    (fault,) = verify(folder).faults
+    assert "its backend failed the known cases (wrong: a product)" in fault.what
+    assert verify(unbroken).faults == []
+
+
+def test_a_killed_run_logs_each_step_once_and_drops_a_torn_line(
+    unbroken, experiment, dataset, run, tmp_path
+):
+    with pytest.raises(Interrupted):
+        run(experiment, dataset, tmp_path, stop_after=4)
+    # As if it had gone on to step 6 and been killed while it wrote its record of step 8.
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write(
+            json.dumps(records(tmp_path)[-1] | {"step": 6, "loss": -1.0}) + '\n{"step": 8, "lo'
+        )
+    _, steps = run(experiment, dataset, tmp_path)
+    assert steps == [6, 8, 10, 12]
+    assert [timeless(r) for r in records(tmp_path)] == [timeless(r) for r in records(unbroken)]
+    seconds = [record["seconds"] for record in records(tmp_path)]
+    assert seconds == sorted(seconds)
+
+
+def test_a_finished_run_is_not_run_again(unbroken, experiment, no_data, run):
+    result, steps = run(experiment, no_data, unbroken)
+    assert steps == []
+    assert result == json.loads((unbroken / "result.json").read_text())
+
+
+def test_another_config_is_refused_by_the_fields_that_differ(unbroken, experiment, no_data, run):
+    other = dataclasses.replace(
+        experiment, seed=1, train=dataclasses.replace(experiment.train, weight_decay=0.5)
+    )
+    with pytest.raises(RunFolderError) as caught:
+        run(other, no_data, unbroken)
+    assert "seed (0 there, 1 here), train.weight_decay (0.0001 there, 0.5 here)" in str(
+        caught.value
+    )
+    assert "choose another folder with --out, or remove this one" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"hash": "0"}'])
+def test_a_config_that_cannot_be_read_is_refused(content, experiment, no_data, run, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RunFolderError, match=r"not the config of a run.*choose another folder"):
+        run(experiment, no_data, tmp_path)
+
+
+def test_the_folder_of_a_study_is_refused(experiment, no_data, run, tmp_path):
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="it holds a study; choose another folder"):
+        run(experiment, no_data, tmp_path)
+
+
+HOLD = (
+    "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(); input()"
+)
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(unbroken, experiment, no_data, run):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(unbroken / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(RunFolderError, match="another process is running this; wait for it"):
+            run(experiment, no_data, unbroken)
+        other.kill()
+    assert run(experiment, no_data, unbroken)[1] == []
+
+
+@pytest.mark.parametrize("inside", ["", "deep/inside"])
+def test_a_file_where_the_folder_should_be_is_refused(inside, experiment, no_data, run, tmp_path):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / inside
+    with pytest.raises(
+        RunFolderError, match=r"cannot be written.*choose another folder with --out"
+    ):
+        run(experiment, no_data, folder)
+
+
+def test_a_full_disk_costs_no_more_than_what_was_not_yet_saved(
+    unbroken, experiment, dataset, run, tmp_path, monkeypatch
+):
+    with pytest.raises(Interrupted):
+        run(experiment, dataset, tmp_path, stop_after=4)
+    saved = fingerprint(tmp_path, experiment)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
+    with pytest.raises(CheckpointError, match=r"checkpoint 12 .*No space left.*free space"):
+        run(experiment, dataset, tmp_path)
+    monkeypatch.undo()
+    assert fingerprint(tmp_path, experiment) == saved
+    run(experiment, dataset, tmp_path)
+    assert outcome(tmp_path, experiment) == outcome(unbroken, experiment)
+
+
+@contextlib.contextmanager
+def no_file_larger_than(size):
+    """The system refuses to write on, as it does where a disk is full or a quota reached."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_wherever_the_system_refuses_to_write_the_run_goes_on_from_there_later(
+    unbroken, experiment, dataset, run, tmp_path, capfd
+):
+    paths = [path for path in unbroken.rglob("*") if path.is_file()]
+    # Each file in turn is too large, from the smallest to the largest. (Half of it, because times
+    # are written with more or fewer digits.)
+    sizes = sorted({path.stat().st_size for path in paths if path.parent.name != "leaves"} - {0})
+    refused = set()
+    for size in sizes:
+        with no_file_larger_than(size // 2):
+            with pytest.raises((RunFolderError, CheckpointError), match="free space") as e:
+                run(experiment, dataset, tmp_path)
+        refused.add(re.search(r"checkpoint \d+|File too large", str(e.value))[0])
+    assert refused == {"checkpoint 12", "File too large"}
+    # Orbax would print one for each array that it could not write.
+    assert "Traceback" not in capfd.readouterr().err
+    run(experiment, dataset, tmp_path)
+    assert outcome(tmp_path, experiment) == outcome(unbroken, experiment)
+
+
+@contextlib.contextmanager
+def unprivileged():
+    """Without the rights of root, to whom every folder can be written."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_read_only_folder_is_refused_and_left_as_it_was(
+    unbroken, experiment, dataset, no_data, run
+):
+    with tempfile.TemporaryDirectory() as parent:
+        folder = pathlib.Path(parent) / "run"
+        with pytest.raises(Interrupted):
+            run(experiment, dataset, folder, stop_after=4)
+        there = lambda: {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+        before = there()
+        pathlib.Path(parent).chmod(0o755)
+        for path in [folder, *before]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        with unprivileged():
+            with pytest.raises(RunFolderError, match=r"Permission denied.*choose another folder"):
+                run(experiment, no_data, folder)
+            assert verify(folder).faults == []
+        assert there() == before
+        for path in [folder, *before]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        run(experiment, dataset, folder)
+        assert outcome(folder, experiment) == outcome(unbroken, experiment)
+
+
+def test_a_checkpoint_is_saved_whenever_the_time_has_come(experiment, dataset, run, tmp_path):
+    often = dataclasses.replace(experiment, checkpoint_seconds=0.0)
+    run(often, dataset, tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints", config_hash(often)).steps() == [11, 12]
+
+
+@pytest.fixture(scope="module")
+def diverging(experiment, make_detector):
+    """No norm, and steps so large that the loss overflows after a few of them."""
+    return dataclasses.replace(
+        experiment,
+        augment=None,
+        model=make_detector(NoNorm(), classes=4),
+        train=dataclasses.replace(experiment.train, learning_rate=1e20, ema_examples=None),
+    )
+
+
+def test_a_diverged_run_keeps_its_last_finite_parameters_and_is_measured(
+    diverging, dataset, run, tmp_path
+):
+    result, steps = run(diverging, dataset, tmp_path)
+    assert result["status"] == "diverged"
+    assert result["steps"] == steps[-1] < 12
+    first = int(re.match(r"loss or gradient not finite at step (\d+); first", result["error"])[1])
+    assert steps[-1] - 2 < first <= steps[-1]
+    assert result["final_loss"] is None
+    assert (set(result["norm_batch"].values()), result["smallest_count"]) == ({None}, None)
+    assert set(result["metrics"]) == {"running", "precise", "batch"}
+    state = restored_state(tmp_path, diverging)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.state)))
+    # Killed before the result was written, it is measured again, and does not train on.
+    whole = outcome(tmp_path, diverging)
+    (tmp_path / "result.json").unlink()
+    assert run(diverging, dataset, tmp_path)[1] == []
+    assert outcome(tmp_path, diverging) == whole
+
+
+def test_a_poisoned_batch_is_never_applied_nor_any_after_it_and_its_step_is_told(
+    experiment, dataset, run, tmp_path
+):
+    """An image of step 5 is NaN; step 6 is sound, and the first to be logged after it."""
+    image = stream_order(experiment.seed, 32, 4 * 4, 1)
+    images = dataset.train.images.astype(np.float32)
+    sound = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, images=images))
+    images = images.copy()
+    images[image] = np.nan
+    bad = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, images=images))
+    result, steps = run(experiment, bad, tmp_path / "bad")
+    assert (result["status"], steps) == ("diverged", [2, 4, 6])
+    assert result["error"] == (
+        "loss or gradient not finite at step 5; first not finite: batch/images (input)"
+    )
+    with pytest.raises(Interrupted):
+        run(experiment, sound, tmp_path / "sound", stop_after=4)
+    kept, good = (restored_state(tmp_path / name, experiment) for name in ("bad", "sound"))
+    assert (int(kept.step), int(kept.refused)) == (6, 2)
+    chex.assert_trees_all_equal(
+        dataclasses.replace(kept, step=good.step, refused=good.refused), good
+    )
+
+
+def test_a_folder_without_a_checkpoint_cannot_be_evaluated(experiment, dataset, tmp_path):
+    with pytest.raises(RunFolderError, match="no checkpoint in it; give a folder"):
+        evaluate_run(tmp_path, experiment, dataset)
+
+
+def test_averaged_weights_are_the_ones_that_are_measured(
+    unbroken, experiment, dataset, monkeypatch
+):
+    measured = []
+    keep = lambda *args, **_: measured.append(args[2]) or Evaluation({}, None, None)
+    monkeypatch.setattr("fpnlab.tasks.task.evaluate_detector", keep)
+    evaluate_run(unbroken, experiment, dataset)
+    state = restored_state(unbroken, experiment)
+    chex.assert_trees_all_equal(measured, [state.average])
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(state.average, state.params, rtol=1e-3)
+
+
+def test_training_views_follow_the_stream_and_not_how_many_are_asked_for(experiment, dataset):
+    few, many = (training_view(experiment, dataset, n) for n in (3, 70))
+    assert many.images.shape == (70, 32, 32, 3)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:3]), few, many)
+    # The second epoch shows every image again, in another view.
+    assert sorted(many.index[:32]) == sorted(many.index[32:64]) == list(range(32))
+    first = {i: image for i, image in zip(many.index[:32], many.images[:32])}
+    same = [np.array_equal(first[i], v) for i, v in zip(many.index[32:64], many.images[32:64])]
+    assert not all(same)
+
+
+def test_a_moved_run_folder_is_still_the_same_run(unbroken, experiment, no_data, run, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(unbroken, moved)
+    assert run(experiment, no_data, moved)[1] == []
+    assert fingerprint(moved, experiment) == fingerprint(unbroken, experiment)
+
+
+def test_a_diverged_step_is_replayed_in_the_passes_of_training(experiment, dataset, monkeypatch):
+    split = dataclasses.replace(experiment.train, micro_batch=2, batch_size=4, norm_batch=2)
+    split = dataclasses.replace(experiment, train=split)
+    replayed = []
+
+    def spy(model, objective, train, state, batch, watch, number):
+        replayed.append((len(batch.images), int(number)))
+        return step_loss(model, objective, train, state, batch, watch, number)
+
+    monkeypatch.setattr(trial_module, "step_loss", spy)
+    state = initial_state(split)
+    assert first_of_step(split, state, batch_at(split, dataset, 0)) is None
+    assert set(replayed) == {(2, 0), (2, 1)}
+    assert len(replayed) == 4  # each traced for the loss, and for the statistics after it
+
+
+def test_fields_that_do_not_change_the_weights_are_measured_anew(
+    experiment, dataset, run, tmp_path, caplog
+):
+    result, steps = run(experiment, dataset, tmp_path)
+    assert steps
+    evaluate = dataclasses.replace(experiment.evaluate, area_bounds=(2.0, 4.0))
+    other = dataclasses.replace(experiment, evaluate=evaluate, question="another")
+    again, steps = run(other, dataset, tmp_path)
+    assert steps == []
+    assert "its config now differs in evaluate.area_bounds.0 (" in caplog.text
+    assert again["config_hash"] == config_hash(other) != result["config_hash"]
+    assert again["final_loss"] == result["final_loss"]
+    assert verify(tmp_path).faults == []
+    barred = dataclasses.replace(other, seed=other.seed + 1)
+    with pytest.raises(RunFolderError, match="a run of another config; it differs in seed"):
+        run(barred, dataset, tmp_path)

@@ -1,0 +1,344 @@
+"""A study: every trial once, in order, whatever interrupts it or fails in it."""
+
+import dataclasses
+import json
+import shutil
+import time
+
+import pytest
+
+from fpnlab.config.claims import Claim, Difference
+from fpnlab.config.experiment import ConfigError, points, trials
+from fpnlab.config.study import Axis, Study
+from fpnlab.run.folder import RunFolderError, locked
+from fpnlab.run.interrupts import Stop
+from fpnlab.run.programs import Interrupted
+from fpnlab.study import worker
+from fpnlab.study.ledger import Ledger
+from fpnlab.study.runner import _take_up, run_study
+
+BATCH, LAYER = {"kind": "batch_norm"}, {"kind": "layer_norm", "axes": "hwc"}
+ORGANS = ("model.backbone.norm", "model.neck.norm", "model.head.norm")
+
+
+@pytest.fixture(scope="module")
+def study(experiment):
+    """Two norms, two batch sizes, two seeds: eight trials of 16 examples."""
+    train = dataclasses.replace(experiment.train, examples=16, ema_examples=None)
+    return dataclasses.replace(
+        experiment,
+        question="Does it matter?",
+        augment=None,
+        train=train,
+        log_examples=4,
+        study=Study(
+            axes=(Axis(field="train.batch_size", values=(2, 4)),),
+            seeds=(0, 1),
+            arms={"BN": dict.fromkeys(ORGANS, BATCH), "LN": dict.fromkeys(ORGANS, LAYER)},
+            metric="AP50",
+        ),
+    )
+
+
+class Recorder(worker.Watcher):
+    """A watcher that notes what it is told, and asks for a stop at a record if it is to."""
+
+    def __init__(self, stop=None, stop_at=None):
+        self.told, self.stop, self.stop_at = [], stop, stop_at
+
+    def start(self, plan, workers=1):
+        self.told.append(("start", [trial.name for trial in plan]))
+
+    def begin(self, trial):
+        self.told.append(("begin", trial.name))
+
+    def record(self, trial, record):
+        self.told.append(("record", record["step"]))
+        if self.stop_at is not None and len(self.of("record")) == self.stop_at:
+            self.stop.requested = True
+
+    def end(self, trial, result):
+        self.told.append(("end", trial.name, result["status"]))
+
+    def of(self, kind):
+        return [told for told in self.told if told[0] == kind]
+
+
+def start(study, dataset, folder, stop_at=None):
+    """Runs a study and returns its summary, what its watcher was told, and its ledger."""
+    stop = Stop()
+    watcher = Recorder(stop, stop_at)
+    summary = run_study(
+        study, dataset, folder, command="fpnlab study x", stop=stop, watcher=watcher
+    )
+    return summary, watcher, statuses_in(folder)
+
+
+def statuses_in(folder):
+    rows = Ledger(folder / "ledger.sqlite").rows()
+    return {name: row.status for name, row in rows.items()}
+
+
+def results(folder):
+    found = {}
+    for path in sorted(folder.glob("trials/*/result.json")):
+        found[path.parent.name] = json.loads(path.read_text())
+        del found[path.parent.name]["seconds"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(study, dataset, tmp_path_factory):
+    """Folder, summary, watcher and ledger of the unbroken study; only to be read."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, *start(study, dataset, folder)
+
+
+def test_every_trial_is_run_once_in_the_order_of_the_plan(whole, study):
+    folder, _, watcher, statuses = whole
+    names = [trial.name for trial in trials(study)]
+    assert len(names) == 8
+    assert watcher.told[0] == ("start", names)
+    assert watcher.of("begin") == [("begin", name) for name in names]
+    assert watcher.of("end") == [("end", name, "done") for name in names]
+    # Records of each batch of two (8 steps, every second) and of four (4 steps, every one).
+    assert len(watcher.of("record")) == 8 * 4
+    assert list(statuses.items()) == [(name, "done") for name in names]
+    assert set(results(folder)) == set(names)
+
+
+def test_the_folder_holds_what_a_report_needs(whole, study, dataset):
+    folder, summary, _, _ = whole
+    described = json.loads((folder / "study.json").read_text())
+    assert described["question"] == "Does it matter?"
+    assert described["command"] == "fpnlab study x"
+    assert (described["trials"], described["examples"]) == (8, 16)
+    assert (described["arms"], described["axis_values"]) == (["BN", "LN"], [2, 4])
+    assert described["dataset"]["class_names"] == list(dataset.class_names)
+    written = json.loads((folder / "summary.json").read_text())
+    assert written == json.loads(json.dumps(summary))
+    assert written["counts"] == {"planned": 8, "missing": 0, "done": 8}
+    cells = {(r["arm"], r["axis_value"], r["n"]) for r in written["rows"] if r["metric"] == "AP50"}
+    assert cells == {(arm, value, 2) for arm in ("BN", "LN") for value in (2, 4)}
+
+
+def test_a_result_says_which_statistics_its_norms_had(whole):
+    found = results(whole[0])
+    assert set(found["bn-batch_size-2-seed-0"]["norm_batch"].values()) == {2}
+    assert found["bn-batch_size-2-seed-0"]["smallest_count"] == 2 * 2 * 2
+    assert found["bn-batch_size-4-seed-1"]["smallest_count"] == 4 * 2 * 2
+    assert set(found["ln-batch_size-4-seed-1"]["norm_batch"].values()) == {None}
+
+
+def test_seeds_differ_and_so_do_arms(whole):
+    losses = [result["final_loss"] for result in results(whole[0]).values()]
+    assert len(set(losses)) == 8
+
+
+def test_an_interrupted_study_goes_on_where_it_was_and_ends_the_same(
+    whole, study, dataset, tmp_path
+):
+    with pytest.raises(Interrupted, match="saved"):
+        start(study, dataset, tmp_path, stop_at=10)
+    names = [trial.name for trial in trials(study)]
+    assert list(statuses_in(tmp_path).values()) == ["done"] * 2 + ["waiting"] * 6
+    assert json.loads((tmp_path / "summary.json").read_text())["counts"]["missing"] == 6
+
+    summary, watcher, statuses = start(study, dataset, tmp_path)
+    assert set(statuses.values()) == {"done"}
+    # Two trials were finished, the third had two of its four records: 32 - 10 are left.
+    assert len(watcher.of("record")) == 22
+    assert [told[1] for told in watcher.of("end")] == names
+    assert results(tmp_path) == results(whole[0])
+    assert summary["rows"] == whole[1]["rows"]
+    assert summary["findings"] == whole[1]["findings"]
+
+
+def test_a_finished_study_trains_nothing(whole, study, dataset):
+    _, watcher, _ = start(study, dataset, whole[0])
+    assert watcher.of("record") == []
+    assert len(watcher.of("end")) == 8
+
+
+def test_a_trial_that_raises_becomes_a_row_and_the_others_finish(
+    whole, study, dataset, tmp_path, monkeypatch
+):
+    run_trials = worker.run_trials
+
+    def broken(runs, *args, **kwargs):
+        if runs[0].trial.name == "ln-batch_size-2-seed-0":
+            raise RuntimeError("no such luck")
+        return run_trials(runs, *args, **kwargs)
+
+    monkeypatch.setattr(worker, "run_trials", broken)
+    summary, _, statuses = start(study, dataset, tmp_path)
+    assert statuses["ln-batch_size-2-seed-0"] == "failed"
+    assert sorted(statuses.values()) == ["done"] * 7 + ["failed"]
+    assert summary["counts"] == {"planned": 8, "missing": 0, "done": 7, "failed": 1}
+    [row] = summary["left_out"]
+    assert (row["trial"], row["error"]) == ("ln-batch_size-2-seed-0", "RuntimeError: no such luck")
+    trace = (tmp_path / "trials" / "ln-batch_size-2-seed-0" / "error.txt").read_text()
+    assert "Traceback" in trace
+
+    # Run again, only that trial is tried anew.
+    monkeypatch.undo()
+    summary, watcher, statuses = start(study, dataset, tmp_path)
+    assert set(statuses.values()) == {"done"}
+    assert len(watcher.of("record")) == 4
+    assert results(tmp_path) == results(whole[0])
+
+
+def test_a_trial_whose_folder_is_gone_is_run_again(whole, study, dataset, tmp_path):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "trials" / "bn-batch_size-4-seed-1")
+    _, watcher, _ = start(study, dataset, tmp_path)
+    assert watcher.of("begin") == [("begin", "bn-batch_size-4-seed-1")]
+    assert results(tmp_path) == results(whole[0])
+
+
+def test_results_are_found_again_without_their_ledger(whole, study, dataset, tmp_path):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "ledger.sqlite").unlink()
+    summary, watcher, statuses = start(study, dataset, tmp_path)
+    assert watcher.of("record") == []
+    assert set(statuses.values()) == {"done"}
+    assert summary["rows"] == whole[1]["rows"]
+
+
+def test_a_runner_takes_up_at_once_what_a_dead_one_left_running(whole, study, dataset, tmp_path):
+    """Its lease has not run out, but nobody holds the folder's lock."""
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.reopen(["bn-batch_size-2-seed-0"])
+    assert ledger.claim("dead", 60.0) == "bn-batch_size-2-seed-0"
+    begun = time.monotonic()
+    start(study, dataset, tmp_path)
+    assert time.monotonic() - begun < 30
+    assert set(statuses_in(tmp_path).values()) == {"done"}
+
+
+def test_taking_up_leaves_a_trial_to_the_process_that_runs_it(whole, study, dataset, tmp_path):
+    """Of two that are running by the ledger, one's folder is held."""
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    names = ["bn-batch_size-2-seed-0", "ln-batch_size-2-seed-0"]
+    ledger.reopen(names)
+    assert [ledger.claim("other", 60.0) for _ in names] == names
+    site = worker.Site(tmp_path, study, {p.name: p for p in points(study)}, dataset, ledger)
+    with locked(site.run_folder(names[0])):
+        _take_up(site)
+    held, left = (ledger.rows()[name] for name in names)
+    assert (held.status, held.owner, held.attempts) == ("running", "other", 1)
+    assert (left.status, left.owner, left.attempts) == ("waiting", None, 0)
+    # Whoever runs it still has the right to say what came of it.
+    assert ledger.renew(names[0], "other", 60.0)
+    assert not ledger.renew(names[1], "other", 60.0)
+
+
+def test_the_ledger_leaves_to_the_folders_what_no_summary_needs(whole):
+    results = Ledger(whole[0] / "ledger.sqlite").results()
+    stored = json.loads((whole[0] / "trials/bn-batch_size-2-seed-0/result.json").read_text())
+    assert stored["diagnostics"]
+    assert results["bn-batch_size-2-seed-0"] == {
+        name: value for name, value in stored.items() if name != "diagnostics"
+    }
+
+
+def test_another_study_in_the_folder_is_refused_before_anything_is_written(whole, study, dataset):
+    folder = whole[0]
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    other = dataclasses.replace(study, study=dataclasses.replace(study.study, seeds=(0, 2)))
+    with pytest.raises(RunFolderError, match=r"belongs to another study .* choose another folder"):
+        start(other, dataset, folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.json")} == before
+
+
+def claiming(study, threshold, statement="LN is better."):
+    rule = Difference(arm="LN", baseline="BN", axis_values=(2,), side="above", threshold=threshold)
+    claims = (Claim(statement=statement, rules=(rule,)),)
+    return dataclasses.replace(study, study=dataclasses.replace(study.study, claims=claims))
+
+
+def test_a_study_whose_evaluation_changes_is_measured_anew_and_not_trained(
+    whole, study, dataset, tmp_path, caplog
+):
+    folder = tmp_path / "study"
+    shutil.copytree(whole[0], folder)
+    before = results(folder)
+    evaluate = dataclasses.replace(study.evaluate, area_bounds=(9.0, 100.0))
+    other = dataclasses.replace(study, question="Where does it matter?", evaluate=evaluate)
+    _, watcher, statuses = start(other, dataset, folder)
+    assert watcher.of("record") == []
+    assert set(statuses.values()) == {"done"}
+    found = results(folder)
+    assert found.keys() == before.keys()
+    for name, result in found.items():
+        assert result["config_hash"] != before[name]["config_hash"]
+        assert result["metrics"]["running"]["AP"] == before[name]["metrics"]["running"]["AP"]
+    assert "question (Does it matter? there" in caplog.text
+    assert "evaluate.area_bounds" in caplog.text
+
+
+def test_claims_cannot_be_changed_once_a_trial_has_ended(study, dataset, tmp_path):
+    with pytest.raises(Interrupted):
+        start(claiming(study, 1.0), dataset, tmp_path, stop_at=2)
+    # Nothing was seen yet, so that they can.
+    with pytest.raises(Interrupted):
+        start(claiming(study, 2.0), dataset, tmp_path, stop_at=5)
+    before = (tmp_path / "study.json").read_bytes()
+    changed = (
+        r"ended under other claims; .* in study\.claims\.0\.rules\.0\.threshold \(2\.0 there, "
+    )
+    with pytest.raises(RunFolderError, match=rf"{changed}0\.5 here\); give .* with --out"):
+        start(claiming(study, 0.5), dataset, tmp_path)
+    with pytest.raises(RunFolderError, match=r"study\.claims\.0 \(.* there, None here"):
+        start(study, dataset, tmp_path)
+    (tmp_path / "ledger.sqlite").unlink()
+    with pytest.raises(RunFolderError, match=changed):
+        start(claiming(study, 0.5), dataset, tmp_path)
+    assert (tmp_path / "study.json").read_bytes() == before
+    with pytest.raises(Interrupted):
+        start(claiming(study, 2.0), dataset, tmp_path, stop_at=1)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["verdicts"][0]["verdict"] == "INCONCLUSIVE"
+
+
+def test_a_study_with_other_claims_and_another_evaluation_is_refused_as_it_was(
+    whole, study, dataset
+):
+    ledger = Ledger(whole[0] / "ledger.sqlite")
+    before = ledger.rows()
+    evaluate = dataclasses.replace(study.evaluate, area_bounds=(9.0, 100.0))
+    with pytest.raises(RunFolderError, match="ended under other claims"):
+        start(dataclasses.replace(claiming(study, 0.0), evaluate=evaluate), dataset, whole[0])
+    assert ledger.rows() == before
+
+
+def test_claims_cannot_be_added_to_a_study_that_has_results(whole, study, dataset):
+    with pytest.raises(RunFolderError, match=r"study\.claims\.0 \(None there, "):
+        start(claiming(study, 0.0), dataset, whole[0])
+
+
+def test_the_family_of_tests_cannot_be_changed_once_a_trial_has_ended(whole, study, dataset):
+    other = dataclasses.replace(study.study, holm_over="study")
+    with pytest.raises(RunFolderError, match=r"study\.holm_over \(claim there, study here\)"):
+        start(dataclasses.replace(study, study=other), dataset, whole[0])
+
+
+def test_the_folder_of_a_run_or_a_file_is_refused(study, dataset, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="it holds a run; choose another folder"):
+        start(study, dataset, tmp_path)
+    with pytest.raises(RunFolderError, match=r"cannot be written .*choose another folder"):
+        start(study, dataset, tmp_path / "config.json")
+
+
+def test_a_study_that_another_process_runs_is_refused(study, dataset, tmp_path):
+    with locked(tmp_path), pytest.raises(RunFolderError, match="another process is running this"):
+        start(study, dataset, tmp_path)
+
+
+def test_an_experiment_without_a_study_is_refused(study, dataset, tmp_path):
+    with pytest.raises(ConfigError, match="study: absent"):
+        start(dataclasses.replace(study, study=None), dataset, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -29,10 +29,11 @@ def training_step(network: str, batch_size: int):
     import jax.numpy as jnp
     import numpy as np
 
-    from fpnlab.config.experiment import load
+    from fpnlab.config.load import load_config
     from fpnlab.nn.classifier import Classifier
-    from fpnlab.nn.norm_layer import BatchNorm
+    from fpnlab.nn.norm_specs import BatchNorm
     from fpnlab.nn.resnet import cifar_resnet
+    from fpnlab.tasks.kinds import task_of
     from fpnlab.train.objective import CrossEntropy, Objective
     from fpnlab.train.step import Train, init_train, train_step
     from fpnlab.types import Batch, LabelledBatch
@@ -48,7 +49,7 @@ def training_step(network: str, batch_size: int):
             CrossEntropy(),
         )
     else:
-        model, objective = load("configs/demo.toml").model, Objective()
+        model, objective = load_config("configs/demo.toml").model, Objective()
         images = jnp.asarray(random.integers(0, 256, (batch_size, 64, 64, 3)), jnp.uint8)
         boxes = jnp.tile(jnp.array([[4.0, 4, 30, 30], [30, 34, 60, 60]]), (batch_size, 1, 1))
         batch = Batch(
@@ -59,8 +60,9 @@ def training_step(network: str, batch_size: int):
             extent=jnp.full((batch_size, 2), 64.0),
             index=index,
         )
-    state = init_train(jax.random.key(0), model, train)
-    step = jax.jit(functools.partial(train_step, model, objective, train), donate_argnums=0)
+    task = task_of(model, objective, norm_batch=train.statistics_group)
+    state = init_train(jax.random.key(0), task, train)
+    step = jax.jit(functools.partial(train_step, task, train), donate_argnums=0)
     held = [state]
 
     def run():

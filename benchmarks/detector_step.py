@@ -16,14 +16,23 @@ from torch_networks import TorchDetector, channels_last, prepared
 from fpnlab.nn.detector import detector_anchors
 from fpnlab.ops.boxes import encode
 from fpnlab.ops.match import match_max_iou
+from fpnlab.tasks.kinds import task_of
 from fpnlab.train.step import init_train, train_step
 
 
 def jax_step(experiment, batch):
     """Returns a function that takes one step, and the number of parameters."""
-    fixed = functools.partial(train_step, experiment.model, experiment.objective, experiment.train)
+    fixed = functools.partial(
+        train_step,
+        task_of(experiment.model, experiment.objective, norm_batch=experiment.statistics_group),
+        experiment.train,
+    )
     step = jax.jit(fixed, donate_argnums=0)
-    carry = [init_train(jax.random.key(0), experiment.model, experiment.train)]
+    carry = [
+        init_train(
+            jax.random.key(0), task_of(experiment.model, experiment.objective), experiment.train
+        )
+    ]
     size = sum(a.size for a in jax.tree.leaves(carry[0].params))
 
     def run():

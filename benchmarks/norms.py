@@ -23,7 +23,7 @@ from flax import linen
 from torch.nn import functional as F
 
 from fpnlab import types
-from fpnlab.nn import norm_layer as specs
+from fpnlab.nn import norm_specs as specs
 
 MAPS = {"C2": (56, 256), "C3": (28, 512), "C4": (14, 1024), "C5": (7, 2048)}
 EPS = 1e-5

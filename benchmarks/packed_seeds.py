@@ -6,10 +6,10 @@ import numpy as np
 import timing
 from scene_batches import CONFIG, demo
 
-from fpnlab.config import experiment as config
 from fpnlab.config.experiment import Experiment
+from fpnlab.config.load import load_config
 from fpnlab.data.dataset import Dataset
-from fpnlab.data.load import load
+from fpnlab.data.load_data import load
 from fpnlab.study.packing import stepper
 from fpnlab.types import LabelledBatch
 
@@ -23,7 +23,7 @@ def detector(batch_size: int) -> tuple[Experiment, Dataset]:
 def classifier(batch_size: int) -> tuple[Experiment, Dataset]:
     """Returns the ResNet-8 of claims 4 and 6, with noise in the place of CIFAR-10."""
     path = CONFIG.with_name("claim_04_06_batch_size_linear.toml")
-    experiment = config.load(path, [("train.batch_size", str(batch_size))])
+    experiment = load_config(path, [("train.batch_size", str(batch_size))])
     random = np.random.default_rng(0)
     noise = LabelledBatch(
         images=random.integers(0, 256, (1024, 32, 32, 3), np.uint8),

@@ -11,15 +11,27 @@ import time
 import numpy as np
 import timing
 
-from fpnlab.config import experiment as config
+from fpnlab.config.load import load_config
 from fpnlab.config.study import Axis, Study
-from fpnlab.data.load import load
+from fpnlab.config.trials import points, trials
+from fpnlab.config.validate import config_hash, resolved
+from fpnlab.data.load_data import load
 from fpnlab.data.sources.scenes import Scenes
-from fpnlab.run.folder import write_json, write_lines
+from fpnlab.records.json_files import write_json
+from fpnlab.records.run_records import (
+    Diagnostics,
+    DriftRow,
+    EffectiveRates,
+    MetricRecord,
+    RunResult,
+    SignalRow,
+    write_records,
+    write_result,
+)
 from fpnlab.run.interrupts import Stop
+from fpnlab.study.context import StudyListener, run_path
 from fpnlab.study.ledger import Entry, Ledger
 from fpnlab.study.runner import run_study
-from fpnlab.study.worker import Watcher
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECORDS = 40
@@ -40,7 +52,7 @@ class Cost:
 
 def study(seeds):
     """The demo with four norms and 25 batch sizes."""
-    demo = config.load(ROOT / "configs" / "demo.toml")
+    demo = load_config(ROOT / "configs" / "demo.toml")
     norms = {
         "BN": {"kind": "batch_norm"},
         "GN": {"kind": "group_norm", "group_channels": 4},
@@ -57,41 +69,35 @@ def study(seeds):
 
 
 def result(trial, digest, draw):
-    """Returns what the result of a trial looks like, from a generator instead of a network."""
+    """Returns the result of a trial, from a generator instead of a network."""
     shares = lambda: {name: float(draw.uniform()) for name in METRICS}
     drift = {"level": None, "mean_shift": 0.01, "log_variance_ratio": 0.1, "count": 64.0}
     rates = {layer: float(draw.uniform()) for layer in LAYERS}
-    return {
-        "trial": trial.name,
-        "config_hash": digest,
-        "arm": trial.arm,
-        "axis_value": trial.axis_value,
-        "seed": trial.seed,
-        "tuned": trial.tuned,
-        "status": "done",
-        "error": None,
-        "examples": 10240,
-        "steps": 10240 // trial.experiment.train.batch_size,
-        "class_names": ["circle", "square", "triangle", "cross"],
-        "norm_batch": trial.experiment.train.batch_size,
-        "smallest_count": 64,
-        "final_loss": float(draw.uniform()),
-        "parameters": 150_000,
-        "metrics": {source: shares() for source in ("running", "precise", "batch")},
-        "test_loss": None,
-        "seconds": float(draw.uniform(20, 30)),
-        "diagnostics": {
-            "drift": [{"name": layer, **drift} for layer in LAYERS],
-            "signals": [{"name": n, "squared_mean": 0.2, "variance": 0.6} for n in LAYERS],
-            "effective_rates": {
-                "step": 640,
-                "examples": 5120,
-                "learning_rate": 0.01,
-                "rates": rates,
-            },
-            "gradient_noise": None,
-        },
-    }
+    return RunResult(
+        trial=trial.name,
+        config_hash=digest,
+        arm=trial.arm,
+        axis_value=trial.axis_value,
+        seed=trial.seed,
+        status="done",
+        examples=10240,
+        steps=10240 // trial.experiment.train.batch_size,
+        class_names=["circle", "square", "triangle", "cross"],
+        norm_batch={"stem": trial.experiment.train.batch_size},
+        smallest_count=64,
+        final_loss=float(draw.uniform()),
+        parameters=150_000,
+        metrics={source: shares() for source in ("running", "precise", "batch")},
+        seconds=float(draw.uniform(20, 30)),
+        diagnostics=Diagnostics(
+            drift=[DriftRow(name=layer, **drift) for layer in LAYERS],
+            signals=[SignalRow(name=n, squared_mean=0.2, variance=0.6) for n in LAYERS],
+            effective_rates=EffectiveRates(
+                step=640, examples=5120, learning_rate=0.01, rates=rates
+            ),
+            gradient_noise=None,
+        ),
+    )
 
 
 def records(trial, draw):
@@ -99,29 +105,32 @@ def records(trial, draw):
     every = 10240 // RECORDS
     losses = np.exp(-np.arange(RECORDS) / RECORDS) + draw.normal(scale=0.1, size=RECORDS)
     return [
-        {
-            "step": i * every // trial.experiment.train.batch_size,
-            "examples": i * every,
-            "seconds": 0.5 * i,
-            "examples_per_second": 400.0,
-            "loss": round(float(loss), 6),
-            "class_loss": round(float(loss) / 2, 6),
-            "box_loss": round(float(loss) / 2, 6),
-            "gradient_norm": 1.0,
-            "learning_rate": 0.01,
-            "effective_rate": 0.001,
-        }
+        MetricRecord(
+            step=i * every // trial.experiment.train.batch_size,
+            examples=i * every,
+            seconds=0.5 * i,
+            examples_per_second=400.0,
+            logs={
+                "loss": round(float(loss), 6),
+                "loss_class": round(float(loss) / 2, 6),
+                "loss_box": round(float(loss) / 2, 6),
+                "gradient_norm": 1.0,
+                "learning_rate": 0.01,
+            },
+            effective_rate=0.001,
+        )
         for i, loss in enumerate(losses, 1)
     ]
 
 
 def make(folder, experiment):
     """Writes the study's trials into its ledger and their folders; returns seconds of claims."""
-    plan = config.trials(experiment)
-    digests = {trial.name: config.config_hash(trial.experiment) for trial in plan}
+    plan = trials(experiment)
+    paths = {point.name: run_path(point) for point in points(experiment)}
+    digests = {trial.name: config_hash(trial.experiment) for trial in plan}
     ledger = Ledger(folder / "ledger.sqlite", journal="wal")
-    ledger.expect(Entry(t.name, digests[t.name], t.cell, t.split) for t in plan)
-    trials, claims = {trial.name: trial for trial in plan}, []
+    ledger.expect(Entry(t.name, digests[t.name], t.cell, t.split, paths[t.name]) for t in plan)
+    by_name, claims = {trial.name: trial for trial in plan}, []
     draw = np.random.default_rng(0)
     while True:
         begun = time.perf_counter()
@@ -129,15 +138,15 @@ def make(folder, experiment):
         if name is None:
             return claims
         claims.append(time.perf_counter() - begun)
-        made, run = result(trials[name], digests[name], draw), folder / "trials" / name
+        made, run = result(by_name[name], digests[name], draw), folder / "trials" / name
         run.mkdir(parents=True)
-        write_json(run / "result.json", made)
-        write_lines(run / "metrics.jsonl", records(trials[name], draw))
-        whole = config.resolved(trials[name].experiment)
+        write_result(run / "result.json", made)
+        write_records(run / "metrics.jsonl", records(by_name[name], draw))
+        whole = resolved(by_name[name].experiment)
         write_json(run / "config.json", {"hash": digests[name], "experiment": whole})
         write_json(run / "env.json", {"jax": "made up"})
-        brief = {key: value for key, value in made.items() if key != "diagnostics"}
-        assert ledger.finish(name, "made up", brief)
+        score = made.metrics["precise"]["AP"]
+        assert ledger.finish(name, "made up", "done", None, score)
 
 
 def seconds(call):
@@ -169,12 +178,11 @@ def main():
         claims = make(folder, experiment)
         dataset, ledger = load(experiment.data), Ledger(folder / "ledger.sqlite")
         again = lambda: run_study(
-            experiment, dataset, folder, command="made up", stop=Stop(), watcher=Watcher()
+            experiment, dataset, folder, command="made up", stop=Stop(), listener=StudyListener()
         )
         rows = [
             cost("claim", claims),
             cost("rows of the ledger", [seconds(ledger.rows) for _ in range(5)]),
-            cost("results of the ledger", [seconds(ledger.results) for _ in range(5)]),
             cost("study, nothing left to run", [seconds(again)]),
             cost(
                 "fpnlab report",

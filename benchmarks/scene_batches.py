@@ -6,10 +6,10 @@ import pathlib
 import jax
 import numpy as np
 
-from fpnlab.config import experiment as config
 from fpnlab.config.experiment import Experiment
+from fpnlab.config.load import load_config
 from fpnlab.data.dataset import take
-from fpnlab.data.load import load
+from fpnlab.data.load_data import load
 from fpnlab.types import Batch
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "demo.toml"
@@ -17,7 +17,7 @@ CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "demo.toml"
 
 def demo(batch_size: int) -> Experiment:
     """Returns the demo's experiment at this batch size."""
-    return config.load(CONFIG, [("train.batch_size", str(batch_size))])
+    return load_config(CONFIG, [("train.batch_size", str(batch_size))])
 
 
 def batches(experiment: Experiment, count: int) -> Batch:

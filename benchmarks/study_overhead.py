@@ -14,26 +14,26 @@ import jax
 import timing
 from scene_batches import CONFIG
 
-from fpnlab.cli.progress import Watcher
-from fpnlab.config import experiment as config
-from fpnlab.data.load import load
+from fpnlab.cli.progress import ProgressDisplay
+from fpnlab.config.load import load_config
+from fpnlab.config.trials import counted
+from fpnlab.data.load_data import load
 from fpnlab.report import write_report
-from fpnlab.run import programs as training
-from fpnlab.run import trial
+from fpnlab.run import hooks, run
 from fpnlab.run.interrupts import Stop
-from fpnlab.study import runner as run
+from fpnlab.study import runner
 from fpnlab.study.ledger import Ledger
-from fpnlab.study.runner import Books, run_study
+from fpnlab.study.runner import run_study
 from fpnlab.train.checkpoint import Checkpoints
 
-LEDGER = ["claim", "company", "settle", "finish", "expect", "rows", "results", "open", "stopping"]
+LEDGER = ["claim", "claim_pack", "set_pack", "finish", "expect", "rows", "open", "stopping"]
 PARTS = {
     "ledger": [(Ledger, name) for name in LEDGER],
     "checkpoints": [(Checkpoints, "save"), (Checkpoints, "restore")],
-    "records": [(training._Books, "write"), (training, "separate"), (training, "_copied")],
-    "files": [(trial, "_claim"), (trial, "write_json"), (run, "write_json")],
-    "summary": [(Books, "summarize")],
-    "display": [(Watcher, name) for name in ("start", "begin", "record", "end")],
+    "records": [(hooks.LogMetrics, "before_step"), (hooks.LogMetrics, "after_step")],
+    "files": [(run, "claim_folder"), (run, "write_result"), (runner, "write_record")],
+    "summary": [(runner._Progress, "summarize")],
+    "display": [(ProgressDisplay, name) for name in ("start", "begin", "record", "end")],
 }
 
 
@@ -79,17 +79,19 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="folder of the study  [default: none]")
     options: argparse.Namespace = parser.parse_args()
     timing.prepare(options)
-    experiment, watch = config.load(options.config), Stopwatch()
+    experiment, watch = load_config(options.config), Stopwatch()
     for part, places in PARTS.items():
         for owner, name in places:
             setattr(owner, name, watch.watched(part, getattr(owner, name)))
-    dataset = load(config.counted(experiment).data)
+    dataset = load(counted(experiment).data)
     with contextlib.ExitStack() as stack:
         folder = options.out or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stop, watcher = stack.enter_context(Stop()), stack.enter_context(Watcher())
+        stop, listener = stack.enter_context(Stop()), stack.enter_context(ProgressDisplay())
         command = f"fpnlab study {options.config}"
         begun = time.perf_counter()
-        run_study(experiment, dataset, folder, command=command, stop=stop, watcher=watcher, pack=8)
+        run_study(
+            experiment, dataset, folder, command=command, stop=stop, listener=listener, pack=8
+        )
         wall = time.perf_counter() - begun
         watch.watched("report", write_report)(folder)
     rows = [

@@ -22,11 +22,12 @@ import torch
 from torch.nn import functional as F
 from torch_networks import TorchClassifier
 
-from fpnlab.config import experiment as config
+from fpnlab.config.load import load_config
+from fpnlab.config.trials import trials
 from fpnlab.data.dataset import Dataset, stream_order
+from fpnlab.run.folder import Run
 from fpnlab.run.interrupts import Stop
-from fpnlab.run.programs import Run
-from fpnlab.run.trial import run_trials
+from fpnlab.run.run import run_trials
 from fpnlab.train.schedule import scheduled
 from fpnlab.types import LabelledBatch
 
@@ -82,7 +83,7 @@ def made_up(train_images, test_images):
 
 def ablation(batch_sizes, seeds, examples):
     """Returns the trials of the config's batch norm at these batch sizes, in a study's order."""
-    experiment = config.load(CONFIG)
+    experiment = load_config(CONFIG)
     grid = experiment.study
     grid = dataclasses.replace(
         grid,
@@ -92,7 +93,7 @@ def ablation(batch_sizes, seeds, examples):
         claims=(),
     )
     train = dataclasses.replace(experiment.train, examples=examples)
-    return config.trials(dataclasses.replace(experiment, train=train, study=grid))
+    return trials(dataclasses.replace(experiment, train=train, study=grid))
 
 
 def by_fpnlab(trials, dataset, folder):

@@ -42,7 +42,7 @@ _NAMES = {
     "ops.pooling": ("global_average_pool", "max_pool"),
     "ops.residual": ("drop_path",),
     "ops.resize": ("sample_linear", "upsample_nearest"),
-    "nn.norm_layer": (
+    "nn.norm_specs": (
         "BatchNorm",
         "DynamicTanh",
         "FilterResponseNorm",
@@ -53,10 +53,12 @@ _NAMES = {
         "NoNorm",
         "Renorm",
         "RmsNorm",
-        "apply_norm",
-        "freeze",
-        "init_norm",
     ),
+    "nn.norm_layer": ("apply_norm", "init_norm"),
+    "nn.norm_edit": ("freeze",),
+    "nn.conv_norm": ("ConvNorm", "apply_conv_norm", "init_conv_norm"),
+    "nn.layers": ("apply", "init"),
+    "tasks.kinds": ("task_of",),
     "nn.block": ("Block", "apply_block", "init_block"),
     "nn.resnet": (
         "ResNet",

@@ -42,18 +42,18 @@ class WrongResultWarning(UserWarning):
 
 
 class Check(NamedTuple):
-    """Whether the backend computes one known case right."""
+    """Result of the backend on one case with a known value."""
 
     name: str
-    """What is computed."""
+    """Name of the case."""
     found: float
-    """What the backend computed."""
+    """Result of the backend."""
     expected: float
     """The right value, from float64 NumPy."""
 
     @property
     def right(self) -> bool:
-        """Whether they agree to 1e-4 relative; the known faults are off by 0.008 and more."""
+        """True if both agree to 1e-4 relative; the known faults are off by 0.008 and more."""
         return abs(self.found - self.expected) <= 1e-4 * abs(self.expected)
 
 

@@ -5,8 +5,8 @@ Axis names in the shapes: ``b`` images, ``h w`` space, ``c`` channels, ``a`` anc
 Boxes are ``xyxy`` in pixels; the origin is the top-left corner of the top-left pixel.
 """
 
+import collections
 import typing
-from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import flax.struct
@@ -49,11 +49,11 @@ class Mode:
     stats: typing.Literal["batch", "running"] = "batch"
     """The statistics that normalize: those of this batch, or the running ones."""
     update: typing.Literal["none", "running", "moments"] = "running"
-    """What becomes of the statistics in the state: nothing, a running average that takes this
+    """Update of the statistics in the state: none, a running average that takes this
     batch in, or the moments of all values so far, into which those of this batch are merged by
     count (from a state whose counts are 0; "precise" statistics are made so)."""
     stochastic: bool = True
-    """Whether what is random in training (stochastic depth) is so here."""
+    """If true, stochastic parts (stochastic depth, dropout) are on."""
 
     TRAIN: ClassVar["Mode"]
     EVAL: ClassVar["Mode"]
@@ -123,7 +123,7 @@ class Detections:
     classes: Int[Array, "*b d"]
     """0 to k - 1; -1 where ``valid`` is false."""
     valid: Bool[Array, "*b d"]
-    """Which rows are detections."""
+    """True for rows that are detections."""
 
 
 @tree
@@ -147,9 +147,5 @@ Features = dict[int, Float[Array, "b _ _ _"]]
 Key = jax.Array
 """A typed PRNG key (``jax.random.key``)."""
 
-Watch = Callable[[str, Array], None]
-"""Called with the name and the output of each layer while a model is applied."""
-
-
-def unwatched(name: str, x: Array) -> None:
-    """The `Watch` that does nothing."""
+Intermediates = collections.OrderedDict[str, Array]
+"""Layer outputs by name, in the order of computation, which ``jit`` keeps of this type."""

@@ -12,22 +12,23 @@ silence_false_alarms()
 import jax
 import pytest
 
-from fpnlab.config import experiment as config
-from fpnlab.config.experiment import Experiment, Trial
+from fpnlab.config import validate
+from fpnlab.config.experiment import Experiment
+from fpnlab.config.trials import Trial
 from fpnlab.data.augmentation.detector_augment import Augment
-from fpnlab.data.load import load
+from fpnlab.data.load_data import load
 from fpnlab.data.sources.scenes import Scenes
 from fpnlab.data.sources.voc import Voc
-from fpnlab.evaluate.average_precision import Evaluate
+from fpnlab.evaluate.options import Evaluate
 from fpnlab.nn.detector import Anchors, Detector
 from fpnlab.nn.fpn import Fpn
-from fpnlab.nn.norm_layer import BatchNorm, LayerNorm
+from fpnlab.nn.norm_specs import BatchNorm, LayerNorm
 from fpnlab.nn.resnet import ResNet, Stem
 from fpnlab.nn.retina_head import RetinaHead
 from fpnlab.run.interrupts import Stop
-from fpnlab.run.trial import run_trial
+from fpnlab.run.run import run_trial
+from fpnlab.spec import spec
 from fpnlab.train.step import AdamW, Train
-from fpnlab.types import spec
 
 CACHE = os.environ.get("FPNLAB_CACHE") or pathlib.Path.home() / ".cache" / "fpnlab"
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(CACHE) / "xla"))
@@ -111,8 +112,8 @@ def start(experiment, dataset, folder, *, stop_after=None):
     stop, steps = Stop(), []
 
     def report(record):
-        steps.append(record["step"])
-        stop.requested = record["step"] == stop_after
+        steps.append(record.step)
+        stop.requested = record.step == stop_after
 
     trial = Trial("run", "run", experiment.train.batch_size, experiment.seed, experiment)
     return run_trial(trial, dataset, folder, stop=stop, report=report), steps
@@ -144,10 +145,10 @@ def held_out(monkeypatch):
     """Experiments may have such data while the test runs."""
 
     @spec
-    class Held(config.Experiment):
+    class Held(validate.Experiment):
         data: Scenes | Voc | HeldOut
 
-    monkeypatch.setattr(config, "Experiment", Held)
-    config._adapter.cache_clear()
+    monkeypatch.setattr(validate, "Experiment", Held)
+    validate._adapter.cache_clear()
     yield Held
-    config._adapter.cache_clear()
+    validate._adapter.cache_clear()

@@ -15,8 +15,10 @@ from fpnlab import compiler
 from fpnlab.cli.main import main
 from fpnlab.compiler import NEEDED_FLAGS, NO_YNN_REDUCTIONS, Check, doubt, missing_flags
 from fpnlab.nn.classifier import Classifier
-from fpnlab.nn.norm_layer import BatchNorm
+from fpnlab.nn.norm_specs import BatchNorm
 from fpnlab.nn.resnet import ResNet
+from fpnlab.tasks.kinds import task_of
+from fpnlab.train.objective import CrossEntropy
 from fpnlab.train.step import Train, init_train
 
 WRONG = Check("a product", 1.0, 2.0)
@@ -148,7 +150,7 @@ def test_the_first_use_of_a_wrong_backend_is_warned_of(use, wrong_backend):
 def start_training():
     model = Classifier(classes=2, backbone=ResNet(depths=(1,), widths=(2,), norm=BatchNorm()))
     recipe = Train(examples=2, batch_size=2, learning_rate=0.1)
-    jax.eval_shape(lambda: init_train(jax.random.key(0), model, recipe))
+    jax.eval_shape(lambda: init_train(jax.random.key(0), task_of(model, CrossEntropy()), recipe))
 
 
 def test_a_version_that_nobody_tried_is_checked_before_training(wrong_backend):

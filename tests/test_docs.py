@@ -9,9 +9,11 @@ import typing
 import pytest
 
 from fpnlab.cli.main import _overrides, main
-from fpnlab.config.experiment import ConfigError, Experiment, load
+from fpnlab.config.experiment import Experiment
 from fpnlab.config.hints import field_paths
-from fpnlab.data.load import Data
+from fpnlab.config.load import load_config
+from fpnlab.data.load_data import Data
+from fpnlab.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -68,7 +70,7 @@ def test_tables_of_the_page_on_studies_are_a_study_of_the_demo(tmp_path):
     tables = blocks(ROOT / "docs" / "experiments.md", "toml")
     path = tmp_path / "study.toml"
     path.write_text("\n".join([demo, *tables]))
-    experiment = load(path)
+    experiment = load_config(path)
     assert [len(claim.rules) for claim in experiment.study.claims] == [2, 1]
 
 
@@ -90,7 +92,7 @@ def test_a_command_of_a_page_is_understood(path, line, monkeypatch):
     monkeypatch.chdir(ROOT)
     config, overrides = parsed(line)
     if config is not None and "--train.batchsize" not in line:
-        load(config, overrides)
+        load_config(config, overrides)
 
 
 def test_the_pages_have_commands_of_every_kind():
@@ -109,7 +111,7 @@ def test_the_error_on_the_page_is_what_the_command_prints(monkeypatch):
     command, _, *lines = shown.splitlines()
     config, overrides = parsed(COMMAND.match(command)[1])
     with pytest.raises(ConfigError) as caught:
-        load(config, overrides)
+        load_config(config, overrides)
     printed = str(caught.value).splitlines()[-len(lines) :]
     assert len(lines) == 2
     for line, whole in zip(lines, printed):

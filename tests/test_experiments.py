@@ -4,10 +4,13 @@ import csv
 import json
 import pathlib
 
+import pydantic
 import pytest
 
 from fpnlab.analysis.table_results import judge_table
-from fpnlab.config.experiment import load, validate
+from fpnlab.config.load import load_config
+from fpnlab.config.validate import validate
+from fpnlab.records.study_records import ClaimResult
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "experiments").glob("claim_*.py"))
@@ -24,14 +27,15 @@ def test_an_experiment_is_short_and_runs_the_config_of_its_name(script):
     text = script.read_text()
     assert len(text.splitlines()) <= 60
     assert f'publish("{script.stem}")' in text
-    assert load(ROOT / "configs" / f"{script.stem}.toml").study.claims
+    assert load_config(ROOT / "configs" / f"{script.stem}.toml").study.claims
 
 
 @pytest.mark.parametrize("result", RESULTS, ids=lambda path: path.stem)
 def test_a_published_verdict_follows_from_its_table_by_the_rules_of_its_config(result):
     kept = json.loads(result.read_text())
-    experiment = load(ROOT / "configs" / f"{result.stem}.toml")
+    experiment = load_config(ROOT / "configs" / f"{result.stem}.toml")
     # Fields that are newer than the result have defaults that mean what was done then.
     assert validate(kept["study"]) == experiment
     with result.with_suffix(".csv").open() as file:
-        assert judge_table(experiment.study, csv.DictReader(file)) == kept["verdicts"]
+        found = judge_table(experiment.study, csv.DictReader(file))
+    assert found == pydantic.TypeAdapter(list[ClaimResult]).validate_python(kept["verdicts"])

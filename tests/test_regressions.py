@@ -14,17 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.nn.block import apply_conv_norm, init_conv_norm
+from fpnlab.nn.conv_norm import ConvNorm, apply_conv_norm, init_conv_norm
 from fpnlab.nn.detector import init_detector
 from fpnlab.nn.fpn import Fpn, apply_fpn, init_fpn
-from fpnlab.nn.norm_layer import (
-    BatchNorm,
-    FrozenBatchNorm,
-    LayerNorm,
-    apply_norm,
-    freeze,
-    init_norm,
-)
+from fpnlab.nn.norm_edit import freeze
+from fpnlab.nn.norm_layer import apply_norm, init_norm
+from fpnlab.nn.norm_specs import BatchNorm, FrozenBatchNorm, LayerNorm
 from fpnlab.nn.resnet import resnet
 from fpnlab.nn.retina_head import RetinaHead, apply_head, init_head
 from fpnlab.ops.norm import batch_norm_train, layer_norm
@@ -63,16 +58,19 @@ def test_a_running_variance_that_starts_at_one_is_not_debiased_as_if_at_zero(ste
 
 
 def evaluated_as_trained(statistics, key):
-    head = RetinaHead(depth=1, norm=BatchNorm(decay=0.0), level_statistics=statistics)
-    params, state = init_head(key, head, channels=4, levels=5, anchors=1, classes=2)
+    norm = BatchNorm(decay=0.0)
+    head = RetinaHead(
+        depth=1, norm=norm, level_statistics=statistics, anchors_per_cell=1, classes=2
+    )
+    params, state = init_head(key, head, channels=4, levels=5)
     pyramid = {
         level: (level - 2.0) * jax.random.normal(jax.random.fold_in(key, level), (2, 4, 4, 4))
         + level
         for level in range(3, 8)
     }
-    trained, _, new = apply_head(head, params, state, pyramid, Mode.TRAIN)
-    evaluated, _, _ = apply_head(head, params, new, pyramid, Mode.EVAL)
-    return float(jnp.abs(evaluated - trained).max())
+    trained, new = apply_head(head, params, state, pyramid, Mode.TRAIN)
+    evaluated, _ = apply_head(head, params, new, pyramid, Mode.EVAL)
+    return float(jnp.abs(evaluated.logits - trained.logits).max())
 
 
 def test_a_norm_shared_over_levels_is_tested_as_it_was_trained(key):
@@ -181,12 +179,12 @@ def test_layer_norm_says_which_axes_it_means(x):
 def test_basic_blocks_of_equal_shape_do_not_project_their_shortcut():
     """tensorflow/models#10583; scenic's resnet.py."""
     for block in resnet(18, BatchNorm()).stages[2]:
-        assert not block.projects
+        assert block.projection is None
 
 
 def test_the_focal_prior_sits_on_the_class_head(key):
     """keras-team/keras-hub: RetinaNet's prior was on the box head."""
-    params, _ = init_head(key, RetinaHead(), channels=4, levels=2, anchors=2, classes=3)
+    params, _ = init_head(key, RetinaHead(anchors_per_cell=2, classes=3), channels=4, levels=2)
     np.testing.assert_allclose(jax.nn.sigmoid(params.class_predictor.bias), 0.01, rtol=1e-4)
     np.testing.assert_array_equal(params.box_predictor.bias, 0)
 
@@ -203,7 +201,7 @@ def test_the_running_variance_of_either_framework_can_be_had(x):
 def test_a_seed_draws_the_same_convolutions_whatever_the_norm(key):
     """open-mmlab/mmdetection#1698: ablations that seeds decide."""
     kernels = [
-        init_conv_norm(key, norm, 3, 4, 4)[0].kernel
+        init_conv_norm(key, ConvNorm(size=3, inputs=4, outputs=4, norm=norm))[0].kernel
         for norm in (BatchNorm(), LayerNorm(axes="hwc"))
     ]
     np.testing.assert_array_equal(*kernels)
@@ -253,10 +251,11 @@ def test_statistics_are_not_synchronised_silently_under_jit():
 def test_accumulated_gradients_equal_the_full_batch_where_the_group_is_the_micro_batch(x, key):
     """pytorch/pytorch#46516: accumulation must not change what a statistics group is."""
     norm = BatchNorm(norm_batch=2)
-    params, state = init_conv_norm(key, norm, 3, 3, 3)
+    layer = ConvNorm(size=3, inputs=3, outputs=3, norm=norm)
+    params, state = init_conv_norm(key, layer)
 
     def loss(params, x):
-        y, _ = apply_conv_norm(norm, params, state, x, Mode.TRAIN)
+        y, _ = apply_conv_norm(layer, params, state, x, Mode.TRAIN)
         return (y * jnp.arange(3.0)).mean() + jnp.square(y[..., 0] * x[..., 1]).mean()
 
     full = jax.grad(loss)(params, x)

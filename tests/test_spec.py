@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 import pytest
 
-from fpnlab.nn.norm_layer import LayerNorm
+from fpnlab.nn.norm_specs import LayerNorm
 from fpnlab.spec import Bounds, Count, Fraction, Positive, SpecError, spec
 from fpnlab.types import Mode
 

@@ -1,15 +1,15 @@
 """Every layer and model as a Flax Linen module."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 
-from fpnlab.adapters.functions import functions, mode_of
+from fpnlab.adapters.shapes import init_like, mode_of, shapes, widths_of
 from fpnlab.adapters.trees import from_names, to_names
-from fpnlab.nn.norm_layer import replace_batch_norms
+from fpnlab.nn.layers import apply
+from fpnlab.nn.norm_edit import replace_batch_norms
 from fpnlab.types import Mode
 
 
@@ -27,13 +27,11 @@ class Layer(nn.Module):
         in the call instead.
       use_running_average: Flax's flag in place of a mode, so that ``Layer(BatchNorm())`` stands
         where ``nn.BatchNorm()`` stood.
-      sizes: of a head alone: ``{"anchors": ..., "classes": ...}``.
     """
 
     spec: Any
     mode: Mode | None = None
     use_running_average: bool | None = None
-    sizes: Mapping[str, int] | None = None
 
     @nn.compact
     def __call__(
@@ -44,30 +42,30 @@ class Layer(nn.Module):
         use_running_average: bool | None = None,
         **options: Any,
     ) -> Any:
-        """Returns what the spec's ``apply_`` function returns, without the state."""
+        """Returns the output of the layer; ``options`` are those of ``fpnlab.apply``."""
         mode = mode_of((mode, use_running_average), (self.mode, self.use_running_average))
-        this = functions(self.spec, x, dict(self.sizes or {}))
-        like, like_state = this.like
-        drawn = to_names(this.init(self.make_rng("params"))[0]) if self.is_initializing() else {}
+        spec, widths = self.spec, widths_of(x)
+        like, like_state = shapes(spec, widths)
+        init = lambda key: init_like(key, spec, widths)
+        drawn = to_names(init(self.make_rng("params"))[0]) if self.is_initializing() else {}
         if self.has_variable("params", "organ"):
             raise ValueError(
                 "params: one array `organ`, as older versions made them; convert it by "
                 'fpnlab.adapters.trees.to_names(params["organ"]), and batch_stats alike'
             )
-        draw = lambda key, name: drawn[name] if drawn else to_names(this.init(key)[0])[name]
+        draw = lambda key, name: drawn[name] if drawn else to_names(init(key)[0])[name]
         params = {name: self.param(name, draw, name) for name in to_names(like)}
-        start = lambda name: to_names(this.init(jax.random.key(0))[1])[name]
+        start = lambda name: to_names(init(jax.random.key(0))[1])[name]
         state = {n: self.variable("batch_stats", n, start, n) for n in to_names(like_state)}
         if self.is_initializing():  # No axis need be bound, and no step of training is made.
-            this = functions(_without_axis(self.spec), x, dict(self.sizes or {}))
+            spec = _without_axis(spec)
         values = {name: variable.value for name, variable in state.items()}
-        *outputs, new = this.apply(
-            from_names(like, params), from_names(like_state, values), x, mode, **options
-        )
+        trees = from_names(like, params), from_names(like_state, values)
+        output, new = apply(spec, *trees, x, mode, **options)
         if mode.update != "none" and not self.is_initializing():
             for name, value in to_names(new).items():
                 state[name].value = value
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return output
 
 
 def _without_axis(spec):

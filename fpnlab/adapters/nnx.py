@@ -4,8 +4,9 @@ from typing import Any
 
 from flax import nnx
 
-from fpnlab.adapters.functions import functions, mode_of
+from fpnlab.adapters.shapes import init_like, mode_of, shapes, widths_of
 from fpnlab.adapters.trees import from_names, to_names
+from fpnlab.nn.layers import apply
 from fpnlab.types import Mode
 
 
@@ -23,7 +24,6 @@ class Layer(nnx.Module):
       mode: where norms take their statistics from; may be given in the call instead.
       use_running_average: Flax's flag in place of a mode; set by ``train()`` and ``eval()``, and
         False where neither is given, as in ``nnx.BatchNorm``.
-      sizes: of a head alone: ``{"anchors": ..., "classes": ...}``.
       rngs: its ``params`` stream draws the parameters.
     """
 
@@ -34,14 +34,13 @@ class Layer(nnx.Module):
         *,
         mode: Mode | None = None,
         use_running_average: bool | None = None,
-        sizes: dict[str, int] | None = None,
         rngs: nnx.Rngs,
     ) -> None:
-        self.functions = nnx.static(functions(spec, like, sizes or {}))
+        self.spec, self.widths = nnx.static(spec), nnx.static(widths_of(like))
         self.mode = mode
         neither = mode is None and use_running_average is None
         self.use_running_average = False if neither else use_running_average
-        params, state = self.functions.init(rngs.params())
+        params, state = init_like(rngs.params(), spec, self.widths)
         variables = _variables(nnx.Param, to_names(params), {})
         variables = _variables(nnx.BatchStat, to_names(state), variables)
         for name, value in variables.items():
@@ -55,12 +54,12 @@ class Layer(nnx.Module):
         use_running_average: bool | None = None,
         **options: Any,
     ) -> Any:
-        """Returns what the spec's ``apply_`` function returns, without the state."""
+        """Returns the output of the layer; ``options`` are those of ``fpnlab.apply``."""
         mode = mode_of((mode, use_running_average), (self.mode, self.use_running_average))
-        *outputs, new = self.functions.apply(*_trees(self), x, mode, **options)
+        output, new = apply(self.spec, *_trees(self), x, mode, **options)
         if mode.update != "none":
             nnx.update(self, to_names(new))
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return output
 
     def trees(self) -> tuple[Any, Any]:
         """Returns parameters and running statistics as the functions take them."""
@@ -71,7 +70,9 @@ def _trees(layer):
     """Returns parameters and statistics; no method, so that ``nnx.tabulate`` has no row for it."""
     kinds = (nnx.Param, nnx.BatchStat)
     named = (nnx.to_pure_dict(nnx.state(layer, kind)) for kind in kinds)
-    params, state = (from_names(part, names) for part, names in zip(layer.functions.like, named))
+    params, state = (
+        from_names(part, names) for part, names in zip(shapes(layer.spec, layer.widths), named)
+    )
     return params, state
 
 

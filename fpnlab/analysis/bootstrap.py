@@ -1,17 +1,19 @@
-"""Second opinions on the comparisons of an ended study, by its test items as well as its seeds.
+"""Bootstrap intervals of an ended study's comparisons, over its seeds and test items.
 
-Trials of classifiers keep which test images they are right about (``items.npz``). A comparison is
-a sum of cells with weights, such as arm minus baseline. The same sum of their items is a number by
-seed and item, of which `resampling.hierarchical_bootstrap` gives the interval of the mean.
+Trials of classifiers keep for each test image whether they are correct (``items.npz``). A
+comparison is a weighted sum of cells, such as arm minus baseline. The same sum of their items is a
+number by seed and item, of which `resampling.hierarchical_bootstrap` gives the interval of the
+mean.
 
-No verdict depends on it. The opinions on claims stand apart from the verdicts, which anyone can
+No verdict depends on it. The intervals of claims stand apart from the verdicts, which anyone can
 compute again from a table of CSV that has no items.
 """
 
 import collections
+import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,45 +21,48 @@ import numpy as np
 from fpnlab.analysis.contrasts import Contrast, row_contrast, rule_contrasts
 from fpnlab.analysis.findings import write_findings
 from fpnlab.config.claims import Cell, Rule, read_claims
+from fpnlab.records.run_records import Metrics, RunResult
+from fpnlab.records.study_records import (
+    BootstrapInterval,
+    ClaimBootstrap,
+    Estimate,
+    StudyFile,
+    Summary,
+    SummaryRow,
+    Verdict,
+)
 from fpnlab.stats.intervals import Interval
 from fpnlab.stats.resampling import hierarchical_bootstrap
 
 Items = dict[Cell, dict[int, np.ndarray]]
-"""By cell and seed, whether the trial is right about each test item."""
-Row = dict[str, Any]
+"""For each test item whether the trial is correct, by cell and seed."""
 
 COMPARISONS = ("differences", "changes", "change_differences", "gains")
 """Parts of a summary whose rows are comparisons."""
 MISSING = "items.npz is missing"
 
 
-def with_second_opinions(
-    summary: dict[str, Any],
-    study: Mapping[str, Any],
-    results: Iterable[Mapping[str, Any]],
+def with_bootstrap(
+    summary: Summary,
+    study: StudyFile,
+    results: Iterable[RunResult],
     run_folder: Callable[[str], pathlib.Path],
-) -> dict[str, Any]:
-    """Returns the summary of a study, with second opinions where trials have kept their items.
-
-    * Rows of comparisons that findings are about have a ``second_opinion``: ``low``, ``high``,
-      ``items`` (their number) and ``verdict`` (about zero, as the row has one).
-    * ``second_opinions`` are on the claims: ``claim`` and ``rule`` (their numbers), ``place``,
-      ``low``, ``high``, ``level``, ``n`` (seeds), ``items``, ``agrees`` (whether both intervals
-      lie alike to what is claimed) and ``sentence``.
-    * ``items_left_out`` says by trial why its items do not count.
+) -> Summary:
+    """Returns the summary of a study with bootstrap intervals, where trials have kept their items.
 
     A comparison has one only where all of its seeds have the same items in all of its cells, since
     it is to be about the same number as the t interval.
 
     Args:
-        summary: What `summary.summarize` says.
-        study: The content of ``study.json``.
-        results: The content of each ``result.json`` there is.
-        run_folder: From the name of a trial to its folder.
+      summary: The summary without them.
+      study: The plan, with the claims.
+      results: The trials that count and have ended.
+      run_folder: Name of a trial to its folder.
     """
     contrasts = {
         part: [
-            row_contrast(part, row) if _told(summary, part, row) else {} for row in summary[part]
+            row_contrast(part, row) if _is_reported(summary, part, row) else {}
+            for row in getattr(summary, part)
         ]
         for part in COMPARISONS
     }
@@ -67,31 +72,29 @@ def with_second_opinions(
     items, left_out = read_items(results, run_folder, needed)
     if not items and set(left_out.values()) <= {MISSING}:
         return summary
-    parts = {
+    parts: dict[str, Any] = {
         part: [
-            row | _on_row(row, contrast, items, summary["level"])
-            for row, contrast in zip(summary[part], own)
+            dataclasses.replace(row, bootstrap=_of_row(row, contrast, items, summary.level))
+            for row, contrast in zip(getattr(summary, part), own)
         ]
         for part, own in contrasts.items()
     }
-    on_claims = [
-        {"claim": claim, "rule": number} | opinion
-        for claim, number, rule, estimate, contrast in claimed
-        if (opinion := _on_estimate(rule, estimate, contrast, items))
-    ]
-    whole = {**summary, **parts, "second_opinions": on_claims, "items_left_out": left_out}
-    return {**whole, "findings": write_findings(whole)}
+    of_claims = [found for place in claimed if (found := _of_estimate(*place, items)) is not None]
+    whole = dataclasses.replace(
+        summary, **parts, claim_bootstrap=of_claims, items_left_out=left_out
+    )
+    return dataclasses.replace(whole, findings=write_findings(whole))
 
 
 def read_items(
-    results: Iterable[Mapping[str, Any]],
+    results: Iterable[RunResult],
     run_folder: Callable[[str], pathlib.Path],
     needed: Collection[Cell],
 ) -> tuple[Items, dict[str, str]]:
     """Returns the items of the cells that are needed, and by trial why it has none of use.
 
     Args:
-        results: The content of each ``result.json`` there is; those that are done count.
+        results: Trials that have ended; those that are done count.
         run_folder: From the name of a trial to its folder.
         needed: The cells.
     """
@@ -103,51 +106,50 @@ def read_items(
     items: Items = {}
     left_out = {}
     for result in results:
-        cells = places.get((result["arm"], result["axis_value"]))
-        if cells is None or result["status"] != "done":
+        cells = places.get((result.arm, result.axis_value))
+        if cells is None or result.status != "done":
             continue
-        path = run_folder(result["trial"]) / "items.npz"
+        path = run_folder(result.trial) / "items.npz"
         try:
-            found = _read(path, cells, result["metrics"])
+            found = _read(path, cells, result.metrics)
         except FileNotFoundError:
-            left_out[result["trial"]] = MISSING
+            left_out[result.trial] = MISSING
         except Exception as error:  # A damaged archive raises errors of many kinds.
-            left_out[result["trial"]] = f"items.npz cannot be used ({error})"
+            left_out[result.trial] = f"items.npz cannot be used ({error})"
         else:
             for cell, right in found.items():
-                items.setdefault(cell, {})[result["seed"]] = right
+                items.setdefault(cell, {})[result.seed] = right
     return items, left_out
 
 
-def _read(path, cells, metrics):
-    """The items of one trial, by cell; what is in no file, such as an AP, has none."""
+def _read(path: pathlib.Path, cells: Sequence[Cell], metrics: Metrics) -> dict[Cell, np.ndarray]:
+    """Returns the items of one trial, by cell; what is in no file, such as an AP, has none."""
     names = {cell: f"{cell.metric}_{cell.evaluation}" for cell in cells}
     # Opened here, because NumPy leaves a damaged archive open.
     with path.open("rb") as file, np.load(file) as archive:
         arrays = {name: archive[name] for name in set(names.values()) & set(archive.files)}
     for cell, name in names.items():
         if name in arrays and not math.isclose(
-            arrays[name].mean(), metrics[cell.evaluation][cell.metric], abs_tol=1e-9
+            arrays[name].mean(), metrics[cell.evaluation][cell.metric or ""] or 0.0, abs_tol=1e-9
         ):
             raise ValueError(f"the mean of {name} is not the {cell.metric} of result.json")
     return {cell: arrays[name] for cell, name in names.items() if name in arrays}
 
 
-def _told(summary: Mapping[str, Any], part: str, row: Row) -> bool:
-    """Whether findings are about a row, and it has an interval."""
-    main = part == "gains" or row["evaluation"] == summary["evaluations"][0]
-    return main and row["metric"] == summary["metric"] and row["low"] is not None
+def _is_reported(summary: Summary, part: str, row: SummaryRow) -> bool:
+    """Returns whether findings are about a row, and it has an interval."""
+    main = part == "gains" or row.evaluation == summary.evaluations[0]
+    return main and row.metric == summary.metric and row.low is not None
 
 
 def _claimed(
-    summary: Mapping[str, Any], study: Mapping[str, Any]
-) -> Iterator[tuple[int, int, Rule, Row, Contrast]]:
-    """The numbers that claims are about, with the numbers of claim and rule."""
-    claims = read_claims(study.get("claims", []))
-    for i, (claim, verdict) in enumerate(zip(claims, summary["verdicts"])):
-        for j, (rule, outcome) in enumerate(zip(claim.rules, verdict["outcomes"])):
-            for estimate, contrast in zip(outcome["estimates"], rule_contrasts(rule)):
-                if estimate["low"] is not None:
+    summary: Summary, study: StudyFile
+) -> Iterator[tuple[int, int, Rule, Estimate, Contrast]]:
+    """Yields the numbers that claims are about, with the numbers of claim and rule."""
+    for i, (claim, verdict) in enumerate(zip(read_claims(study.claims), summary.verdicts)):
+        for j, (rule, outcome) in enumerate(zip(claim.rules, verdict.outcomes)):
+            for estimate, contrast in zip(outcome.estimates, rule_contrasts(rule)):
+                if estimate.low is not None:
                     yield i, j, rule, estimate, contrast
 
 
@@ -165,39 +167,47 @@ def _bootstrap(
     return hierarchical_bootstrap(differences, level=level), differences.shape[1]
 
 
-def _on_row(row: Row, contrast: Contrast, items: Items, level: float) -> Row:
-    seeds = [int(seed) for seed, value in row["values"].items() if value is not None]
-    if (found := _bootstrap(contrast, items, seeds, level)) is None:
-        return {}
+def _of_row(
+    row: SummaryRow, contrast: Contrast, items: Items, level: float
+) -> BootstrapInterval | None:
+    seeds = [seed for seed, value in row.values.items() if value is not None]
+    if not contrast or (found := _bootstrap(contrast, items, seeds, level)) is None:
+        return None
     interval, size = found
-    verdict = {1: "above", -1: "below", 0: "undecided"}[interval.sign]
-    opinion = {"low": interval.low, "high": interval.high, "items": size, "verdict": verdict}
-    return {"second_opinion": opinion}
+    verdict: Verdict = "undecided"
+    if interval.sign:
+        verdict = "above" if interval.sign > 0 else "below"
+    return BootstrapInterval(low=interval.low, high=interval.high, items=size, verdict=verdict)
 
 
-def _on_estimate(rule: Rule, estimate: Row, contrast: Contrast, items: Items) -> Row:
-    seeds = [int(seed) for seed in estimate["by_seed"]]
-    level = estimate["level"]
-    if (found := _bootstrap(contrast, items, seeds, level)) is None:
-        return {}
+def _of_estimate(
+    claim: int, number: int, rule: Rule, estimate: Estimate, contrast: Contrast, items: Items
+) -> ClaimBootstrap | None:
+    level = estimate.level
+    if (found := _bootstrap(contrast, items, list(estimate.by_seed), level)) is None:
+        return None
     (_, low, high, n), size = found
-    ours, theirs = _lies(rule, low, high), _lies(rule, estimate["low"], estimate["high"])
-    number = f"{low:.3g} to {high:.3g} ({100 * level:g} % interval, {size} test items)"
+    assert estimate.low is not None
+    assert estimate.high is not None
+    ours, theirs = _lies(rule, low, high), _lies(rule, estimate.low, estimate.high)
+    interval = f"{low:.3g} to {high:.3g} ({100 * level:g} % interval, {size} test items)"
     where = f"also {ours}" if ours == theirs else f"{ours}, but the t interval lies {theirs}"
-    return {
-        "place": estimate["place"],
-        "low": low,
-        "high": high,
-        "level": level,
-        "n": n,
-        "items": size,
-        "agrees": ours == theirs,
-        "sentence": f"Second opinion {estimate['place']}: bootstrap {number}, {where}.",
-    }
+    return ClaimBootstrap(
+        claim=claim,
+        rule=number,
+        place=estimate.place,
+        low=low,
+        high=high,
+        level=level,
+        n=n,
+        items=size,
+        agrees=ours == theirs,
+        sentence=f"Bootstrap interval {estimate.place}: {interval}, {where}.",
+    )
 
 
 def _lies(rule: Rule, low: float, high: float) -> str:
-    """Where an interval lies, seen from what a rule claims."""
+    """Returns the place of an interval relative to the claim of a rule."""
     if rule.kind == "equivalence":
         if -rule.margin < low and high < rule.margin:
             return f"less than {rule.margin:g} from zero"

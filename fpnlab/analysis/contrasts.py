@@ -24,6 +24,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from fpnlab.config.claims import Cell, Rule, pairs
+from fpnlab.records.study_records import SummaryRow
 
 Contrast = Mapping[Cell, float]
 """A comparison: the weight of each of its cells."""
@@ -102,18 +103,19 @@ def failure_note(found: Failures, axis: str) -> str:
     return f"Diverged or failed: {', '.join(names)}. That {effect}."
 
 
-def row_contrast(part: str, row: Mapping[str, Any]) -> Contrast:
+def row_contrast(part: str, row: SummaryRow) -> Contrast:
     """Returns the contrast of a row of a summary's ``part``, by the cells that the row names."""
-    own = Cell(row["metric"], row["evaluation"], row.get("axis_value"), row["arm"])
+    own = Cell(row.metric, row.evaluation, row.axis_value, row.arm)
+    reference = row.reference or row.arm
     match part:
         case "differences":
-            return {own: 1.0, replace(own, arm=row["reference"]): -1.0}
+            return {own: 1.0, replace(own, arm=reference): -1.0}
         case "gains":
             return {own: 1.0, replace(own, evaluation="running"): -1.0}
-    change = {replace(own, axis_value=row["end"]): 1.0, replace(own, axis_value=row["start"]): -1.0}
+    change = {replace(own, axis_value=row.end): 1.0, replace(own, axis_value=row.start): -1.0}
     if part == "changes":
         return change
-    other = {replace(cell, arm=row["reference"]): -weight for cell, weight in change.items()}
+    other = {replace(cell, arm=reference): -weight for cell, weight in change.items()}
     return change | other
 
 

@@ -1,12 +1,7 @@
-"""A study's trials condensed into means, intervals, paired differences and plain sentences.
-
-The summary is a dict of JSON values, so that whoever shows it needs nothing but the file.
-Every metric is in points (percent); a number that cannot be given is ``None``.
-"""
+"""A study's trials condensed into means, intervals, paired differences and sentences."""
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -25,6 +20,18 @@ from fpnlab.analysis.findings import write_findings
 from fpnlab.analysis.tuning import tuning_rows
 from fpnlab.analysis.verdict import Evidence, judge_claims
 from fpnlab.config.claims import Cell, Evaluation, claim_hash, read_claims
+from fpnlab.records.json_files import AxisValue
+from fpnlab.records.run_records import RunResult
+from fpnlab.records.study_records import (
+    ClaimResult,
+    LeftOutRow,
+    SpeedRow,
+    StudyFile,
+    Summary,
+    SummaryRow,
+    Verdict,
+    axis_label,
+)
 from fpnlab.stats.intervals import Interval, paired_difference, t_interval
 
 EVALUATIONS = get_args(Evaluation)
@@ -35,175 +42,131 @@ Values = dict[int, float]
 
 
 def summarize(
-    study: Mapping[str, Any],
-    results: Iterable[Mapping[str, Any]],
-    tuning: Iterable[Mapping[str, Any]] = (),
-) -> dict[str, Any]:
-    """Returns the summary of a study, finished or not, as JSON values.
-
-    Its parts, each row of which has ``mean``, ``low``, ``high``, ``n`` (seeds) and ``values``
-    (by seed), in points, with 95 % Student-t intervals over seeds:
-
-    * ``rows``: by metric, evaluation, arm and axis value.
-    * ``differences``: each later arm minus the first, paired by seed.
-    * ``changes``: an arm at the smallest axis value minus the same arm at the largest; none of an
-      arm to which the axis does not apply, which cannot change.
-    * ``change_differences``: the change of each later arm minus that of the first.
-    * ``gains``: precise or batch statistics minus the running ones, where the two differ.
-
-    Rows of the last four kinds have a ``verdict`` about zero (``above``, ``below``, ``undecided``
-    or ``unmeasured``), and say in ``failures`` what failed trials keep from being decided.
-
-    Besides: ``best`` and ``worst`` (rows of the study's metric), ``speed`` (examples a second),
-    ``left_out`` (trials without a measurement, and why), ``counts`` (trials by status),
-    ``tuning`` (by arm and axis value: ``chosen``, and ``tried`` with its points), ``verdicts``
-    (see `judge_results`) with ``holm_over`` (the family of their tests), and ``findings``
-    (sentences).
+    study: StudyFile, results: Iterable[RunResult], tuning: Iterable[RunResult] = ()
+) -> Summary:
+    """Returns the summary of a study, finished or not.
 
     The result of an arm to which the axis does not apply has no axis value (``None``), and counts
     at every one.
 
-    Only trials whose status is ``done`` are measured. A diverged or failed one is left out of means
-    and named in ``left_out``: counted as zero it would swamp an interval of three seeds. In
-    comparisons it is worse than any number, so that none is decided for having left it out.
-
     Args:
-        study: The content of ``study.json``.
-        results: The content of each ``result.json`` there is.
-        tuning: The same of the trials that tune, which are no results.
+      study: The plan.
+      results: The trials that count and have ended.
+      tuning: The trials that tune and have ended.
     """
     results = list(results)
-    arms, axis_values = list(study["arms"]), list(study["axis_values"])
+    arms, axis_values, metric = study.arms, study.axis_values, study.metric
     done = _done(results, axis_values)
-    fixed = {result["arm"] for result in results if result["axis_value"] is None}
+    fixed = {result.arm for result in results if result.axis_value is None}
     values = _collect(done, arms, axis_values)
-    metric = study["metric"]
-    compare = _Comparison(_failed(results, axis_values), _test_images(study), _axis_label(study))
+    label = axis_label(study.axis)
+    compare = _Comparison(_failed(results, axis_values), study.dataset.test_images, label)
     changes = _changes(values, axis_values, compare)
     rows = [
         _row(t_interval(v.values(), LEVEL, compare.least_deviation({cell: 1.0})), v, **vars(cell))
         for cell, v in values.items()
     ]
-    ranked = sorted(
-        (
-            row
-            for row in rows
-            if (row["metric"], row["evaluation"]) == (metric, EVALUATIONS[0])
-            and row["mean"] is not None
-        ),
-        key=lambda row: row["mean"],
+    key = (metric, EVALUATIONS[0])
+    main = [row for row in rows if (row.metric, row.evaluation) == key and row.mean is not None]
+    ranked = sorted(main, key=lambda row: row.mean or 0.0)
+    everywhere = lambda row: replace(row, axis_value=None) if row.arm in fixed else row
+    summary = Summary(
+        name=study.name,
+        metric=metric,
+        level=LEVEL,
+        axis=study.axis,
+        axis_label=label,
+        axis_values=axis_values,
+        arms=arms,
+        evaluations=list(EVALUATIONS),
+        counts=_counts(study, results),
+        left_out=_left_out(results),
+        rows=rows,
+        differences=_differences(values, arms, compare),
+        changes=[row for row in changes if row.arm not in fixed],
+        change_differences=_change_differences(changes, arms, compare),
+        gains=_gains(values, compare),
+        best=everywhere(ranked[-1]) if ranked else None,
+        worst=everywhere(ranked[0]) if ranked else None,
+        speed=_speed(done, arms, axis_values),
+        tuning=tuning_rows(metric, tuning),
+        tuned=study.tune,
+        verdicts=judge_results(study, results),
+        holm_over=study.holm_over,
     )
-    everywhere = lambda row: row | ({"axis_value": None} if row["arm"] in fixed else {})
-    summary = {
-        "name": study["name"],
-        "metric": metric,
-        "level": LEVEL,
-        "axis": study["axis"],
-        "axis_label": _axis_label(study),
-        "axis_values": axis_values,
-        "arms": arms,
-        "evaluations": list(EVALUATIONS),
-        "counts": _counts(study, results),
-        "left_out": _left_out(results),
-        "rows": rows,
-        "differences": _differences(values, arms, compare),
-        "changes": [row for row in changes if row["arm"] not in fixed],
-        "change_differences": _change_differences(changes, arms, compare),
-        "gains": _gains(values, compare),
-        "best": everywhere(ranked[-1]) if ranked else None,
-        "worst": everywhere(ranked[0]) if ranked else None,
-        "speed": _speed(done, arms, axis_values),
-        "tuning": tuning_rows(metric, tuning),
-        "tuned": study.get("tune"),
-        "verdicts": judge_results(study, results),
-        "holm_over": study.get("holm_over", "claim"),
-    }
-    return {**summary, "findings": write_findings(summary)}
+    return replace(summary, findings=write_findings(summary))
 
 
-def judge_results(
-    study: Mapping[str, Any], results: Iterable[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Returns the verdict on each claim of a study, finished or not, as JSON values.
+def judge_results(study: StudyFile, results: Iterable[RunResult]) -> list[ClaimResult]:
+    """Returns the verdict on each claim of a study, finished or not.
 
-    Each is a `verdict.Verdict` with the claim's ``statement`` and ``hash``. A rule is undecided
-    until all trials that it needs have ended. One that diverged or failed has ended, and counts as
-    worse than any number (see `fpnlab.analysis.contrasts`).
+    A rule is undecided until all trials that it needs have ended. One that diverged or failed has
+    ended, and counts as worse than any number (see `fpnlab.analysis.contrasts`).
 
     Args:
-        study: The content of ``study.json``, or of it what `plan.description` gives.
-        results: The content of each ``result.json`` there is.
+      study: The plan, with the claims.
+      results: The trials that count and have ended.
     """
-    results, claims = list(results), read_claims(study.get("claims", []))
-    arms, axis_values = list(study["arms"]), list(study["axis_values"])
+    results, claims = list(results), read_claims(study.claims)
+    arms, axis_values, images = study.arms, study.axis_values, study.dataset.test_images
     values = _collect(_done(results, axis_values), arms, axis_values)
-    ended = {(result["arm"], result["axis_value"], result["seed"]) for result in results}
+    ended = {(result.arm, result.axis_value, result.seed) for result in results}
     unfinished = {
         (arm, value)
         for arm, value in itertools.product(arms, axis_values if claims else ())
-        for seed in study["seeds"]
+        for seed in study.seeds
         if not ended & {(arm, value, seed), (arm, None, seed)}
     }
     metrics = {rule.metric for claim in claims for rule in claim.rules if rule.metric}
     evidence = Evidence(
         values,
-        _axis_label(study),
+        axis_label(study.axis),
         unfinished,
         _failed(results, axis_values),
-        {metric: resolution(metric, _test_images(study)) for metric in metrics},
+        {metric: resolution(metric, images) for metric in metrics},
     )
-    found = judge_claims(claims, evidence, study.get("holm_over", "claim"))
-    verdicts = [
-        {"statement": claim.statement, "hash": claim_hash(claim)} | dataclasses.asdict(verdict)
+    found = judge_claims(claims, evidence, study.holm_over)
+    return [
+        replace(verdict, statement=claim.statement, hash=claim_hash(claim))
         for claim, verdict in zip(claims, found)
     ]
-    return json.loads(json.dumps(verdicts))
 
 
-def _test_images(study: Mapping[str, Any]) -> int | None:
-    """The number of test images, where that is known."""
-    return study.get("dataset", {}).get("test_images")
-
-
-def _axis_label(study: Mapping[str, Any]) -> str:
-    return study["axis"].rpartition(".")[2].replace("_", " ")
-
-
-def _done(results: list[Mapping[str, Any]], axis_values: list[Any]) -> list[Mapping[str, Any]]:
-    """The results of trials that are done; one without an axis value is there at each."""
+def _done(results: list[RunResult], axis_values: list[AxisValue]) -> list[RunResult]:
+    """Returns the results of trials that are done; one without an axis value is there at each."""
     return [
-        {**result, "axis_value": value}
+        replace(result, axis_value=value)
         for result in results
-        if result["status"] == "done"
-        for value in (axis_values if result["axis_value"] is None else [result["axis_value"]])
+        if result.status == "done"
+        for value in (axis_values if result.axis_value is None else [result.axis_value])
     ]
 
 
-def _failed(results: list[Mapping[str, Any]], axis_values: list[Any]) -> Failed:
-    """The trials that ended without a value, by the places that they count at."""
+def _failed(results: list[RunResult], axis_values: list[AxisValue]) -> Failed:
+    """Returns the trials that ended without a value, by the places that they count at."""
     failed: dict[tuple[str, Any], list[tuple[str, Any, int]]] = {}
     for result in results:
-        if result["status"] == "done":
+        if result.status == "done":
             continue
-        arm, value, seed = result["arm"], result["axis_value"], result["seed"]
+        arm, value, seed = result.arm, result.axis_value, result.seed
         for place in axis_values if value is None else [value]:
             failed.setdefault((arm, place), []).append((arm, value, seed))
     return failed
 
 
 def _collect(
-    results: list[Mapping[str, Any]], arms: list[str], axis_values: list[Any]
+    results: list[RunResult], arms: list[str], axis_values: list[AxisValue]
 ) -> dict[Cell, Values]:
-    """Points of each cell by seed, in the study's order; a missing metric (``None``) is nan."""
+    """Returns points of each cell by seed, in the study's order; a missing metric is nan."""
     values: dict[Cell, Values] = {}
     metrics: dict[str, None] = {}
     for result in results:
         for evaluation in EVALUATIONS:
-            for metric, value in result["metrics"].get(evaluation, {}).items():
+            for metric, value in result.metrics.get(evaluation, {}).items():
                 metrics[metric] = None
-                cell = Cell(metric, evaluation, result["axis_value"], result["arm"])
+                cell = Cell(metric, evaluation, result.axis_value, result.arm)
                 points = math.nan if value is None else 100.0 * value
-                values.setdefault(cell, {})[result["seed"]] = points
+                values.setdefault(cell, {})[result.seed] = points
     order = itertools.product(metrics, EVALUATIONS, axis_values, arms)
     return {cell: values[cell] for cell in itertools.starmap(Cell, order) if cell in values}
 
@@ -212,99 +175,102 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _row(interval: Interval, values: Mapping[int, float], **keys: Any) -> dict[str, Any]:
+def _numbers(interval: Interval, values: Mapping[int, float]) -> dict[str, Any]:
+    """Returns the fields that rows of means and of speeds have in common."""
     return {
-        **keys,
         "mean": _number(interval.mean),
         "low": _number(interval.low),
         "high": _number(interval.high),
         "n": interval.n,
-        "values": {str(seed): _number(values[seed]) for seed in sorted(values)},
+        "values": {seed: _number(values[seed]) for seed in sorted(values)},
     }
 
 
+def _row(interval: Interval, values: Mapping[int, float], **fields: Any) -> SummaryRow:
+    return SummaryRow(**fields, **_numbers(interval, values))
+
+
 class _Comparison(NamedTuple):
-    """What rows of comparisons need to know of a study besides its numbers."""
+    """Failed trials, test images and axis of a study, for rows of comparisons."""
 
     failed: Failed
     test_images: int | None
     axis_label: str
 
     def least_deviation(self, contrast: Contrast) -> float:
-        """The deviation that rounding gives a contrast, whose cells are of one metric."""
+        """Returns the deviation that rounding gives a contrast, whose cells are of one metric."""
         return least_deviation(contrast, resolution(next(iter(contrast)).metric, self.test_images))
 
-    def row(self, part: str, a: Values, b: Values, **keys: Any) -> dict[str, Any]:
-        """The row of ``b - a`` with its verdict: does the interval leave zero on one side?
+    def row(self, part: str, a: Values, b: Values, **fields: Any) -> SummaryRow:
+        """Returns the row of ``b - a`` with its verdict: the side of zero of the interval.
 
         A side that is favoured by leaving failed trials out is not decided.
         """
-        contrast = row_contrast(part, keys)
+        empty = _row(Interval(math.nan, math.nan, math.nan, 0), {}, **fields)
+        contrast = row_contrast(part, empty)
         interval, by_seed = paired_difference(a, b, LEVEL, self.least_deviation(contrast))
         found = failures(contrast, self.failed)
-        verdict = "undecided" if math.isfinite(interval.low) else "unmeasured"
+        verdict: Verdict = "undecided" if math.isfinite(interval.low) else "unmeasured"
         if interval.sign > 0 and not found.positive:
             verdict = "above"
         if interval.sign < 0 and not found.negative:
             verdict = "below"
         note = failure_note(found, self.axis_label)
-        return _row(interval, by_seed, **keys, verdict=verdict, failures=note)
+        return _row(interval, by_seed, **fields, verdict=verdict, failures=note)
 
 
 def _differences(
     values: dict[Cell, Values], arms: list[str], compare: _Comparison
-) -> list[dict[str, Any]]:
+) -> list[SummaryRow]:
     rows = []
     for reference in dict.fromkeys(replace(cell, arm=arms[0]) for cell in values):
         for arm in arms[1:]:
             a, b = values.get(reference, {}), values.get(replace(reference, arm=arm), {})
-            keys = vars(reference) | {"arm": arm, "reference": arms[0]}
-            rows.append(compare.row("differences", a, b, **keys))
+            fields = vars(reference) | {"arm": arm, "reference": arms[0]}
+            rows.append(compare.row("differences", a, b, **fields))
     return rows
 
 
-def _ends(axis_values: list[Any]) -> tuple[Any, Any] | None:
-    """The smallest and the largest axis value; ``None`` where that means nothing."""
-    numeric = all(isinstance(value, int | float) for value in axis_values)
-    return (min(axis_values), max(axis_values)) if numeric and len(axis_values) > 1 else None
+def _ends(axis_values: list[AxisValue]) -> tuple[Any, Any] | None:
+    """Returns the smallest and the largest axis value; None where that means nothing."""
+    numbers = [value for value in axis_values if isinstance(value, int | float)]
+    if len(numbers) < max(len(axis_values), 2):
+        return None
+    return min(numbers), max(numbers)
 
 
 def _changes(
-    values: dict[Cell, Values], axis_values: list[Any], compare: _Comparison
-) -> list[dict[str, Any]]:
+    values: dict[Cell, Values], axis_values: list[AxisValue], compare: _Comparison
+) -> list[SummaryRow]:
     if (ends := _ends(axis_values)) is None:
         return []
     rows = []
     for cell in dict.fromkeys(replace(cell, axis_value=ends[1]) for cell in values):
         large, small = values.get(cell, {}), values.get(replace(cell, axis_value=ends[0]), {})
-        keys = {"metric": cell.metric, "evaluation": cell.evaluation, "arm": cell.arm}
-        rows.append(compare.row("changes", large, small, **keys, start=ends[1], end=ends[0]))
+        fields = {"metric": cell.metric, "evaluation": cell.evaluation, "arm": cell.arm}
+        rows.append(compare.row("changes", large, small, **fields, start=ends[1], end=ends[0]))
     return rows
 
 
 def _change_differences(
-    changes: list[dict[str, Any]], arms: list[str], compare: _Comparison
-) -> list[dict[str, Any]]:
-    by_arm: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    changes: list[SummaryRow], arms: list[str], compare: _Comparison
+) -> list[SummaryRow]:
+    by_arm: dict[tuple[str, str], dict[str, Values]] = {}
     for row in changes:
-        by_arm.setdefault((row["metric"], row["evaluation"]), {})[row["arm"]] = row
+        measured = {seed: math.nan if v is None else v for seed, v in row.values.items()}
+        by_arm.setdefault((row.metric, row.evaluation), {})[row.arm] = measured
     rows = []
     for (metric, evaluation), change in by_arm.items():
         for arm in arms[1:]:
-            a, b = (change[name]["values"] if name in change else {} for name in (arms[0], arm))
-            keys = {"metric": metric, "evaluation": evaluation, "arm": arm, "reference": arms[0]}
-            ends = {"start": changes[0]["start"], "end": changes[0]["end"]}
-            both = _by_seed(a), _by_seed(b)
-            rows.append(compare.row("change_differences", *both, **keys, **ends))
+            a, b = (change.get(name, {}) for name in (arms[0], arm))
+            fields = {"metric": metric, "evaluation": evaluation, "arm": arm, "reference": arms[0]}
+            ends = {"start": changes[0].start, "end": changes[0].end}
+            rows.append(compare.row("change_differences", a, b, **fields, **ends))
     return rows
 
 
-def _by_seed(values: Mapping[str, float]) -> Values:
-    return {int(seed): value for seed, value in values.items()}
-
-
-def _gains(values: dict[Cell, Values], compare: _Comparison) -> list[dict[str, Any]]:
-    """Other statistics minus the running ones, for arms where any of the two differ."""
+def _gains(values: dict[Cell, Values], compare: _Comparison) -> list[SummaryRow]:
+    """Returns other statistics minus the running ones, for arms where any of the two differ."""
     pairs = [
         (cell, values[replace(cell, evaluation=EVALUATIONS[0])], other)
         for cell, other in values.items()
@@ -322,33 +288,34 @@ def _gains(values: dict[Cell, Values], compare: _Comparison) -> list[dict[str, A
     ]
 
 
-def _counts(study: Mapping[str, Any], results: list[Mapping[str, Any]]) -> dict[str, int]:
-    """Trials by status; ``planned`` and ``missing`` (without a result yet) among them."""
-    statuses = [result["status"] for result in results]
+def _counts(study: StudyFile, results: list[RunResult]) -> dict[str, int]:
+    """Returns trials by status; ``planned`` and ``missing`` (without a result yet) among them."""
+    statuses: list[str] = [result.status for result in results]
     counts = {status: statuses.count(status) for status in sorted({"done", *statuses})}
-    return {"planned": study["trials"], "missing": study["trials"] - len(results), **counts}
+    return {"planned": study.trials, "missing": study.trials - len(results), **counts}
 
 
-def _left_out(results: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _left_out(results: list[RunResult]) -> list[LeftOutRow]:
+    names = [field.name for field in dataclasses.fields(LeftOutRow)]
     return [
-        {key: result.get(key) for key in ("trial", "arm", "axis_value", "seed", "status", "error")}
+        LeftOutRow(**{name: getattr(result, name) for name in names})
         for result in results
-        if result["status"] != "done"
+        if result.status != "done"
     ]
 
 
 def _speed(
-    results: list[Mapping[str, Any]], arms: list[str], axis_values: list[Any]
-) -> list[dict[str, Any]]:
-    """Examples a second of the whole trial, by arm and axis value."""
-    speeds: dict[tuple[str, Any], Values] = {
+    results: list[RunResult], arms: list[str], axis_values: list[AxisValue]
+) -> list[SpeedRow]:
+    """Returns examples a second of the whole trial, by arm and axis value."""
+    speeds: dict[tuple[str, AxisValue], Values] = {
         (arm, axis_value): {} for arm in arms for axis_value in axis_values
     }
     for result in results:
-        if result["seconds"]:
-            place = result["arm"], result["axis_value"]
-            speeds[place][result["seed"]] = result["examples"] / result["seconds"]
+        if result.seconds:
+            place = result.arm, result.axis_value
+            speeds[place][result.seed] = result.examples / result.seconds
     return [
-        _row(t_interval(own.values(), LEVEL), own, arm=arm, axis_value=axis_value)
-        for (arm, axis_value), own in speeds.items()
+        SpeedRow(arm=arm, axis_value=value, **_numbers(t_interval(own.values(), LEVEL), own))
+        for (arm, value), own in speeds.items()
     ]

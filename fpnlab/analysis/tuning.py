@@ -1,30 +1,29 @@
 """A field's best value for an arm and axis value, by trials that never count as results."""
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+
+from fpnlab.errors import TuningError
+from fpnlab.records.json_files import AxisValue
+from fpnlab.records.run_records import RunResult
+from fpnlab.records.study_records import TriedValue, TuningRow
 
 SOURCES = ("precise", "running")
-"""The statistics by which values are compared: the first that was measured."""
+"""Statistics by which values are compared: the first that was measured."""
 
 
-class TuningError(ValueError):
-    """Trials that leave nothing to choose."""
-
-
-def best_value(metric: str, results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def best_value(metric: str, results: Iterable[RunResult]) -> dict[str, float]:
     """Returns the tuned field with the value of the best of ``results``; of equals, the smaller.
 
     Args:
-      metric: the one that is compared, by precise statistics where they were measured. A trial
+      metric: The metric that is compared, by precise statistics where they were measured. A trial
         that diverged, or has no such number, is out.
-      results: those of the tuning trials of one arm and axis value.
+      results: The tuning trials of one arm and axis value.
 
     Raises:
-      TuningError: no trial is left.
+      TuningError: No trial is left.
     """
-    results = list(results)
-    scores = [(score(metric, result), result["tuned"]) for result in results]
+    scores = [(score(metric, result), result.tuned or {}) for result in results]
     ranked = [(-found, *tuned.values(), tuned) for found, tuned in scores if found is not None]
     if not ranked:
         tried = ", ".join(f"{k} = {v}" for _, tuned in scores for k, v in tuned.items())
@@ -34,48 +33,50 @@ def best_value(metric: str, results: Iterable[Mapping[str, Any]]) -> dict[str, A
     return min(ranked, key=lambda row: row[:2])[-1]
 
 
-def score(metric: str, result: Mapping[str, Any]) -> float | None:
-    """Returns what a tuning trial is worth; None where it did not end with a number."""
-    if result["status"] != "done":
+def score(metric: str, result: RunResult) -> float | None:
+    """Returns the score of a trial, from 0 to 1; None where it did not end with a number."""
+    if result.status != "done":
         return None
-    numbers = next((result["metrics"][s] for s in SOURCES if s in result["metrics"]), {})
+    numbers = next((result.metrics[s] for s in SOURCES if s in result.metrics), {})
     value = numbers.get(metric)
     return value if value is not None and math.isfinite(value) else None
 
 
-def tuning_rows(metric: str, results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns a row for each arm and axis value: what was tried, in points, and what was chosen.
+def tuning_rows(metric: str, results: Iterable[RunResult]) -> list[TuningRow]:
+    """Returns the tried and the chosen value for each arm and axis value.
 
     Args:
-      metric: the study's.
-      results: those of all tuning trials, those that failed among them.
+      metric: The study's metric.
+      results: All tuning trials, also those that failed.
     """
-    cells: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}
+    cells: dict[tuple[str, AxisValue], list[RunResult]] = {}
     for result in results:
-        cells.setdefault((result["arm"], result["axis_value"]), []).append(result)
+        cells.setdefault((result.arm, result.axis_value), []).append(result)
     return [
-        {
-            "arm": arm,
-            "axis_value": axis_value,
-            "chosen": _chosen(metric, rows),
-            "tried": [
-                {
-                    "trial": row["trial"],
-                    "value": next(iter(row["tuned"].values())),
-                    "status": row["status"],
-                    "points": None if (s := score(metric, row)) is None else 100.0 * s,
-                }
-                for row in rows
-            ],
-        }
-        for (arm, axis_value), rows in cells.items()
+        TuningRow(
+            arm=arm,
+            axis_value=axis_value,
+            chosen=_chosen(metric, trials),
+            tried=[_tried(metric, trial) for trial in trials],
+        )
+        for (arm, axis_value), trials in cells.items()
     ]
 
 
-def _chosen(metric, rows):
-    if any(row["status"] == "failed" for row in rows):
+def _tried(metric: str, trial: RunResult) -> TriedValue:
+    found = score(metric, trial)
+    return TriedValue(
+        trial=trial.trial,
+        value=next(iter((trial.tuned or {}).values())),
+        status=trial.status,
+        points=None if found is None else 100.0 * found,
+    )
+
+
+def _chosen(metric: str, trials: list[RunResult]) -> float | None:
+    if any(trial.status == "failed" for trial in trials):
         return None
     try:
-        return next(iter(best_value(metric, rows).values()))
+        return next(iter(best_value(metric, trials).values()))
     except TuningError:
         return None

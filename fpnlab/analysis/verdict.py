@@ -1,4 +1,4 @@
-"""What the results make of a claim: the outcome of each rule, and the verdict.
+"""Verdicts on claims: the outcome of each rule by its interval and adjusted p-value.
 
 **Outcome of a rule**, by the interval of Student's t over paired seeds:
 
@@ -38,7 +38,7 @@ needs have ended.
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -60,7 +60,16 @@ from fpnlab.config.claims import (
     HolmOver,
     Rule,
     cells,
+    label,
     pairs,
+)
+from fpnlab.records.study_records import (
+    ClaimResult,
+    ClaimVerdict,
+    Decision,
+    Estimate,
+    Outcome,
+    RuleRecord,
 )
 from fpnlab.stats.intervals import (
     difference_in_differences,
@@ -73,77 +82,17 @@ from fpnlab.stats.intervals import (
 
 Values = Mapping[Cell, Mapping[int, float]]
 """A number by seed for each cell; what was not measured is nan or absent."""
-Decision = Literal["supported", "refuted", "undecided"]
-Word = Literal["SUPPORTED", "REFUTED", "PARTIAL", "INCONCLUSIVE"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A number that a rule is about, with its interval; None is what cannot be given."""
-
-    axis_values: tuple[Any, ...]
-    """The axis values that went into it."""
-    place: str
-    """The same in words."""
-    mean: float | None
-    """Mean over seeds."""
-    low: float | None
-    """Lower bound; none for fewer than two seeds."""
-    high: float | None
-    """Upper bound; none where the lower one is."""
-    level: float
-    """Level of the interval."""
-    by_seed: dict[int, float]
-    """The number of each seed that counts."""
-    left_out: tuple[int, ...]
-    """Seeds with a value in some of the cells but not in all: diverged, failed, or not yet run."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of one rule."""
-
-    rule: Rule
-    """The rule."""
-    topic: str
-    """What its number is, in words."""
-    claim: str
-    """What it claims of the number, in words."""
-    decision: Decision
-    """Whether it is supported or refuted."""
-    estimates: tuple[Estimate, ...]
-    """The rule's number; of an equivalence, one an axis value."""
-    p: float
-    """The p-value that decides; 1 without a test."""
-    p_adjusted: float
-    """The p-value adjusted for the number of rules."""
-    sentence: str
-    """All of it in words."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What became of a claim."""
-
-    verdict: Word
-    """The verdict on all rules together."""
-    alpha: float
-    """Level of the tests."""
-    outcomes: tuple[Outcome, ...]
-    """One a rule, in their order."""
-    sentence: str
-    """The verdict and what it rests on, in words."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What a study has measured, as far as it bears on claims."""
+    """Measurements of a study that bear on its claims."""
 
     values: Values
     """A number by seed for each cell, in points. Values that are not finite, or absent, are left
     out, as are their seeds in every difference that needs them."""
     axis: str = "axis value"
-    """What the sentences call the axis, such as "batch size"."""
+    """Name of the axis in sentences, such as "batch size"."""
     unfinished: Collection[tuple[str, Any]] = ()
     """The arms and axis values some of whose trials have not ended."""
     failed: Failed = dataclasses.field(default_factory=dict)
@@ -152,10 +101,8 @@ class Evidence:
     """Resolutions of metrics in points; `contrasts.STEP` for others."""
 
 
-def judge(rules: Sequence[Rule], evidence: Evidence, alpha: float = 0.05) -> Verdict:
+def judge(rules: Sequence[Rule], evidence: Evidence, alpha: float = 0.05) -> ClaimResult:
     """Returns the outcome of each rule and the verdict on all of them; the module says how.
-
-    The result consists of JSON values: ``json.dumps(dataclasses.asdict(verdict))``.
 
     Args:
         rules: The rules of one claim, as they were fixed before the run, each with its metric.
@@ -175,7 +122,7 @@ def judge(rules: Sequence[Rule], evidence: Evidence, alpha: float = 0.05) -> Ver
 
 def judge_claims(
     claims: Sequence[Claim], evidence: Evidence, holm_over: HolmOver = "claim"
-) -> list[Verdict]:
+) -> list[ClaimResult]:
     """Returns the verdict on each claim of a study.
 
     Args:
@@ -200,14 +147,16 @@ def judge_claims(
 
 def _verdict(
     tested: "Sequence[_Test]", adjusted: Sequence[float], evidence: Evidence, alpha: float
-) -> Verdict:
+) -> ClaimResult:
     outcomes = []
     for test, p_adjusted in zip(tested, adjusted):
         decision: Decision = "undecided"
         if p_adjusted < alpha:
             decision = "supported" if test.p_for < test.p_against else "refuted"
         words = _topic(test.rule, evidence.axis), _claimed(test.rule)
-        outcome = Outcome(test.rule, *words, decision, test.estimates, test.p, p_adjusted, "")
+        outcome = Outcome(
+            rule_record(test.rule), *words, decision, test.estimates, test.p, p_adjusted, ""
+        )
         outcomes.append(dataclasses.replace(outcome, sentence=_sentence(outcome, test)))
     decisions = [outcome.decision for outcome in outcomes]
     word = overall(decisions)
@@ -215,10 +164,21 @@ def _verdict(
     rule_s = "rule" if len(tested) == 1 else "rules"
     more = " Not all of their trials have ended." if any(test.waits for test in tested) else ""
     sentence = f"{word}: of {len(tested)} {rule_s}, {tally}.{more}"
-    return Verdict(word, alpha, tuple(outcomes), sentence)
+    return ClaimResult(word, alpha, tuple(outcomes), sentence)
 
 
-def overall(decisions: Sequence[Decision]) -> Word:
+def rule_record(rule: Rule) -> RuleRecord:
+    """Returns a rule as a summary keeps it."""
+    fields = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
+    if "axis_values" in fields:
+        fields["axis_values"] = [label(value) for value in fields["axis_values"]]
+    for name in ("baseline_value", "start", "end"):
+        if fields.get(name) is not None:
+            fields[name] = label(fields[name])
+    return RuleRecord(**fields)
+
+
+def overall(decisions: Sequence[Decision]) -> ClaimVerdict:
     """Returns the verdict that stands however the undecided rules would turn out."""
     found = set(decisions)
     if found == {"supported"}:
@@ -236,9 +196,9 @@ class _Test(NamedTuple):
     p_for: float
     p_against: float
     waits: bool
-    """Whether some of its trials have not ended."""
+    """True if some of its trials have not ended."""
     notes: tuple[str, ...]
-    """What its failed trials keep from being decided, in sentences."""
+    """Sentences on what its failed trials keep from being decided."""
 
     @property
     def p(self) -> float:
@@ -342,7 +302,7 @@ def _claimed(rule):
 
 
 def _topic(rule, axis):
-    """What the number is, such as "AP: BN (precise) minus BN (running)"."""
+    """Returns the number in words, such as "AP: BN (precise) minus BN (running)"."""
     baseline, arm = pairs(rule)[0]
     differ = baseline.evaluation != arm.evaluation
     names = [f"{c.arm} ({c.evaluation})" if differ else c.arm for c in (arm, baseline)]

@@ -1,4 +1,4 @@
-"""What `fpnlab doctor` prints: the installation, the machine, and whether XLA is right on it."""
+"""The table of `fpnlab doctor`: the installation, the machine, and checks of XLA."""
 
 import contextlib
 import os

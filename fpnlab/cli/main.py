@@ -6,7 +6,7 @@ import pathlib
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -160,11 +160,11 @@ def _train(
     """Runs a config's trial, or takes part in it."""
     import dataclasses
 
-    from fpnlab.cli.progress import Watcher
-    from fpnlab.config.experiment import Trial
+    from fpnlab.cli.progress import ProgressDisplay
+    from fpnlab.config.trials import Trial
     from fpnlab.report import write_run_report
     from fpnlab.run.interrupts import Stop
-    from fpnlab.run.trial import follow_trial, run_trial
+    from fpnlab.run.run import follow_trial, run_trial
     from fpnlab.train.parallel import data_mesh
 
     experiment = dataclasses.replace(_experiment(ctx, config), study=None)
@@ -181,16 +181,16 @@ def _train(
         with Stop() as stop:
             follow_trial(trial, dataset, stop=stop)
         return
-    with Stop() as stop, Watcher() as watcher:
-        watcher.start([trial])
-        watcher.begin(trial)
-        tell = lambda record: watcher.record(trial, record)
-        result = run_trial(trial, dataset, folder, stop=stop, report=tell)
-        watcher.end(trial, result)
-    _print_metrics(result["metrics"])
+    with Stop() as stop, ProgressDisplay() as display:
+        display.start([trial])
+        display.begin(trial)
+        report = lambda record: display.record(trial, record)
+        result = run_trial(trial, dataset, folder, stop=stop, report=report)
+        display.end(trial, result)
+    _print_metrics(result.metrics)
     click.echo(f"report: {write_run_report(folder)}")
-    if result["status"] == "diverged":
-        click.echo(f"diverged: {result['error']}; try a lower train.learning_rate", err=True)
+    if result.status == "diverged":
+        click.echo(f"diverged: {result.error}; try a lower train.learning_rate", err=True)
         sys.exit(4)
 
 
@@ -254,7 +254,7 @@ def study(
         os.environ.update(own | os.environ)
     # Ray forks, which a process must not do once JAX has threads.
     executor = None if dry_run else _executor(workers, ray, slurm, folder)
-    from fpnlab.config.experiment import counted
+    from fpnlab.config.trials import counted
 
     experiment = _experiment(ctx, config)
     dataset = _data(counted(experiment))
@@ -265,27 +265,27 @@ def study(
         return
     from rich.console import Console
 
-    from fpnlab.cli.progress import Watcher
+    from fpnlab.cli.progress import ProgressDisplay
     from fpnlab.report import summary_table, verdict_text, write_report
     from fpnlab.run.interrupts import Stop
     from fpnlab.study.runner import run_study
 
-    with Stop() as stop, Watcher() as watcher:
+    with Stop() as stop, ProgressDisplay() as display:
         summary = run_study(
             experiment,
             dataset,
             folder,
             command=shlex.join(["fpnlab", *sys.argv[1:]]),
             stop=stop,
-            watcher=watcher,
+            listener=display,
             executor=executor,
             pack=pack,
         )
     console = Console()
     console.print(summary_table(summary))
-    if summary["verdicts"]:
+    if summary.verdicts:
         console.print(verdict_text(summary))
-    for finding in summary["findings"]:
+    for finding in summary.findings:
         console.print(f"- {finding}", markup=False, highlight=False)
     click.echo(f"report: {write_report(folder)}")
 
@@ -301,14 +301,15 @@ def worker(folder: pathlib.Path, owner: str | None, parent: int | None, pack: in
     Any number may do so at once, on any machine that sees the folder.
     """
     from fpnlab.run.interrupts import Stop
-    from fpnlab.study.worker import Watcher, open_site, owner_name, work
+    from fpnlab.study.context import StudyListener, open_study
+    from fpnlab.study.worker import owner_name, work
 
     _use_compilation_cache()
     name = owner or owner_name()
     click.echo(f"{name}: process {os.getpid()}")
     orphaned = lambda: parent is not None and os.getppid() != parent
     with Stop() as stop:
-        work(open_site(folder, pack), name, stop=stop, watcher=Watcher(), orphaned=orphaned)
+        work(open_study(folder, pack), name, stop=stop, listener=StudyListener(), orphaned=orphaned)
 
 
 @main.command("evaluate")
@@ -318,12 +319,12 @@ def evaluate(run: pathlib.Path) -> None:
 
     Batch norm is measured three ways: by running, population and batch statistics.
     """
-    from fpnlab.config.experiment import read_run
-    from fpnlab.run.trial import evaluate_run
+    from fpnlab.run.folder import RunFolder
+    from fpnlab.run.measure import evaluate_run
 
     _use_compilation_cache()
-    experiment = read_run(run)
-    _print_metrics(evaluate_run(run, experiment, _data(experiment)))
+    experiment = RunFolder(run).stored().experiment
+    _print_metrics(evaluate_run(run, _data(experiment)))
 
 
 @main.command("report")
@@ -355,10 +356,10 @@ def verify(folder: pathlib.Path) -> None:
     from fpnlab.study.verify import verify as check
 
     found = check(folder)
-    for fault in found.faults:
-        click.echo(str(fault))
+    for problem in found.problems:
+        click.echo(str(problem))
     click.echo(str(found))
-    if found.faults:
+    if found.problems:
         sys.exit(5)
 
 
@@ -420,11 +421,12 @@ def show(
     out: pathlib.Path,
 ) -> None:
     """Draw samples of CONFIG's data, and what a trained run finds in them, to a PNG file."""
-    from fpnlab.cli.preview import draw
+    from fpnlab.cli.preview import draw_preview
 
     experiment = _experiment(ctx, config)
     dataset = _data(experiment)
-    draw(experiment, dataset, run, split=split, count=count, score=score).save(out)
+    picture = draw_preview(experiment, dataset, run, split=split, count=count, score=score)
+    picture.save(out)
     click.echo(str(out))
 
 
@@ -433,7 +435,7 @@ def show(
 @click.pass_context
 def config_command(ctx: click.Context, config: pathlib.Path) -> None:
     """Print CONFIG resolved: every field of the experiment, defaults included, as JSON."""
-    from fpnlab.config.experiment import resolved
+    from fpnlab.config.validate import resolved
 
     click.echo(json.dumps(resolved(_experiment(ctx, config)), indent=2))
 
@@ -460,10 +462,10 @@ def _executor(workers: int, ray: str | None, slurm: str | None, folder: pathlib.
 
 
 def _experiment(ctx: click.Context, path: pathlib.Path) -> "Experiment":
-    from fpnlab.config.experiment import load
+    from fpnlab.config.load import load_config
 
     _use_compilation_cache()
-    return load(path, list(_overrides(ctx.args)))
+    return load_config(path, list(_overrides(ctx.args)))
 
 
 def _overrides(words: list[str]) -> Iterator[tuple[str, str]]:
@@ -491,7 +493,7 @@ def _use_compilation_cache() -> None:
 
 def _data(experiment: "Experiment") -> "Dataset":
     """Returns the experiment's data; tells what was left out of them, or why there are none."""
-    from fpnlab.data.load import load
+    from fpnlab.data.load_data import load
 
     try:
         dataset = load(experiment.data)
@@ -525,7 +527,7 @@ def problem_lines(problems: "Sequence[Problem]", most: int = 20) -> list[str]:
     return lines if rest <= 0 else [*lines[:most], f"{rest} more kinds of problems"]
 
 
-def _print_metrics(metrics: dict[str, dict[str, float]]) -> None:
+def _print_metrics(metrics: "Mapping[str, Mapping[str, float | None]]") -> None:
     names = list(metrics["running"])
     width = max(map(len, names))
     click.echo(f"{'points':{width}}" + "".join(f"{source:>10}" for source in metrics))

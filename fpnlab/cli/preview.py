@@ -1,26 +1,24 @@
-"""A look at data and predictions, before or after training."""
+"""Pictures of data and predictions, before or after training."""
 
-import functools
 import pathlib
 
-import jax
 import numpy as np
 from PIL import Image
 
-from fpnlab.config.experiment import Experiment, read_run
+from fpnlab.config.experiment import Experiment
 from fpnlab.data.dataset import Dataset, take
-from fpnlab.evaluate.accuracy import class_logits
-from fpnlab.evaluate.average_precision import detections
-from fpnlab.report.draw import draw_boxes, draw_labels
+from fpnlab.errors import RunFolderError
+from fpnlab.report.draw import draw_pictures
 from fpnlab.run.batches import training_view
-from fpnlab.run.folder import RunFolderError
-from fpnlab.run.trial import restored_state, weights
-from fpnlab.types import LabelledBatch, Mode
+from fpnlab.run.folder import RunFolder
+from fpnlab.run.measure import restored_run, weights
+from fpnlab.types import Mode
 
 COLUMNS = 4
+"""Pictures in a row."""
 
 
-def draw(
+def draw_preview(
     experiment: Experiment,
     dataset: Dataset,
     run: pathlib.Path | None,
@@ -29,75 +27,43 @@ def draw(
     count: int,
     score: float,
 ) -> Image.Image:
-    """Returns a sheet of the first images with their truth and with what a run finds in them.
-
-    The truth is boxes or a label, as the data have it.
+    """Returns a sheet of the first images with their annotations and the predictions of a run.
 
     Args:
-      experiment: whose images, in whose order and views.
-      dataset: its data.
-      run: folder whose last checkpoint predicts; None to draw the truth alone.
-      split: ``test``, or ``train`` for images in the order and views of training.
-      count: number of images; no more than there are.
-      score: lowest score of a predicted box.
+      experiment: Determines the images, their order and augmentation.
+      dataset: Its data.
+      run: Folder whose last checkpoint predicts; None to draw the annotations alone.
+      split: ``test``, or ``train`` for images in the order and augmentation of training.
+      count: Number of images; no more than there are.
+      score: Lowest score of a predicted box.
 
     Raises:
       ConfigError: ``run`` is no run folder.
-      RunFolderError: it has no checkpoint, or its classes are not those of the data.
-      CheckpointError: no checkpoint is sound.
+      RunFolderError: It has no checkpoint, or its classes are not those of the data.
+      CheckpointError: No checkpoint is sound.
     """
     if split == "train":
         batch = training_view(experiment, dataset, min(count, len(dataset.train.images)))
     else:
         batch = take(dataset.test, np.arange(min(count, len(dataset.test.images))))
-    trained = None if run is None else read_run(run)
-    if trained and trained.class_names != dataset.class_names:
-        raise RunFolderError(
-            f"{run}: it was trained to find {', '.join(trained.class_names)}, but the data has "
-            f"{', '.join(dataset.class_names)}; give the run's own config"
+    task, predicted = experiment.task, None
+    if run is not None:
+        trained = RunFolder(run).stored().experiment
+        if trained.class_names != dataset.class_names:
+            raise RunFolderError(
+                f"{run}: its classes are {', '.join(trained.class_names)}, but those of the data "
+                f"are {', '.join(dataset.class_names)}; give the run's own config"
+            )
+        _, state = restored_run(run)
+        predicted = trained.task.predict(
+            weights(state),
+            state.state,
+            batch,
+            mode=Mode.EVAL,
+            batch_size=min(len(batch.images), trained.evaluate.batch_size),
+            precision=trained.train.precision,
         )
-    draw = _draw_labels if isinstance(batch, LabelledBatch) else _draw_boxes
-    return draw(trained, run, batch, dataset.class_names, score)
-
-
-def _draw_labels(trained, run, batch, class_names, score):
-    del score  # Of labels there is always one.
-    shares = None
-    if trained is not None:
-        state = restored_state(run, trained)
-        predict = _predicting(class_logits, trained, state, batch)
-        shares = np.asarray(jax.nn.softmax(predict(images=batch.images)))
-    labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(-1)  # mixed ones
-    return draw_labels(batch.images, labels, class_names, shares, columns=COLUMNS)
-
-
-def _draw_boxes(trained, run, batch, class_names, score):
-    if trained is None:
-        arrays = (batch.images, batch.boxes, batch.classes, batch.valid)
-        return draw_boxes(*arrays, class_names, columns=COLUMNS)
-    state = restored_state(run, trained)
-    found = _predicting(detections, trained, state, batch)(test=batch)
-    scores = np.asarray(found.scores)
-    return draw_boxes(
-        batch.images,
-        np.asarray(found.boxes),
-        np.asarray(found.classes),
-        np.asarray(found.valid) & (scores >= score),
-        class_names,
-        scores,
-        truth=(batch.boxes, batch.valid),
-        columns=COLUMNS,
-    )
-
-
-def _predicting(predict, trained, state, batch):
-    """Returns ``predict`` by the weights and running statistics of a run."""
-    return functools.partial(
-        predict,
-        trained.model,
-        weights(state),
-        state.state,
-        mode=Mode.EVAL,
-        batch_size=min(len(batch.images), trained.evaluate.batch_size),
-        precision=trained.train.precision,
-    )
+    pictures = task.pictures(batch, predicted)
+    if "scores" in pictures:
+        pictures |= {"valid": pictures["valid"] & (pictures["scores"] >= score)}
+    return draw_pictures(pictures, dataset.class_names, columns=COLUMNS)

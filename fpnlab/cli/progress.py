@@ -1,14 +1,15 @@
-"""How a run or a study is going: a bar on a terminal, plain lines elsewhere; on stderr."""
+"""Progress of a run or a study: a bar on a terminal, plain lines elsewhere; on stderr."""
 
 import dataclasses
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from fpnlab.config.experiment import Trial
-from fpnlab.study import worker
+from fpnlab.config.trials import Trial
+from fpnlab.records.json_files import AxisValue
+from fpnlab.records.run_records import MetricRecord, RunResult
+from fpnlab.study.context import StudyListener
 from fpnlab.study.dry_run import clock
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -20,11 +21,11 @@ class Running:
 
     trial: Trial
     begun: float
-    record: dict[str, Any] | None = None
+    record: MetricRecord | None = None
     """The last that it has logged."""
 
 
-class Watcher(worker.Watcher):
+class ProgressDisplay(StudyListener):
     """Shows trials done, speed and loss of those that run, and the time left."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -41,11 +42,11 @@ class Watcher(worker.Watcher):
         self.trials, self.workers = 0, 1
         self.later: dict[str, Trial] = {}
         self.running: dict[str, Running] = {}
-        self.seconds: dict[Any, list[float]] = {}
+        self.seconds: dict[AxisValue, list[float]] = {}
         self.done = self.examples_done = 0
         self.printed = 0.0
 
-    def __enter__(self) -> "Watcher":
+    def __enter__(self) -> "ProgressDisplay":
         self.bar.start()
         return self
 
@@ -64,13 +65,13 @@ class Watcher(worker.Watcher):
         self.running[trial.name] = Running(trial, time.monotonic())
         self._show("compiling")
 
-    def record(self, trial: Trial, record: dict[str, Any]) -> None:
+    def record(self, trial: Trial, record: MetricRecord) -> None:
         """Shows the speed and loss that a trial has logged."""
         self.running[trial.name].record = record
         if len(self.running) == 1:
             numbers = (
-                f"{record['examples']}/{_examples(trial)} examples  "
-                f"{record['examples_per_second']:.0f}/s  loss {record['loss']:.3f}"
+                f"{record.examples}/{_examples(trial)} examples  "
+                f"{record.examples_per_second:.0f}/s  loss {_loss(record)}"
             )
         else:
             # Trials of a pack share a worker, and each has the speed of its share of the time.
@@ -86,23 +87,23 @@ class Watcher(worker.Watcher):
         self.running.pop(trial.name, None)
         self.later[trial.name] = trial
 
-    def end(self, trial: Trial, result: dict[str, Any]) -> None:
+    def end(self, trial: Trial, result: RunResult) -> None:
         """Shows what came of a trial; one that was found finished says so."""
         self.later.pop(trial.name, None)
         ran = self.running.pop(trial.name, None)
         took = time.monotonic() - ran.begun if ran and ran.record else None
         if took is not None:
-            share = took / result.get("pack", 1)
+            share = took / result.pack
             self.seconds.setdefault(trial.axis_value, []).append(share)
         self.done += 1
         self.examples_done += _examples(trial)
         title = f"{self.done}/{self.trials}  {trial.name}"
-        if result["status"] == "failed":
-            text = f"failed: {result['error']}"
+        if result.status == "failed":
+            text = f"failed: {result.error}"
         else:
-            found = result["metrics"]["running"]
+            found = result.metrics["running"]
             first = list(found.items())[:2]
-            text = "  ".join([result["status"], *(f"{n} {_points(v)}" for n, v in first)])
+            text = "  ".join([result.status, *(f"{n} {_points(v)}" for n, v in first)])
             text += "  (was finished)" if took is None else f"  in {clock(took)}"
         self.console.print(f"{title}  {text}", markup=False)
         self.printed = time.monotonic()
@@ -124,13 +125,13 @@ class Watcher(worker.Watcher):
         def rest(ran: Running) -> float:
             if ran.record is None:
                 return whole(ran.trial)
-            return (_examples(ran.trial) - ran.record["examples"]) / max(_rate(ran), 1e-9)
+            return (_examples(ran.trial) - ran.record.examples) / max(_rate(ran), 1e-9)
 
         work = [*map(rest, self.running.values()), *map(whole, self.later.values())]
         return sum(work, 0.0) / max(min(self.workers, len(work)), 1)
 
     def _show(self, numbers: str) -> None:
-        seen = [ran.record["examples"] for ran in self.running.values() if ran.record]
+        seen = [ran.record.examples for ran in self.running.values() if ran.record]
         completed = self.examples_done + sum(seen)
         self.bar.update(self.task, completed=completed, description=self._title(), numbers=numbers)
 
@@ -155,7 +156,12 @@ def _mean(values: list[float]) -> float:
 
 
 def _rate(ran: Running) -> float:
-    return ran.record["examples_per_second"] if ran.record else 0.0
+    return ran.record.examples_per_second if ran.record else 0.0
+
+
+def _loss(record: MetricRecord) -> str:
+    loss = record.logs.get("loss")
+    return "-" if loss is None else f"{loss:.3f}"
 
 
 def _points(value: float | None) -> str:

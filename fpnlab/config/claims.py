@@ -21,14 +21,14 @@ import pydantic
 from fpnlab.spec import spec
 
 Evaluation = Literal["running", "precise", "batch"]
-"""Where the statistics of batch norm come from at test time; the first is what users get."""
+"""Source of batch-norm statistics at test time; the first is what users get."""
 HolmOver = Literal["claim", "study"]
 """The family of rules whose p-values are adjusted together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What a number by seed belongs to; hashable, so that it finds the numbers."""
+    """Metric, statistics, axis value and arm of a number by seed; a hashable key."""
 
     metric: str | None
     evaluation: str
@@ -42,11 +42,11 @@ class Difference:
 
     kind: Literal["difference"] = "difference"
     arm: str
-    """What is claimed about, by its name in the report."""
+    """The arm of the claim, by its name in the report."""
     baseline: str
-    """What it is compared with; may be the same arm, elsewhere."""
+    """The arm of comparison; may be the same arm, elsewhere."""
     axis_values: tuple[Any, ...]
-    """Where; of several values, the mean of the differences, seed by seed."""
+    """Axis values; of several, the mean of the differences, seed by seed."""
     baseline_value: Any = None
     """The axis value of the baseline at each of them; none: the same as the arm's."""
     side: Literal["above", "below"]
@@ -56,9 +56,9 @@ class Difference:
     metric: str | None = None
     """The number that is compared; none: the study's metric."""
     evaluation: Evaluation = "running"
-    """Where batch norm's statistics come from at test time."""
+    """Source of batch-norm statistics at test time."""
     baseline_evaluation: Evaluation | None = None
-    """Where the baseline's come from; none: from where the arm's do."""
+    """Source of the baseline's statistics; none: that of the arm."""
 
     def __post_init__(self):
         _check_values("axis_values", self.axis_values)
@@ -72,9 +72,9 @@ class DifferenceInDifferences:
 
     kind: Literal["difference_in_differences"] = "difference_in_differences"
     arm: str
-    """What is claimed about, by its name in the report."""
+    """The arm of the claim, by its name in the report."""
     baseline: str
-    """What it is compared with; may be the same arm, elsewhere."""
+    """The arm of comparison; may be the same arm, elsewhere."""
     start: Any
     """The axis value that both changes begin at."""
     end: Any
@@ -86,9 +86,9 @@ class DifferenceInDifferences:
     metric: str | None = None
     """The number that is compared; none: the study's metric."""
     evaluation: Evaluation = "running"
-    """Where batch norm's statistics come from at test time."""
+    """Source of batch-norm statistics at test time."""
     baseline_evaluation: Evaluation | None = None
-    """Where the baseline's come from; none: from where the arm's do."""
+    """Source of the baseline's statistics; none: that of the arm."""
 
     def __post_init__(self):
         _check_pairs(self)
@@ -103,11 +103,11 @@ class Equivalence:
 
     kind: Literal["equivalence"] = "equivalence"
     arm: str
-    """What is claimed about, by its name in the report."""
+    """The arm of the claim, by its name in the report."""
     baseline: str
-    """What it is compared with; may be the same arm, elsewhere."""
+    """The arm of comparison; may be the same arm, elsewhere."""
     axis_values: tuple[Any, ...]
-    """Where; it must hold at each of them."""
+    """Axis values; it must hold at each of them."""
     baseline_value: Any = None
     """The axis value of the baseline at each of them; none: the same as the arm's."""
     margin: float
@@ -115,9 +115,9 @@ class Equivalence:
     metric: str | None = None
     """The number that is compared; none: the study's metric."""
     evaluation: Evaluation = "running"
-    """Where batch norm's statistics come from at test time."""
+    """Source of batch-norm statistics at test time."""
     baseline_evaluation: Evaluation | None = None
-    """Where the baseline's come from; none: from where the arm's do."""
+    """Source of the baseline's statistics; none: that of the arm."""
 
     def __post_init__(self):
         _check_values("axis_values", self.axis_values)
@@ -134,9 +134,9 @@ class Claim:
     """A statement, and the rules by which a study decides on it."""
 
     statement: str
-    """What is claimed, in a sentence."""
+    """The claim, in a sentence."""
     rules: tuple[Rule, ...]
-    """What must come out for it to hold; all of them."""
+    """Rules that must all be supported for the claim to hold."""
     alpha: float = 0.05
     """Level of the tests, shared by the rules."""
 

@@ -1,4 +1,4 @@
-"""What the fields of nested specs can hold, by their annotations: for values that come as text."""
+"""Types of the fields of nested specs, by their annotations: for values that come as text."""
 
 import dataclasses
 import types

@@ -1,33 +1,19 @@
-"""What is wrong with a config: a line a fault, with its dotted path and what would be right."""
+"""Messages for invalid configs: one line a field, with its dotted path and valid values."""
 
 import dataclasses
-import functools
 import math
 import typing
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import numpy as np
 import pydantic
 
 from fpnlab.config.claims import near
+from fpnlab.config.experiment import Experiment
 from fpnlab.config.hints import field_paths, spec_members
-from fpnlab.config.study import ClassificationMetric, DetectionMetric
 from fpnlab.data.dataset import check_pixels
-from fpnlab.data.load import LabelData
-from fpnlab.nn.detector import (
-    Detector,
-    apply_detector,
-    detect,
-    detector_anchors,
-    init_detector,
-)
-from fpnlab.nn.norm_layer import grouped
 from fpnlab.spec import SpecError
-from fpnlab.train.model_loss import init_model, model_loss
-from fpnlab.train.objective import detection_loss
-from fpnlab.types import Batch, LabelledBatch, Mode
+from fpnlab.tasks.kinds import task_kind
 
 MINIMAL = {
     "data": 'data = { kind = "scenes" }',
@@ -60,7 +46,7 @@ def field_faults(error: pydantic.ValidationError, table: Any, kind: type) -> lis
     return [line for line in dict.fromkeys(lines) if line]
 
 
-def combination_faults(experiment: Any) -> Iterator[str]:
+def combination_faults(experiment: Experiment) -> Iterator[str]:
     """Yields what is wrong with fields of an experiment that are each right by themselves.
 
     The shapes of a batch are taken through the model and its loss, without computing anything.
@@ -87,10 +73,8 @@ def combination_faults(experiment: Any) -> Iterator[str]:
             yield str(error)
     name = "batch_size" if train.micro_batch is None else "micro_batch"
     images = getattr(train, name)
-    model = grouped(experiment.model, train.statistics_group)
-    trace = _trace_detector if isinstance(model, Detector) else _trace_classifier
     try:
-        trace(model, experiment.objective, experiment.image_size, images)
+        experiment.task.check_shapes(experiment.image_size, images)
     except ValueError as error:
         yield f"model: {error} (at train.{name} = {images})"
 
@@ -175,67 +159,19 @@ def _shown(value):
     return text if len(text) <= 100 else f"{text[:60]}... ({len(text)} characters)"
 
 
-def _misfits(experiment):
-    """Yields what belongs to another task than the data."""
-    classified = isinstance(experiment.data, LabelData)
-    what = "a label each" if classified else "boxes"
-    for field, kind in experiment.kinds.items():
+def _misfits(experiment: Experiment) -> Iterator[str]:
+    """Yields fields that belong to another task than the data."""
+    task = task_kind(experiment.data)
+    for field, kind in task.spec_kinds.items():
         value = getattr(experiment, field)
         if value is not None and value.kind != kind:
             yield (
-                f"{field}.kind: is {value.kind!r}, but {experiment.data.kind} data have {what}; "
-                f"set {field}.kind = {kind!r}, or choose other data"
+                f"{field}.kind: is {value.kind!r}, but {experiment.data.kind} data have "
+                f"{task.truth}; set {field}.kind = {kind!r}, or choose other data"
             )
-    if (study := experiment.study) is not None:
-        known = typing.get_args(ClassificationMetric if classified else DetectionMetric)
-        if study.metric not in known:
-            yield (
-                f"study.metric: is {study.metric!r}, but {experiment.data.kind} data have {what}; "
-                f"these are measured: {', '.join(known)}"
-            )
-
-
-@functools.lru_cache(maxsize=256)
-def _trace_classifier(classifier, objective, image_size, batch_size):
-    """Runs the shapes of a batch through the model and its loss."""
-    shape = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
-    batch = LabelledBatch(
-        images=shape((batch_size, *image_size, 3)),
-        labels=shape((batch_size,)),
-        index=shape((batch_size,)),
-    )
-
-    def run(batch):
-        key = jax.random.key(0)
-        params, state = init_model(key, classifier)
-        return model_loss(
-            classifier, objective, params, state, batch, Mode.TRAIN, precision="float32", key=key
+    study = experiment.study
+    if study is not None and study.metric not in task.metrics:
+        yield (
+            f"study.metric: is {study.metric!r}, but {experiment.data.kind} data have "
+            f"{task.truth}; these are measured: {', '.join(task.metrics)}"
         )
-
-    jax.eval_shape(run, batch)
-
-
-@functools.lru_cache(maxsize=256)
-def _trace_detector(detector, objective, image_size, batch_size):
-    """Runs the shapes of a batch through the model, its loss and its detections."""
-    anchors = detector_anchors(detector, *image_size)
-    batch = Batch(
-        images=np.zeros((1, *image_size, 3), np.float32),
-        boxes=np.zeros((1, 1, 4), np.float32),
-        classes=np.zeros((1, 1), np.int32),
-        valid=np.zeros((1, 1), bool),
-        extent=np.zeros((1, 2), np.float32),
-        index=np.zeros(1, np.int32),
-    )
-    shape = lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)
-
-    def run(batch):
-        key = jax.random.key(0)
-        params, state = init_detector(key, detector)
-        output, _ = apply_detector(
-            detector, params, state, batch.images, Mode.TRAIN, extent=batch.extent, key=key
-        )
-        loss, _ = detection_loss(objective, output, anchors, batch)
-        return loss, detect(detector, output, anchors, batch.extent)
-
-    jax.eval_shape(run, jax.tree.map(shape, batch))

@@ -4,16 +4,13 @@ import dataclasses
 import itertools
 import math
 import re
-import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from fpnlab.config.claims import Claim, HolmOver, check_claims, label, write_claims
+from fpnlab.records.study_records import StudyFile
 from fpnlab.spec import Bounds, spec
-
-DetectionMetric = Literal["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
-ClassificationMetric = Literal["accuracy", "top5"]
-
+from fpnlab.tasks.kinds import TASKS, Metric
 
 MOST_TRIALS = 100_000
 """Trials of a study at most: what its ledger and its report are tested for, ten times."""
@@ -30,7 +27,7 @@ class Range:
     count: Annotated[int, Bounds(least=2.0, most=10_000.0)]
     """Number of values."""
     scale: Literal["linear", "log"] = "linear"
-    """Whether neighbours have the same distance or the same ratio."""
+    """Neighbors have the same distance (linear) or the same ratio (log)."""
 
     def __post_init__(self):
         if self.count < 2 or self.low >= self.high:
@@ -63,7 +60,7 @@ class Axis:
     fields: tuple[str, ...] | None = None
     """Dotted paths of fields that change together; the first one names the axis."""
     values: tuple[Any, ...] | Range
-    """What the field takes, in turn; with `fields`, a list each. A range is a table."""
+    """Values of the field; with `fields`, a list each. A range is a table."""
     only: tuple[str, ...] | None = None
     """Arms to which it applies; none: all. The others are run once and count at every value."""
 
@@ -117,7 +114,7 @@ class Tune:
     field: str = "train.learning_rate"
     """Dotted path of the field, a number."""
     factors: tuple[float, ...] = (0.333, 1.0, 3.0)
-    """What its value in the config is multiplied by, one trial each."""
+    """Multiples of the value in the config, one trial each."""
     seed: int = 1000
     """Seed of these trials; none of the study's."""
 
@@ -133,19 +130,19 @@ class Study:
     """Arms x axes x seeds, each a training run of its own."""
 
     axes: tuple[Axis, ...]
-    """What is swept. The first is the report's x axis; others are multiplied into the arms."""
+    """The swept fields. The first is the report's x axis; others are multiplied into the arms."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of parameters and data order; arms are paired by them."""
     arms: dict[str, dict[str, Any]]
-    """What is compared: by name, the dotted fields that an arm sets. The first is the baseline."""
-    metric: Literal[DetectionMetric, ClassificationMetric] = "AP"
+    """The arms: by name, the dotted fields that each sets. The first is the baseline."""
+    metric: Metric = "AP"
     """The number on which the report's findings rest; of classifiers, accuracy."""
     tune: Tune | None = None
     """A field to tune on validation images for each arm and axis value; none: nothing."""
     claims: tuple[Claim, ...] = ()
-    """What the study is to decide on, with the rules that decide, fixed before it runs."""
+    """Claims to be decided, with the rules that decide, fixed before the study runs."""
     holm_over: HolmOver = "claim"
-    """Whether p-values are adjusted for the rules of each claim, or for those of all claims.
+    """Family of tests over which p-values are adjusted: the rules of each claim, or of all.
 
     Each claim is a question of its own by default, whose answer does not depend on what else is
     asked; of several claims without a true effect, one or more is then decided in up to the sum of
@@ -199,7 +196,7 @@ class Study:
         if any(path == tuned or _holds(path, tuned) for path in swept):
             raise ValueError(f"tune.field is {tuned}, which an axis sets; keep one")
         places = [(place.arm, place.axis_value) for place in self.places()]
-        metrics = typing.get_args(typing.get_type_hints(Study)["metric"])
+        metrics = [metric for task in TASKS for metric in task.metrics]
         check_claims(self.claims, places, self.axis_values, metrics)
 
     def _size(self) -> int:
@@ -292,18 +289,28 @@ def planned(study: Study, base: Mapping[str, Any]) -> list[Point]:
     return tuning + counted
 
 
-def description(study: Study) -> dict[str, Any]:
-    """Returns what summaries and reports know of a study's plan, as JSON values."""
-    return {
-        "seeds": list(study.seeds),
-        "arms": study.report_arms,
-        "axis": study.axes[0].paths[0],
-        "axis_values": study.axis_values,
-        "metric": study.metric,
-        "tune": None if study.tune is None else study.tune.field,
-        "claims": write_claims(study.claims, study.metric),
-        "holm_over": study.holm_over,
-    }
+def study_file(study: Study, *, name: str, trials: int, **fields: Any) -> StudyFile:
+    """Returns the plan of a study as ``study.json`` holds it.
+
+    Args:
+      study: The grid.
+      name: Name of the data set.
+      trials: Number of trials that count.
+      **fields: Further fields of `StudyFile`.
+    """
+    return StudyFile(
+        name=name,
+        trials=trials,
+        seeds=list(study.seeds),
+        arms=study.report_arms,
+        axis=study.axes[0].paths[0],
+        axis_values=study.axis_values,
+        metric=study.metric,
+        tune=None if study.tune is None else study.tune.field,
+        claims=write_claims(study.claims, study.metric),
+        holm_over=study.holm_over,
+        **fields,
+    )
 
 
 def held_out(base: Mapping[str, Any]) -> tuple[str | None, float]:

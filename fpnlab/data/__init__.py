@@ -4,7 +4,7 @@ from fpnlab.data.augmentation.classifier_augment import AugmentImages, augment_i
 from fpnlab.data.augmentation.detector_augment import Augment, augment
 from fpnlab.data.dataset import Dataset, Problem, stream_order, take
 from fpnlab.data.letterbox import letterbox, letterbox_boxes
-from fpnlab.data.load import BoxData, Data, LabelData, load
+from fpnlab.data.load_data import BoxData, Data, LabelData, load
 from fpnlab.data.sources.cifar import CifarBinary, load_cifar
 from fpnlab.data.sources.digits import Digits, load_digits
 from fpnlab.data.sources.idx import Idx, load_idx

@@ -31,7 +31,7 @@ class Problem:
     where: str
     """The place in the file, counted from 1: ``"object 12"``."""
     what: str
-    """What is wrong, and what was done about it."""
+    """The problem, and its treatment."""
     count: int = 1
     """Number of objects or images concerned."""
 
@@ -44,7 +44,7 @@ class Dataset(Generic[Images]):
     """A training and a held-out split, whole, with one leading axis over their images."""
 
     name: str
-    """What the data set is called in results."""
+    """Name of the data set in results."""
     class_names: tuple[str, ...]
     """Names of classes 0 to k - 1."""
     train: Images
@@ -52,7 +52,7 @@ class Dataset(Generic[Images]):
     test: Images
     """All held-out images."""
     problems: tuple[Problem, ...] = ()
-    """What loading left out or changed; empty for clean data."""
+    """Objects and images that loading left out or changed; empty for clean data."""
 
 
 def check_pixels(owner: str, images: int, size: tuple[int, int]) -> None:

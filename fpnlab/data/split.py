@@ -1,4 +1,4 @@
-"""Which images are trained on and which are held out, every class by its share."""
+"""Stratified splits: images for training and held-out images, every class by its share."""
 
 from typing import Annotated
 

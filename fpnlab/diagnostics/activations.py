@@ -1,15 +1,16 @@
-"""What a fresh or trained network does to the size of its activations, block by block."""
+"""Signal propagation: mean and variance of the activations, block by block."""
 
 import collections
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fpnlab.nn.block import thinned
-from fpnlab.nn.resnet import ResNet, ResNetParams, ResNetState, apply_resnet
+from fpnlab.nn.conv_norm import downsample_mask
+from fpnlab.nn.resnet import ResNet, ResNetParams, ResNetState, capture_resnet
 from fpnlab.ops.moments import local_moments, merge_moments
 from fpnlab.types import Mode, Moments
 
@@ -53,25 +54,32 @@ def resnet_signals(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _moments(resnet, mode, params, state, images, mask):
-    found = collections.OrderedDict()  # Unlike a dict, jit returns it in its own order.
-
-    def watch(name, x):
-        inside = _mask_of(x, mask)
-        parts, *_ = local_moments(x.astype(jnp.float32), (1, 2), inside)
-        flat = lambda leaf: leaf.reshape(len(x), -1)
-        count, mean, var = flat(parts.count)[:, 0], flat(parts.mean), flat(parts.var)
-        whole = merge_moments(Moments(count=count, mean=mean, var=var))
-        found[name] = jnp.square(whole.mean).mean(), whole.var.mean()
-
-    apply_resnet(resnet, params, state, images, mode, mask=mask, watch=watch)
-    return found
+def _moments(
+    resnet: ResNet,
+    mode: Mode,
+    params: ResNetParams,
+    state: ResNetState,
+    images: Array,
+    mask: Array | None,
+) -> Any:
+    """Returns squared mean and variance of each output, averaged over channels, by name."""
+    _, _, outputs = capture_resnet(resnet, params, state, images, mode, mask=mask)
+    return collections.OrderedDict((name, _of_map(x, mask)) for name, x in outputs.items())
 
 
-def _mask_of(x, mask):
+def _of_map(x: Array, mask: Array | None) -> tuple[Array, Array]:
+    inside = _mask_of(x, mask)
+    parts, *_ = local_moments(x.astype(jnp.float32), (1, 2), inside)
+    flat = lambda leaf: leaf.reshape(len(x), -1)
+    count, mean, var = flat(parts.count)[:, 0], flat(parts.mean), flat(parts.var)
+    whole = merge_moments(Moments(count=count, mean=mean, var=var))
+    return jnp.square(whole.mean).mean(), whole.var.mean()
+
+
+def _mask_of(x: Array, mask: Array | None) -> Array | None:
     """Returns the mask of a map: of its stride, the power of two that gives its height."""
     if mask is None:
         return None
     height = mask.shape[1]
     strides = (2**k for k in range(height.bit_length()))
-    return thinned(mask, next(s for s in strides if -(-height // s) == x.shape[1]))
+    return downsample_mask(mask, next(s for s in strides if -(-height // s) == x.shape[1]))

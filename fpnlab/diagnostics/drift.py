@@ -1,4 +1,4 @@
-"""How far running statistics are from those of the population, layer by layer."""
+"""Distance of running statistics from those of the population, layer by layer."""
 
 import dataclasses
 from typing import Any

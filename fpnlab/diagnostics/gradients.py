@@ -1,4 +1,4 @@
-"""What the norm's batch does to gradients, and what gradients do to weights."""
+"""Gradient noise by the batch of a norm, and relative update sizes of kernels."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -17,7 +17,7 @@ from fpnlab.types import LabelledBatch, Mode
 
 
 class Accuracy(NamedTuple):
-    """What a trained classifier is worth."""
+    """Metrics of a trained classifier, with the predictions behind them."""
 
     metrics: dict[str, dict[str, float]]
     """``accuracy_metrics`` by source of statistics: `running`, `precise`, `batch`."""
@@ -37,7 +37,6 @@ def evaluate_classifier(
     population: LabelledBatch,
     test: LabelledBatch,
     batch_size: int,
-    norm_batch: int,
     precision: str = "float32",
 ) -> Accuracy:
     """Returns the metrics on ``test`` by source of statistics, and what they were made from.
@@ -53,11 +52,10 @@ def evaluate_classifier(
       test: held-out images, their labels class numbers; in random order, because neighbours share
         the statistics of ``batch``.
       batch_size: images per forward pass.
-      norm_batch: images per statistics group in training, for norms that leave it open.
       precision: dtype of the computation.
 
     Raises:
-      ValueError: the population is smaller than ``norm_batch``.
+      ValueError: the population is smaller than a statistics group.
     """
 
     def measure(spec, statistics, mode, multiple):
@@ -80,7 +78,6 @@ def evaluate_classifier(
         collect=lambda spec, state, images: _collect(spec, precision, params, state, images),
         population=population.images,
         batch_size=batch_size,
-        norm_batch=norm_batch,
     )
     found = {name: logits for name, (logits, _) in sources.items()}
     correct = {name: correct_predictions(logits, test.labels) for name, logits in found.items()}

@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from fpnlab.evaluate.bn_statistics import filled_batches, three_sources, whole_groups
 from fpnlab.evaluate.coco import coco_metrics
+from fpnlab.evaluate.options import Evaluate
 from fpnlab.nn.detector import (
     Detector,
     DetectorParams,
@@ -17,37 +18,16 @@ from fpnlab.nn.detector import (
     detect,
     detector_anchors,
 )
-from fpnlab.spec import Bounds, Count, Positive, SpecError, spec
 from fpnlab.types import Batch, Detections, Mode
 
 
-@spec
-class Evaluate:
-    """How a trained detector is measured."""
-
-    batch_size: Annotated[int, Count] = 64
-    """Images per forward pass; a multiple of the training batch, or the reverse."""
-    population_examples: Annotated[int, Bounds(least=2.0, most=1e7)] = 1024
-    """Training images from which precise statistics are computed (arXiv:2105.07576)."""
-    area_bounds: Annotated[tuple[float, float], Positive] = (32.0**2, 96.0**2)
-    """Areas in square pixels that end `small` and `medium`; COCO's suit images of 640 pixels."""
-    gradient_draws: Annotated[int | None, Bounds(least=2.0, below=2.0**31)] = None
-    """Gradients a norm batch from which the noise of batch norm is measured; none: it is not."""
-
-    def __post_init__(self):
-        small, medium = self.area_bounds
-        if small >= medium:
-            wrong = f"is {self.area_bounds}; the bound of small must be below that of medium"
-            raise SpecError("Evaluate", [("area_bounds", wrong)])
-
-
 class Evaluation(NamedTuple):
-    """What a trained detector is worth."""
+    """Metrics of a trained detector, with the predictions behind them."""
 
     metrics: dict[str, dict[str, float]]
     """COCO metrics by source of statistics: `running`, `precise`, `batch`."""
     detections: Detections
-    """Those by running statistics (numpy)."""
+    """Detections by running statistics (NumPy)."""
     population: DetectorState
     """The state with population statistics; without a batch norm, the state as it was."""
 
@@ -61,7 +41,6 @@ def evaluate_detector(
     population: Batch,
     test: Batch,
     class_names: Sequence[str],
-    norm_batch: int,
     precision: str = "float32",
 ) -> Evaluation:
     """Returns COCO metrics on ``test`` by source of statistics, and what they were made from.
@@ -77,11 +56,10 @@ def evaluate_detector(
         last batch is left out.
       test: held-out images.
       class_names: names of the classes.
-      norm_batch: images per statistics group in training, for norms that leave it open.
       precision: dtype of the computation.
 
     Raises:
-      ValueError: the population is smaller than ``norm_batch``.
+      ValueError: the population is smaller than a statistics group.
     """
 
     def measure(spec, statistics, mode, multiple):
@@ -105,7 +83,6 @@ def evaluate_detector(
         collect=lambda spec, state, batch: _collect(spec, precision, params, state, batch),
         population=(population.images, population.extent),
         batch_size=evaluate.batch_size,
-        norm_batch=norm_batch,
     )
     metrics = {source: dict(metrics) for source, (metrics, _, _) in sources.items()}
     _, found, _ = sources["running"]

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fpnlab.nn.norm_layer import NormState, grouped, replace_batch_norms
+from fpnlab.nn.norm_edit import replace_batch_norms
+from fpnlab.nn.norm_layer import NormState
 from fpnlab.types import Mode
 
 Spec = TypeVar("Spec")
@@ -20,13 +21,14 @@ Result = TypeVar("Result")
 
 def has_batch_norm(spec: Any) -> bool:
     """Returns whether a batch norm stands anywhere in ``spec``."""
-    return bool(_group_sizes(grouped(spec, 1)))
+    return bool(_group_sizes(spec))
 
 
-def _group_sizes(spec):
+def _group_sizes(spec: Any) -> set[int | None]:
+    """Returns the ``norm_batch`` of all batch norms in ``spec``; None where it is open."""
     found = set()
     replace_batch_norms(spec, lambda norm: found.add(norm.norm_batch) or norm)
-    return sorted(found)
+    return found
 
 
 def three_sources(
@@ -37,13 +39,13 @@ def three_sources(
     collect: Callable[[Spec, State, Any], State],
     population: Any,
     batch_size: int,
-    norm_batch: int,
 ) -> dict[str, Result]:
     """Returns what a trained network is worth by three sources of statistics.
 
     ``running``: the running averages of training; ``precise``: population statistics computed
-    anew over training images with frozen weights; ``batch``: those of test batches, in the groups
-    that each norm has in training. Without a batch norm there is one result, given three times.
+    anew over training images with frozen weights; ``batch``: those of test batches, in groups
+    of each norm's ``norm_batch`` (all images of a batch where that is open). Without a batch norm
+    there is one result, given three times.
 
     Args:
       spec: what was trained.
@@ -54,15 +56,13 @@ def three_sources(
       population: training images as training saw them: arrays with one leading axis; what does
         not fill a last batch is left out.
       batch_size: images per forward pass, made a multiple of the groups of all norms.
-      norm_batch: images per statistics group in training, for norms that leave it open.
 
     Raises:
       ValueError: the population does not fill whole groups of all norms.
     """
-    spec = grouped(spec, norm_batch)
     running = measure(spec, state, Mode.EVAL, 1)
-    groups = _group_sizes(spec)
-    if not groups:
+    groups = sorted(size for size in _group_sizes(spec) if size is not None)
+    if not has_batch_norm(spec):
         return dict.fromkeys(("running", "precise", "batch"), running)
     size = len(jax.tree.leaves(population)[0])
     multiple = math.lcm(*groups)

@@ -13,7 +13,7 @@ _LARGEST_AREA = 1e10  # the upper end of COCO's "all" and "large"
 
 @runtime_checkable
 class GroundTruth(Protocol):
-    """What ``coco_metrics`` reads of the true boxes; a ``types.Batch`` has it, for instance."""
+    """True boxes as ``coco_metrics`` reads them, such as a ``types.Batch``."""
 
     @property
     def boxes(self) -> Any:

@@ -1,1 +1,1 @@
-"""Organs as pure functions: ``init_<organ>`` and ``apply_<organ>`` with their specs."""
+"""Layers and models: a spec, its parameters and state, and pure functions of them."""

@@ -1,18 +1,20 @@
-"""The classifier: a backbone, its last map averaged over space, and one dense layer."""
+"""Classifier: a backbone, global average pooling, and one dense layer."""
 
+import collections
 import math
 from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
+from fpnlab.nn.norm_specs import Norm
 from fpnlab.nn.pixels import standardize_pixels
-from fpnlab.nn.resnet import ResNet, ResNetParams, ResNetState, apply_resnet, init_resnet
+from fpnlab.nn.resnet import ResNet, ResNetParams, ResNetState, capture_resnet, init_resnet
 from fpnlab.ops.pooling import global_average_pool
 from fpnlab.ops.random import named_key
 from fpnlab.spec import Count, Fraction, Positive, spec
-from fpnlab.types import Key, Mode, Watch, tree, unwatched
+from fpnlab.types import Intermediates, Key, Mode, tree
 
 
 @spec
@@ -30,6 +32,11 @@ class Classifier:
     """Subtracted from the images."""
     pixel_deviation: Annotated[float, Positive] = 64.0
     """Divides the images after that."""
+
+    @property
+    def norm_positions(self) -> dict[str, Norm]:
+        """The norm of each position, see `ResNet`."""
+        return self.backbone.norm_positions
 
 
 @tree
@@ -74,38 +81,44 @@ def apply_classifier(
     classifier: Classifier,
     params: ClassifierParams,
     state: ClassifierState,
-    images: Float[Array, "b h w 3"],
+    images: Num[Array, "b h w 3"],
     mode: Mode,
     *,
     key: Key | None = None,
-    watch: Watch = unwatched,
 ) -> tuple[Float[Array, "b k"], ClassifierState]:
     """Returns the logits of every class, float32, and the new running statistics.
 
     Args:
-      classifier: what to compute.
-      params: its parameters, float32.
-      state: its running statistics, float32.
-      images: pixels from 0 to 255; the dtype of floats is that of the backbone's computation, that
+      classifier: The model.
+      params: Its parameters, float32.
+      state: Its running statistics, float32.
+      images: Pixels from 0 to 255; the dtype of floats is that of the backbone's computation, that
         of integers is float32. Pooling and the dense layer compute in float32.
-      mode: where norms take their statistics from, and whether features are dropped.
-      key: draws the features and branches to drop; needed where ``dropout`` or the backbone's
+      mode: Source and update of statistics, and whether features are dropped.
+      key: Draws the features and branches to drop; needed where ``dropout`` or the backbone's
         ``drop_path`` is above 0 and the mode stochastic.
-      watch: called with the name and the output of each layer.
 
     Raises:
-      TypeError: images of booleans or complex numbers.
-      ValueError: something is to be dropped and there is no key.
+      TypeError: Images of booleans or complex numbers.
+      ValueError: Something is to be dropped and there is no key.
     """
+    logits, state, _ = capture_classifier(classifier, params, state, images, mode, key=key)
+    return logits, state
+
+
+def capture_classifier(
+    classifier: Classifier,
+    params: ClassifierParams,
+    state: ClassifierState,
+    images: Num[Array, "b h w 3"],
+    mode: Mode,
+    *,
+    key: Key | None = None,
+) -> tuple[Float[Array, "b k"], ClassifierState, Intermediates]:
+    """Returns what ``apply_classifier`` does, and the outputs of all layers by name."""
     x = standardize_pixels(images, classifier.pixel_mean, classifier.pixel_deviation)
-    features, backbone = apply_resnet(
-        classifier.backbone,
-        params.backbone,
-        state.backbone,
-        x,
-        mode,
-        key=key,
-        watch=lambda name, x: watch(f"backbone {name}", x),
+    features, backbone, of_backbone = capture_resnet(
+        classifier.backbone, params.backbone, state.backbone, x, mode, key=key
     )
     pooled = global_average_pool(features[max(features)].astype(jnp.float32))
     if classifier.dropout and mode.stochastic:
@@ -114,5 +127,6 @@ def apply_classifier(
         kept = jax.random.bernoulli(named_key(key, "dropout"), 1 - classifier.dropout, pooled.shape)
         pooled = jnp.where(kept, pooled / (1 - classifier.dropout), 0)
     logits = pooled @ params.dense.kernel + params.dense.bias
-    watch("dense", logits)
-    return logits, ClassifierState(backbone=backbone)
+    outputs = collections.OrderedDict((f"backbone {k}", y) for k, y in of_backbone.items())
+    outputs["dense"] = logits
+    return logits, ClassifierState(backbone=backbone), outputs

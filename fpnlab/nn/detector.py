@@ -1,22 +1,32 @@
-"""The one-stage detector: backbone, neck and head composed, and boxes read off their outputs."""
+"""One-stage detector: backbone, neck and head, and detections decoded from their output."""
 
+import collections
+import dataclasses
 from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
-from fpnlab.nn.fpn import Fpn, FpnParams, FpnState, apply_fpn, init_fpn
+from fpnlab.nn.fpn import Fpn, FpnParams, FpnState, capture_fpn, init_fpn
+from fpnlab.nn.norm_specs import Norm
 from fpnlab.nn.pixels import standardize_pixels
-from fpnlab.nn.resnet import ResNet, ResNetParams, ResNetState, apply_resnet, init_resnet
-from fpnlab.nn.retina_head import HeadParams, HeadState, RetinaHead, apply_head, init_head
+from fpnlab.nn.resnet import ResNet, ResNetParams, ResNetState, capture_resnet, init_resnet
+from fpnlab.nn.retina_head import (
+    HeadOutput,
+    HeadParams,
+    HeadState,
+    RetinaHead,
+    capture_head,
+    init_head,
+)
 from fpnlab.ops import boxes as box_ops
 from fpnlab.ops.anchors import pyramid_anchors
 from fpnlab.ops.nms import nms
 from fpnlab.ops.random import named_key
 from fpnlab.spec import Bounds, Count, Positive, Share, SpecError, spec
-from fpnlab.types import Detections, Key, Mode, Watch, picture_mask, tree, unwatched
+from fpnlab.types import Detections, Intermediates, Key, Mode, picture_mask, tree
 
 
 @spec
@@ -43,7 +53,7 @@ class Anchors:
 
 @spec
 class Postprocess:
-    """How boxes are picked from the outputs."""
+    """Selection of boxes from the outputs."""
 
     score_threshold: Annotated[float, Share] = 0.05
     """Lowest score of a detection."""
@@ -73,16 +83,46 @@ class Detector:
     postprocess: Postprocess = Postprocess()
     """Outputs to detections."""
     mask_padding: bool = False
-    """Whether the padding around letterboxed pictures stays out of all statistics."""
+    """If true, the padding around letterboxed pictures stays out of all statistics."""
     pixel_mean: float = 127.5
     """Subtracted from the images."""
     pixel_deviation: Annotated[float, Positive] = 64.0
     """Divides the images after that."""
 
+    def __post_init__(self):
+        for name, own in (("anchors_per_cell", self.anchors.per_cell), ("classes", self.classes)):
+            given = getattr(self.head, name)
+            if given is not None and given != own:
+                raise ValueError(
+                    f"head.{name} is {given}, but the detector has {own}; leave it out"
+                )
+
+    @property
+    def norm_positions(self) -> dict[str, Norm]:
+        """The norm of each position.
+
+        Those of the `ResNet`, ``lateral`` and ``output`` of the pyramid, and ``head`` where its
+        towers have convolutions.
+        """
+        neck = self.neck
+        found = self.backbone.norm_positions
+        found["lateral"] = neck.lateral_norm or neck.norm
+        found["output"] = neck.output_norm or neck.norm
+        if self.head.depth:
+            found["head"] = self.head.norm
+        return found
+
+    @property
+    def complete_head(self) -> RetinaHead:
+        """The head with the detector's anchors and classes."""
+        return dataclasses.replace(
+            self.head, anchors_per_cell=self.anchors.per_cell, classes=self.classes
+        )
+
 
 @tree
 class DetectorParams:
-    """The parameters of the three organs."""
+    """Parameters of backbone, neck and head."""
 
     backbone: ResNetParams
     neck: FpnParams
@@ -91,21 +131,11 @@ class DetectorParams:
 
 @tree
 class DetectorState:
-    """The running statistics of the three organs."""
+    """Running statistics of backbone, neck and head."""
 
     backbone: ResNetState
     neck: FpnState
     head: HeadState
-
-
-@tree
-class DetectorOutput:
-    """One row an anchor, finest level first; float32."""
-
-    logits: Float[Array, "b a k"]
-    """Class scores before the sigmoid."""
-    deltas: Float[Array, "b a 4"]
-    """Box offsets against the anchors (``ops.boxes.encode``)."""
 
 
 def init_detector(key: Key, detector: Detector) -> tuple[DetectorParams, DetectorState]:
@@ -119,11 +149,9 @@ def init_detector(key: Key, detector: Detector) -> tuple[DetectorParams, Detecto
     neck, neck_state = init_fpn(named_key(key, "neck"), detector.neck, detector.backbone.channels)
     head, head_state = init_head(
         named_key(key, "head"),
-        detector.head,
+        detector.complete_head,
         channels=detector.neck.channels,
         levels=len(detector.neck.levels),
-        anchors=detector.anchors.per_cell,
-        classes=detector.classes,
     )
     return (
         DetectorParams(backbone=backbone, neck=neck, head=head),
@@ -135,31 +163,46 @@ def apply_detector(
     detector: Detector,
     params: DetectorParams,
     state: DetectorState,
-    images: Float[Array, "b h w 3"],
+    images: Num[Array, "b h w 3"],
     mode: Mode,
     *,
     extent: Float[Array | np.ndarray, "b 2"] | None = None,
     key: Key | None = None,
-    watch: Watch = unwatched,
-) -> tuple[DetectorOutput, DetectorState]:
+) -> tuple[HeadOutput, DetectorState]:
     """Returns logits and deltas of every anchor, and the new running statistics.
 
     Args:
-      detector: what to compute.
-      params: its parameters, float32.
-      state: its running statistics, float32.
-      images: pixels from 0 to 255; the dtype of floats is that of the computation, that of integers
+      detector: The model.
+      params: Its parameters, float32.
+      state: Its running statistics, float32.
+      images: Pixels from 0 to 255; the dtype of floats is that of the computation, that of integers
         is float32.
-      mode: where norms take their statistics from.
-      extent: height and width of the pictures inside the images; needed for ``mask_padding``.
-      key: draws the branches to drop; needed for stochastic depth.
-      watch: called with the name and the output of each layer.
+      mode: Source and update of statistics, and whether stochastic parts are on.
+      extent: Height and width of the pictures inside the images; needed for ``mask_padding``.
+      key: Draws the branches to drop; needed for stochastic depth.
 
     Raises:
-      TypeError: images of booleans or complex numbers.
+      TypeError: Images of booleans or complex numbers.
       ValueError: ``mask_padding`` without an ``extent``, or the images are smaller than one cell
         of the coarsest level.
     """
+    output, state, _ = capture_detector(
+        detector, params, state, images, mode, extent=extent, key=key
+    )
+    return output, state
+
+
+def capture_detector(
+    detector: Detector,
+    params: DetectorParams,
+    state: DetectorState,
+    images: Num[Array, "b h w 3"],
+    mode: Mode,
+    *,
+    extent: Float[Array | np.ndarray, "b 2"] | None = None,
+    key: Key | None = None,
+) -> tuple[HeadOutput, DetectorState, Intermediates]:
+    """Returns what ``apply_detector`` does, and the outputs of all layers by name."""
     _, height, width, _ = images.shape
     _check_image(detector, (height, width))
     x = standardize_pixels(images, detector.pixel_mean, detector.pixel_deviation)
@@ -168,25 +211,20 @@ def apply_detector(
         if extent is None:
             raise ValueError("detector: mask_padding needs the extent of the pictures; give it")
         mask = picture_mask(extent, height, width)
-    of = lambda organ: lambda name, x: watch(f"{organ} {name}", x)
-    features, backbone = apply_resnet(
-        detector.backbone,
-        params.backbone,
-        state.backbone,
-        x,
-        mode,
-        mask=mask,
-        key=key,
-        watch=of("backbone"),
+    features, backbone, of_backbone = capture_resnet(
+        detector.backbone, params.backbone, state.backbone, x, mode, mask=mask, key=key
     )
-    pyramid, neck = apply_fpn(
-        detector.neck, params.neck, state.neck, features, mode, mask=mask, watch=of("neck")
+    pyramid, neck, of_neck = capture_fpn(
+        detector.neck, params.neck, state.neck, features, mode, mask=mask
     )
-    logits, deltas, head = apply_head(
-        detector.head, params.head, state.head, pyramid, mode, mask=mask, watch=of("head")
+    output, head, of_head = capture_head(
+        detector.head, params.head, state.head, pyramid, mode, mask=mask
     )
-    output = DetectorOutput(logits=logits, deltas=deltas)
-    return output, DetectorState(backbone=backbone, neck=neck, head=head)
+    parts = {"backbone": of_backbone, "neck": of_neck, "head": of_head}
+    outputs = collections.OrderedDict(
+        (f"{part} {name}", y) for part, found in parts.items() for name, y in found.items()
+    )
+    return output, DetectorState(backbone=backbone, neck=neck, head=head), outputs
 
 
 def detector_anchors(detector: Detector, height: int, width: int) -> np.ndarray:
@@ -205,7 +243,7 @@ def detector_anchors(detector: Detector, height: int, width: int) -> np.ndarray:
 
 def detect(
     detector: Detector,
-    output: DetectorOutput,
+    output: HeadOutput,
     anchors: Float[Array | np.ndarray, "a 4"],
     extent: Float[Array | np.ndarray, "b 2"],
 ) -> Detections:

@@ -1,16 +1,25 @@
-"""The feature pyramid network: every level gets the meaning of the coarser ones."""
+"""Feature pyramid network (FPN): lateral connections and a top-down path."""
 
+import collections
 from typing import Annotated, Literal
 
 import jax
 from jaxtyping import Array, Bool, Float
 
-from fpnlab.nn.block import ConvNormParams, apply_conv_norm, init_conv_norm, thinned
-from fpnlab.nn.norm_layer import NoNorm, Norm, NormState
+from fpnlab.nn.conv_norm import (
+    ConvNorm,
+    ConvNormParams,
+    Kernel,
+    apply_conv_norm,
+    downsample_mask,
+    init_conv_norm,
+)
+from fpnlab.nn.norm_layer import NormState
+from fpnlab.nn.norm_specs import NoNorm, Norm
 from fpnlab.ops.random import named_key
 from fpnlab.ops.resize import upsample_nearest
 from fpnlab.spec import Bounds, spec
-from fpnlab.types import Features, Key, Mode, Watch, tree, unwatched
+from fpnlab.types import Features, Intermediates, Key, Mode, tree
 
 
 @spec
@@ -24,13 +33,15 @@ class Fpn:
     max_level: Annotated[int, Bounds(least=0.0, most=16.0)] = 7
     """Coarsest level; those above the backbone's are made by 3x3 convolutions of stride 2."""
     extra_from: Literal["p", "c"] = "p"
-    """Whether the levels above the backbone start from its pyramid map or from its own map."""
+    """Start of the levels above the backbone: its pyramid map or its own map."""
     norm: Norm = NoNorm()
     """After each lateral and each output convolution, but for those with a field of their own."""
     lateral_norm: Norm | None = None
     """After each lateral convolution; none: `norm`."""
     output_norm: Norm | None = None
     """After each output convolution; none: `norm`."""
+    kernel: Kernel = "free"
+    """Parametrization of all convolution kernels."""
 
     def __post_init__(self):
         if self.min_level > self.max_level:
@@ -43,6 +54,22 @@ class Fpn:
     def levels(self) -> range:
         """The levels, finest first."""
         return range(self.min_level, self.max_level + 1)
+
+    def lateral_layer(self, inputs: int) -> ConvNorm:
+        """Returns the 1x1 convolution of a backbone map of so many channels."""
+        norm = self.lateral_norm or self.norm
+        return ConvNorm(size=1, inputs=inputs, outputs=self.channels, norm=norm, kernel=self.kernel)
+
+    def output_layer(self, inputs: int, stride: int) -> ConvNorm:
+        """Returns the 3x3 convolution that makes a pyramid map of a map of so many channels."""
+        return ConvNorm(
+            size=3,
+            inputs=inputs,
+            outputs=self.channels,
+            stride=stride,
+            norm=self.output_norm or self.norm,
+            kernel=self.kernel,
+        )
 
 
 @tree
@@ -77,18 +104,11 @@ def init_fpn(key: Key, fpn: Fpn, channels: dict[int, int]) -> tuple[FpnParams, F
     lateral, output = {}, {}
     for level in fpn.levels:
         if level in channels:
-            lateral[level] = init_conv_norm(
-                named_key(key, "lateral", level),
-                _lateral_norm(fpn),
-                1,
-                channels[level],
-                fpn.channels,
-            )
+            layer = fpn.lateral_layer(channels[level])
+            lateral[level] = init_conv_norm(named_key(key, "lateral", level), layer)
         extra_c = level == top + 1 and fpn.extra_from == "c"
-        inputs = channels[top] if extra_c else fpn.channels
-        output[level] = init_conv_norm(
-            named_key(key, "output", level), _output_norm(fpn), 3, inputs, fpn.channels
-        )
+        layer = fpn.output_layer(channels[top] if extra_c else fpn.channels, 1 + (level > top))
+        output[level] = init_conv_norm(named_key(key, "output", level), layer)
     part = lambda made, i: {level: pair[i] for level, pair in made.items()}
     return (
         FpnParams(lateral=part(lateral, 0), output=part(output, 0)),
@@ -104,29 +124,43 @@ def apply_fpn(
     mode: Mode,
     *,
     mask: Bool[Array, "b h w"] | None = None,
-    watch: Watch = unwatched,
 ) -> tuple[Features, FpnState]:
     """Returns the pyramid maps by level, and the new state.
 
     Upsampling repeats pixels; where the finer map has an odd side, the last row or column of
     the repeated one is cut. Level top+1 comes from P or C of the backbone's top by a
     convolution of stride 2, each one above from the rectified level below (arXiv:1708.02002,
-    footnote 2). ``mask``, of the images' size, has the pixels that enter statistics; ``watch`` is
-    called with the name and the output of each convolution with its norm.
+    footnote 2). ``mask``, of the images' size, has the pixels that enter statistics.
     """
+    pyramid, state, _ = capture_fpn(fpn, params, state, features, mode, mask=mask)
+    return pyramid, state
+
+
+def capture_fpn(
+    fpn: Fpn,
+    params: FpnParams,
+    state: FpnState,
+    features: Features,
+    mode: Mode,
+    *,
+    mask: Bool[Array, "b h w"] | None = None,
+) -> tuple[Features, FpnState, Intermediates]:
+    """Returns what ``apply_fpn`` does, and the outputs of the convolutions with their norms."""
     lateral_state, output_state, merged, pyramid = {}, {}, {}, {}
+    outputs: Intermediates = collections.OrderedDict()
     above = None
     for level in sorted(params.lateral, reverse=True):
+        layer = fpn.lateral_layer(features[level].shape[-1])
         x, lateral_state[level] = apply_conv_norm(
-            _lateral_norm(fpn),
+            layer,
             params.lateral[level],
             state.lateral[level],
             features[level],
             mode,
-            mask=thinned(mask, 2**level),
+            mask=downsample_mask(mask, 2**level),
         )
-        watch(f"lateral {level}", x)
-        above = merged[level] = x if above is None else x + _grown(above, x)
+        outputs[f"lateral {level}"] = x
+        above = merged[level] = x if above is None else x + _upsample_like(above, x)
     top = max(params.lateral)
     for level in fpn.levels:
         if level <= top:
@@ -136,25 +170,18 @@ def apply_fpn(
         else:
             x, stride = jax.nn.relu(pyramid[level - 1]), 2
         pyramid[level], output_state[level] = apply_conv_norm(
-            _output_norm(fpn),
+            fpn.output_layer(x.shape[-1], stride),
             params.output[level],
             state.output[level],
             x,
             mode,
-            stride=stride,
-            mask=thinned(mask, 2**level),
+            mask=downsample_mask(mask, 2**level),
         )
-        watch(f"output {level}", pyramid[level])
-    return pyramid, FpnState(lateral=lateral_state, output=output_state)
+        outputs[f"output {level}"] = pyramid[level]
+    return pyramid, FpnState(lateral=lateral_state, output=output_state), outputs
 
 
-def _lateral_norm(fpn):
-    return fpn.lateral_norm or fpn.norm
-
-
-def _output_norm(fpn):
-    return fpn.output_norm or fpn.norm
-
-
-def _grown(x: Float[Array, "b _ _ d"], like: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+def _upsample_like(
+    x: Float[Array, "b _ _ d"], like: Float[Array, "b h w d"]
+) -> Float[Array, "b h w d"]:
     return upsample_nearest(x)[:, : like.shape[1], : like.shape[2]]

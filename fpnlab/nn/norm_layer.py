@@ -1,215 +1,33 @@
-"""Norms as organs: which norm (a spec), its affine parameters, its running statistics."""
+"""Normalization layers: parameters, running statistics, and their application by spec."""
 
-import dataclasses
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from fpnlab.nn.norm_specs import (
+    BatchNorm,
+    DynamicTanh,
+    FilterResponseNorm,
+    FrozenBatchNorm,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    NoNorm,
+    Norm,
+    RmsNorm,
+)
 from fpnlab.ops import norm as ops
 from fpnlab.ops.moments import merge_moments
-from fpnlab.spec import Bounds, Count, Fraction, NonNegative, Positive, spec
 from fpnlab.types import Mode, Moments, tree
 
 T = TypeVar("T")
 
-Kernel = Literal["free", "standardized", "scaled"]
-
-
-@spec
-class Renorm:
-    """How far batch statistics may differ from running ones (arXiv:1702.03275, section 3).
-
-    The defaults are the paper's, in examples: its batches had 32 images.
-    """
-
-    r_max: Annotated[float, Bounds(least=1.0)] = 3.0
-    """Largest factor between batch and running deviation; it rises from 1."""
-    d_max: Annotated[float, NonNegative] = 5.0
-    """Largest shift, in running deviations; it rises from 0."""
-    start: Annotated[int, NonNegative] = 160_000
-    """Examples of plain batch norm before either rises."""
-    r_full: int = 1_280_000
-    """Examples at which `r_max` is reached."""
-    d_full: int = 800_000
-    """Examples at which `d_max` is reached."""
-
-    def __post_init__(self):
-        if not self.start < min(self.r_full, self.d_full):
-            raise ValueError(f"start is {self.start}; it must be before r_full and d_full")
-
-
-@spec
-class BatchNorm:
-    """Statistics over n, h, w of the batch (arXiv:1502.03167)."""
-
-    kind: Literal["batch_norm"] = "batch_norm"
-    norm_batch: Annotated[int | None, Count] = None
-    """Images in a statistics group, whatever the batch or the devices; none: the batch."""
-    decay: Annotated[float, Fraction] = 0.9
-    """Share of the old running value that is kept per step at `reference_batch`.
-
-    A step of b images keeps ``decay ** (b / reference_batch)``, so that all batch sizes
-    average over the same number of images. At b = reference_batch it is Flax's `momentum`, and
-    one minus PyTorch's.
-    """
-    reference_batch: Annotated[int, Count] = 32
-    """Images in the step to which `decay` refers."""
-    unbiased: bool = False
-    """Whether the running variance is the unbiased one (PyTorch) or the biased one (Flax)."""
-    renorm: Renorm | None = None
-    """Batch renormalization: training moved towards the running statistics; none: plain."""
-    axis_name: str | None = None
-    """Mapped axis (vmap, shard_map) over which the batch spans; none: the images at hand."""
-    eps: Annotated[float, Positive] = 1e-5
-    """Added to the variance."""
-    kernel: Kernel = "free"
-    """The kernel before it: free, standardized (arXiv:1903.10520) or scaled (arXiv:2101.08692)."""
-
-
-@spec
-class FrozenBatchNorm:
-    """Collected statistics that never change: an affine map a channel; made by `freeze`."""
-
-    kind: Literal["frozen_batch_norm"] = "frozen_batch_norm"
-    affine: bool = False
-    """Whether scale and bias go on learning."""
-    eps: Annotated[float, Positive] = 1e-5
-    """Added to the variance."""
-    kernel: Kernel = "free"
-    """The kernel before it: free, standardized or scaled."""
-
-
-@spec
-class LayerNorm:
-    """Statistics of each image alone (arXiv:1607.06450)."""
-
-    kind: Literal["layer_norm"] = "layer_norm"
-    axes: Literal["hwc", "c"]
-    """`hwc`: all units of the layer, the paper's definition; `c`: the channels at each pixel."""
-    eps: Annotated[float, Positive] = 1e-5
-    """Added to the variance."""
-    kernel: Kernel = "free"
-    """The kernel before it: free, standardized or scaled."""
-
-
-@spec
-class GroupNorm:
-    """Statistics over space and a group of channels of each image (arXiv:1803.08494)."""
-
-    kind: Literal["group_norm"] = "group_norm"
-    groups: Annotated[int | None, Count] = None
-    """Groups of channels; none: by `group_channels`, or else chosen for each width it meets."""
-    group_channels: Annotated[int | None, Count] = None
-    """Channels in a group; none: by `groups`."""
-    eps: Annotated[float, Positive] = 1e-5
-    """Added to the variance."""
-    kernel: Kernel = "free"
-    """The kernel before it: free, standardized or scaled."""
-
-    def __post_init__(self):
-        if self.groups is not None and self.group_channels is not None:
-            raise ValueError("groups and group_channels are both given; give one")
-
-    def groups_of(self, channels: int) -> int:
-        """Returns the groups of a map of so many channels.
-
-        Left open, they are the most up to 32 (the paper's number) that divide the channels
-        into groups of two or more, because a group of one channel is instance norm.
-
-        Raises:
-          ValueError: the channels do not split as asked.
-        """
-        if self.groups is not None:
-            ops.check_groups(channels, self.groups)
-            return self.groups
-        if self.group_channels is not None:
-            if channels % self.group_channels:
-                fits = [g for g in range(1, channels + 1) if channels % g == 0]
-                raise ValueError(
-                    f"group norm: {channels} channels do not split into groups of "
-                    f"{self.group_channels} channels; these do: {', '.join(map(str, fits))}"
-                )
-            return channels // self.group_channels
-        return max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels >= 2 * g))
-
-
-@spec
-class InstanceNorm:
-    """Statistics over space of each channel of each image (arXiv:1607.08022)."""
-
-    kind: Literal["instance_norm"] = "instance_norm"
-    eps: Annotated[float, Positive] = 1e-5
-    """Added to the variance."""
-    kernel: Kernel = "free"
-    """The kernel before it: free, standardized or scaled."""
-
-
-@spec
-class RmsNorm:
-    """The mean square of each image, without centring or shift (arXiv:1910.07467)."""
-
-    kind: Literal["rms_norm"] = "rms_norm"
-    axes: Literal["hwc", "c"]
-    """As of the layer norm."""
-    eps: Annotated[float, Positive] = 1e-5
-    """Added to the mean square."""
-    kernel: Kernel = "free"
-    """The kernel before it: free, standardized or scaled."""
-
-
-@spec
-class FilterResponseNorm:
-    """The mean square of each channel, and a learnt threshold for rectifier (arXiv:1911.09737)."""
-
-    kind: Literal["filter_response_norm"] = "filter_response_norm"
-    eps: Annotated[float, Positive] = 1e-6
-    """Added to the mean square."""
-    kernel: Kernel = "free"
-    """The kernel before it: free, standardized or scaled."""
-
-
-@spec
-class DynamicTanh:
-    """A tanh of learnt width in place of statistics (arXiv:2503.10622)."""
-
-    kind: Literal["dynamic_tanh"] = "dynamic_tanh"
-    alpha: float = 0.5
-    """First value of the factor inside the tanh."""
-    kernel: Kernel = "free"
-    """The kernel before it: free, standardized or scaled."""
-
-
-@spec
-class NoNorm:
-    """No statistics: a bias a channel, and a scale where a branch must start at zero.
-
-    With that scale it is SkipInit (arXiv:2002.10444, section 3.1), one number a channel.
-    """
-
-    kind: Literal["none"] = "none"
-    kernel: Kernel = "free"
-    """The kernel before it: free, standardized or scaled."""
-
-
-Norm = (
-    BatchNorm
-    | FrozenBatchNorm
-    | LayerNorm
-    | GroupNorm
-    | InstanceNorm
-    | RmsNorm
-    | FilterResponseNorm
-    | DynamicTanh
-    | NoNorm
-)
-
 
 @tree
 class NormParams:
-    """What training learns of a norm; None for what it does not have."""
+    """Learned parameters of a norm; None for those that it does not have."""
 
     scale: Float[Array, "*l c"] | None
     """gamma; None for a `NoNorm` that has none."""
@@ -349,54 +167,6 @@ def put_level(container: T, part: T, level: int | None) -> T:
     if level is None:
         return part
     return jax.tree.map(lambda leaf, new: leaf.at[level].set(new), container, part)
-
-
-def freeze(spec: T, state: Any) -> T:
-    """Returns ``spec`` with every batch norm frozen over the statistics in ``state``.
-
-    Use it with the parameters and the state at hand.
-
-    Raises:
-      ValueError: statistics that nobody collected or loaded.
-    """
-    paths, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_state)
-    empty = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, leaf in paths
-        if _is_state(leaf) and not (leaf.seen > 0).all()
-    ]
-    if empty:
-        raise ValueError(
-            f"freeze: the statistics of {len(empty)} norms were never collected or loaded, e.g. of "
-            f"{empty[0]}; train, load, or compute population statistics first"
-        )
-    return replace_batch_norms(spec, lambda norm: FrozenBatchNorm(eps=norm.eps, kernel=norm.kernel))
-
-
-def replace_batch_norms(spec: Any, change: Callable[[BatchNorm], Any]) -> Any:
-    """Returns ``spec`` with ``change`` applied to every batch norm anywhere in it."""
-    if isinstance(spec, BatchNorm):
-        return change(spec)
-    if dataclasses.is_dataclass(spec):
-        fields = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
-        return dataclasses.replace(
-            spec, **{name: replace_batch_norms(part, change) for name, part in fields.items()}
-        )
-    return spec
-
-
-def grouped(spec: T, norm_batch: int) -> T:
-    """Returns ``spec`` with every batch norm over groups of ``norm_batch`` images, where unset.
-
-    So that in a pass of any number of images a network has the statistics groups of its training.
-    """
-    return replace_batch_norms(
-        spec, lambda norm: dataclasses.replace(norm, norm_batch=norm.norm_batch or norm_batch)
-    )
-
-
-def _is_state(node):
-    return isinstance(node, NormState)
 
 
 def _apply_batch_norm(norm, params, state, x, mode, mask):

@@ -1,26 +1,26 @@
 """ResNet: a stem and stages of residual blocks, giving one map a pyramid level."""
 
+import collections
 import math
 from typing import Annotated, Literal
 
 from jaxtyping import Array, Bool, Float
 
-from fpnlab.nn.block import (
-    Block,
-    BlockParams,
-    BlockState,
+from fpnlab.nn.block import Block, BlockParams, BlockState, apply_block, init_block
+from fpnlab.nn.conv_norm import (
+    ConvNorm,
     ConvNormParams,
-    apply_block,
+    Kernel,
     apply_conv_norm,
-    init_block,
+    downsample_mask,
     init_conv_norm,
-    thinned,
 )
-from fpnlab.nn.norm_layer import Norm, NormState, activate
+from fpnlab.nn.norm_layer import NormState, activate
+from fpnlab.nn.norm_specs import Norm
 from fpnlab.ops.pooling import max_pool
 from fpnlab.ops.random import named_key
 from fpnlab.spec import Bounds, Fraction, SpecError, spec
-from fpnlab.types import Features, Key, Mode, Watch, tree, unwatched
+from fpnlab.types import Features, Intermediates, Key, Mode, tree
 
 
 @spec
@@ -32,7 +32,7 @@ class Stem:
     stride: Literal[1, 2, 4] = 2
     """Stride of the convolution."""
     pool: bool = True
-    """Whether a 3x3 max pooling of stride 2 follows."""
+    """If true, a 3x3 max pooling of stride 2 follows."""
 
     def __post_init__(self):
         if self.size % 2 == 0:
@@ -60,8 +60,10 @@ class ResNet:
     shortcut_norm: Norm | None = None
     """After the convolution of a shortcut; none: `norm`."""
     shortcut: Literal["projection", "pad"] = "projection"
-    """Where a block changes the shape: a 1x1 convolution (option B), or the input subsampled and
-    padded with channels of zeros (option A)."""
+    """Shortcut of a block that changes the shape: a 1x1 convolution (option B), or the input
+    subsampled and padded with channels of zeros (option A)."""
+    kernel: Kernel = "free"
+    """Parametrization of all convolution kernels."""
     drop_path: Annotated[float, Fraction] = 0.0
     """Stochastic depth: share of dropped branches in the last block, rising from 0 at the first."""
 
@@ -74,6 +76,34 @@ class ResNet:
         if not 1 <= len(self.depths) <= 16:
             wrong = f"has {len(self.depths)} stages; it must have 1 to 16"
             raise SpecError("ResNet", [("depths", wrong)])
+
+    @property
+    def stem_layer(self) -> ConvNorm:
+        """The convolution of the stem."""
+        return ConvNorm(
+            size=self.stem.size,
+            inputs=3,
+            outputs=self.widths[0],
+            stride=self.stem.stride,
+            norm=self.stem_norm or self.norm,
+            kernel=self.kernel,
+        )
+
+    @property
+    def norm_positions(self) -> dict[str, Norm]:
+        """The norm of each position.
+
+        ``stem``, ``branch`` (all convolutions of a residual branch but the last), ``last`` and,
+        where there is one, ``shortcut``.
+        """
+        found = {
+            "stem": self.stem_norm or self.norm,
+            "branch": self.norm,
+            "last": self.last_norm or self.norm,
+        }
+        if self.shortcut == "projection":
+            found["shortcut"] = self.shortcut_norm or self.norm
+        return found
 
     @property
     def first_level(self) -> int:
@@ -98,6 +128,7 @@ class ResNet:
                     last_norm=self.last_norm or self.norm,
                     shortcut_norm=self.shortcut_norm or self.norm,
                     shortcut=self.shortcut,
+                    kernel=self.kernel,
                     drop_path=self.drop_path * made / last,
                 )
                 blocks.append(block)
@@ -189,9 +220,7 @@ class ResNetState:
 
 def init_resnet(key: Key, resnet: ResNet) -> tuple[ResNetParams, ResNetState]:
     """Returns a network for RGB images."""
-    stem, stem_state = init_conv_norm(
-        named_key(key, "stem"), _stem_norm(resnet), resnet.stem.size, 3, resnet.widths[0]
-    )
+    stem, stem_state = init_conv_norm(named_key(key, "stem"), resnet.stem_layer)
     made = [
         [init_block(named_key(key, "stage", i, j), block) for j, block in enumerate(blocks)]
         for i, blocks in enumerate(resnet.stages.values())
@@ -210,29 +239,42 @@ def apply_resnet(
     *,
     mask: Bool[Array, "b h w"] | None = None,
     key: Key | None = None,
-    watch: Watch = unwatched,
 ) -> tuple[Features, ResNetState]:
     """Returns the last map of each level (C2 to C5 for the standard networks), and the state.
 
     Computes in the dtype of ``images``; the statistics of the norms stay in float32.
 
     Args:
-      resnet: what to compute.
-      params: its parameters.
-      state: its running statistics.
-      images: a batch.
-      mode: where norms take their statistics from.
-      mask: pixels that enter statistics; None for all of them.
-      key: draws the branches to drop; needed where ``drop_path`` is above 0 and the mode
+      resnet: The layer.
+      params: Its parameters.
+      state: Its running statistics.
+      images: A batch.
+      mode: Source and update of statistics, and whether stochastic parts are on.
+      mask: Pixels that enter statistics; None for all of them.
+      key: Draws the branches to drop; needed where ``drop_path`` is above 0 and the mode
         stochastic.
-      watch: called with the name and the output of the stem and of each block.
     """
-    norm, stride = _stem_norm(resnet), resnet.stem.stride
+    features, state, _ = capture_resnet(resnet, params, state, images, mode, mask=mask, key=key)
+    return features, state
+
+
+def capture_resnet(
+    resnet: ResNet,
+    params: ResNetParams,
+    state: ResNetState,
+    images: Float[Array, "b h w 3"],
+    mode: Mode,
+    *,
+    mask: Bool[Array, "b h w"] | None = None,
+    key: Key | None = None,
+) -> tuple[Features, ResNetState, Intermediates]:
+    """Returns what ``apply_resnet`` does, and the outputs of the stem and of each block."""
+    stem, stride = resnet.stem_layer, resnet.stem.stride
     x, stem_state = apply_conv_norm(
-        norm, params.stem, state.stem, images, mode, stride=stride, mask=thinned(mask, stride)
+        stem, params.stem, state.stem, images, mode, mask=downsample_mask(mask, stride)
     )
-    x = activate(norm, x)
-    watch("stem", x)
+    x = activate(stem.norm, x)
+    outputs: Intermediates = collections.OrderedDict(stem=x)
     if resnet.stem.pool:
         x = max_pool(x)
     features, states = {}, []
@@ -245,15 +287,11 @@ def apply_resnet(
                 state.stages[i][j],
                 x,
                 mode,
-                mask=thinned(mask, 2**level // block.stride),
+                mask=downsample_mask(mask, 2**level // block.stride),
                 key=None if key is None else named_key(key, "drop", i, j),
             )
             new.append(block_state)
-            watch(f"stage {i} block {j}", x)
+            outputs[f"stage {i} block {j}"] = x
         features[level] = x
         states.append(tuple(new))
-    return features, ResNetState(stem=stem_state, stages=tuple(states))
-
-
-def _stem_norm(resnet):
-    return resnet.stem_norm or resnet.norm
+    return features, ResNetState(stem=stem_state, stages=tuple(states)), outputs

@@ -1,5 +1,6 @@
-"""The RetinaNet head: two small towers shared over the pyramid, for classes and for boxes."""
+"""RetinaNet head: class and box towers shared over the levels of the pyramid."""
 
+import collections
 import math
 from typing import Annotated, Literal
 
@@ -7,11 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fpnlab.nn.block import ConvNormParams, apply_kernel, init_conv_norm, thinned
+from fpnlab.nn.conv_norm import (
+    ConvNorm,
+    ConvNormParams,
+    Kernel,
+    apply_convolution,
+    downsample_mask,
+    init_conv_norm,
+)
 from fpnlab.nn.norm_layer import (
-    BatchNorm,
-    NoNorm,
-    Norm,
     NormParams,
     NormState,
     activate,
@@ -19,10 +24,11 @@ from fpnlab.nn.norm_layer import (
     at_level,
     put_level,
 )
+from fpnlab.nn.norm_specs import BatchNorm, NoNorm, Norm
 from fpnlab.ops.conv import conv
 from fpnlab.ops.random import named_key
-from fpnlab.spec import Bounds, Inside, Positive, spec
-from fpnlab.types import Features, Key, Mode, Watch, tree, unwatched
+from fpnlab.spec import Bounds, Count, Inside, Positive, spec
+from fpnlab.types import Features, Intermediates, Key, Mode, tree
 
 
 @spec
@@ -39,6 +45,8 @@ class RetinaHead:
     """3x3 convolutions in each tower."""
     norm: Norm = NoNorm()
     """After each convolution of a tower."""
+    kernel: Kernel = "free"
+    """Parametrization of the towers' convolution kernels."""
     level_statistics: Literal["separate", "shared", "joint"] = "separate"
     """Running statistics a level, or one set that each level updates in turn, or one set of all
     levels' values together, which then also normalize in training."""
@@ -49,6 +57,10 @@ class RetinaHead:
     kernel_deviation: Annotated[float, Positive] = 0.01
     """Standard deviation of the kernels as they are drawn, of towers and predictors alike
     (arXiv:1708.02002, section 4.1; torchvision's too)."""
+    anchors_per_cell: Annotated[int | None, Count] = None
+    """Boxes predicted at each cell; none: those of the detector."""
+    classes: Annotated[int | None, Count] = None
+    """Number of classes; none: that of the detector."""
 
     def __post_init__(self):
         if self.level_statistics == "joint" and not isinstance(self.norm, BatchNorm):
@@ -56,6 +68,17 @@ class RetinaHead:
                 f"level_statistics is 'joint' and norm {self.norm.kind!r}; only the statistics of "
                 "a batch_norm can be taken over levels together"
             )
+
+    def tower_layer(self, channels: int) -> ConvNorm:
+        """Returns the 3x3 convolution of a tower, over maps of so many channels."""
+        return ConvNorm(
+            size=3,
+            inputs=channels,
+            outputs=channels,
+            norm=self.norm,
+            kernel=self.kernel,
+            deviation=self.kernel_deviation,
+        )
 
 
 @tree
@@ -77,6 +100,16 @@ class HeadParams:
 
 
 @tree
+class HeadOutput:
+    """One row an anchor, finest level first; float32."""
+
+    logits: Float[Array, "b a k"]
+    """Class scores before the sigmoid."""
+    deltas: Float[Array, "b a 4"]
+    """Box offsets from the anchors (``ops.boxes.encode``)."""
+
+
+@tree
 class HeadState:
     """The running statistics of the towers' norms, ``[levels, channels]`` where separate."""
 
@@ -85,19 +118,25 @@ class HeadState:
 
 
 def init_head(
-    key: Key, head: RetinaHead, *, channels: int, levels: int, anchors: int, classes: int
+    key: Key, head: RetinaHead, *, channels: int, levels: int
 ) -> tuple[HeadParams, HeadState]:
-    """Returns a head over pyramid maps of ``channels``, with ``anchors`` boxes a cell."""
+    """Returns a head over ``levels`` pyramid maps of so many ``channels``.
 
-    def tower(name):
+    Raises:
+      ValueError: The head leaves ``anchors_per_cell`` or ``classes`` open.
+    """
+    if head.anchors_per_cell is None or head.classes is None:
+        raise ValueError(
+            f"retina head: anchors_per_cell is {head.anchors_per_cell} and classes "
+            f"{head.classes}; a head outside of a detector needs both"
+        )
+    layer = head.tower_layer(channels)
+
+    def tower(name: str) -> tuple[tuple[ConvNormParams, ...], tuple[NormState | None, ...]]:
         made = [
             init_conv_norm(
                 named_key(key, name, i),
-                head.norm,
-                3,
-                channels,
-                channels,
-                deviation=head.kernel_deviation,
+                layer,
                 affine_levels=levels if head.level_affine == "separate" else None,
                 state_levels=levels if head.level_statistics == "separate" else None,
             )
@@ -105,7 +144,7 @@ def init_head(
         ]
         return tuple(p for p, _ in made), tuple(s for _, s in made)
 
-    def predictor(name, outputs, bias):
+    def predictor(name: str, outputs: int, bias: float) -> Predictor:
         kernel = head.kernel_deviation * jax.random.normal(
             named_key(key, name), (3, 3, channels, outputs)
         )
@@ -113,12 +152,11 @@ def init_head(
 
     class_tower, class_state = tower("class_tower")
     box_tower, box_state = tower("box_tower")
+    anchors, prior_logit = head.anchors_per_cell, -math.log((1 - head.prior) / head.prior)
     params = HeadParams(
         class_tower=class_tower,
         box_tower=box_tower,
-        class_predictor=predictor(
-            "class_predictor", anchors * classes, -math.log((1 - head.prior) / head.prior)
-        ),
+        class_predictor=predictor("class_predictor", anchors * head.classes, prior_logit),
         box_predictor=predictor("box_predictor", anchors * 4, 0.0),
     )
     return params, HeadState(class_tower=class_state, box_tower=box_state)
@@ -132,30 +170,49 @@ def apply_head(
     mode: Mode,
     *,
     mask: Bool[Array, "b h w"] | None = None,
-    watch: Watch = unwatched,
-) -> tuple[Float[Array, "b cells k"], Float[Array, "b cells 4"], HeadState]:
-    """Returns one row an anchor, finest level first: class logits and box deltas; and the state.
+) -> tuple[HeadOutput, HeadState]:
+    """Returns class logits and box deltas, one row an anchor, and the new state.
 
-    Both are float32. The rows follow ``ops.anchors``: level, then row, column, anchor. ``mask``,
-    of the images' size, has the pixels that enter statistics; ``watch`` is called with the name
-    and the output of each convolution at each level.
+    The rows follow ``ops.anchors``: level (finest first), then row, column, anchor. ``mask``, of
+    the images' size, has the pixels that enter statistics.
     """
-    masks = {level: thinned(mask, 2**level) for level in pyramid}
+    output, state, _ = capture_head(head, params, state, pyramid, mode, mask=mask)
+    return output, state
 
-    def side(name, tower, states, predictor, outputs):
+
+def capture_head(
+    head: RetinaHead,
+    params: HeadParams,
+    state: HeadState,
+    pyramid: Features,
+    mode: Mode,
+    *,
+    mask: Bool[Array, "b h w"] | None = None,
+) -> tuple[HeadOutput, HeadState, Intermediates]:
+    """Returns what ``apply_head`` does, and the outputs of each convolution at each level."""
+    masks = {level: downsample_mask(mask, 2**level) for level in pyramid}
+    outputs: Intermediates = collections.OrderedDict()
+
+    def side(
+        name: str,
+        tower: tuple[ConvNormParams, ...],
+        states: tuple[NormState | None, ...],
+        predictor: Predictor,
+        width: int,
+    ) -> tuple[Float[Array, "b a w"], tuple[NormState | None, ...]]:
         maps, new = dict(sorted(pyramid.items())), []
+        layer = head.tower_layer(next(iter(maps.values())).shape[-1])
         for i, (p, s) in enumerate(zip(tower, states)):
-            maps = {level: apply_kernel(head.norm, p, x) for level, x in maps.items()}
+            maps = {level: apply_convolution(layer, p, x) for level, x in maps.items()}
             maps, s = _apply_norm_over_levels(head, p.norm, s, maps, mode, masks)
             maps = {level: activate(head.norm, x) for level, x in maps.items()}
             new.append(s)
-            for level, x in maps.items():
-                watch(f"{name} tower {i} level {level}", x)
+            outputs.update({f"{name} tower {i} level {k}": x for k, x in maps.items()})
         rows = []
         for level, x in maps.items():
             y = conv(x, predictor.kernel.astype(x.dtype)).astype(jnp.float32) + predictor.bias
-            watch(f"{name} predictor level {level}", y)
-            rows.append(y.reshape(y.shape[0], -1, outputs))
+            outputs[f"{name} predictor level {level}"] = y
+            rows.append(y.reshape(y.shape[0], -1, width))
         return jnp.concatenate(rows, 1), tuple(new)
 
     anchors = params.box_predictor.bias.size // 4
@@ -164,7 +221,8 @@ def apply_head(
         "class", params.class_tower, state.class_tower, params.class_predictor, classes
     )
     deltas, box_state = side("box", params.box_tower, state.box_tower, params.box_predictor, 4)
-    return logits, deltas, HeadState(class_tower=class_state, box_tower=box_state)
+    new = HeadState(class_tower=class_state, box_tower=box_state)
+    return HeadOutput(logits=logits, deltas=deltas), new, outputs
 
 
 def _apply_norm_over_levels(

@@ -1,4 +1,4 @@
-"""Which anchor answers for which box."""
+"""Assign anchors to ground-truth boxes by IoU."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from fpnlab.types import tree
 
 @tree
 class Matches:
-    """What each anchor is trained to say."""
+    """Training target of each anchor."""
 
     index: Int[Array, "*b a"]
     """The box the anchor overlaps most or, if it was forced, the one that claimed it."""

@@ -1,4 +1,4 @@
-"""What happens between a residual branch and its shortcut."""
+"""Stochastic depth of residual branches."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Which figures of a network's inside there are, from the ``diagnostics`` of results.
+"""Figures of diagnostics: the drift of statistics, activations, update sizes, noise.
 
 A result without diagnostics, or without one of them, gives no figure of it.
 """
@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from fpnlab.records.json_files import AxisValue
+from fpnlab.records.run_records import Diagnostics, DriftRow
 from fpnlab.report.diagnostic_plots import (
     Line,
     Row,
@@ -16,7 +18,7 @@ from fpnlab.report.diagnostic_plots import (
     plot_rows,
     plot_spread,
 )
-from fpnlab.report.study_folder import Study, Trial
+from fpnlab.report.study_folder import StudyFiles, TrialFiles
 
 NOISE_CAPTION = (
     "What the choice of a norm batch alone does to the gradient: under the final weights, the same "
@@ -76,18 +78,20 @@ class Sketch:
     """Of its file."""
     draw: Callable[[pathlib.Path], None]
     caption: str
-    """What it shows, and how to read it."""
+    """Its content, and how to read it."""
 
 
-def study_sketches(study: Study, axis_label: str) -> list[Sketch]:
+def study_sketches(study: StudyFiles, axis_label: str) -> list[Sketch]:
     """Returns the figures that compare the trials of a study that are done."""
-    values = study.description["axis_values"]
-    arms: dict[str, list[Trial]] = {arm: [] for arm in study.description["arms"]}
+    values = study.plan.axis_values
+    arms: dict[str, list[TrialFiles]] = {arm: [] for arm in study.plan.arms}
     for trial in study.trials:
-        if trial.status == "done" and trial.result.get("arm") in arms:
-            arms[trial.result["arm"]].append(trial)
+        if trial.status == "done" and trial.result is not None and trial.result.arm in arms:
+            arms[trial.result.arm].append(trial)
 
-    def spread(name: str, labels: Labels, numbers: Callable[[Trial], list[float]]) -> list[Sketch]:
+    def spread(
+        name: str, labels: Labels, numbers: Callable[[TrialFiles], list[float]]
+    ) -> list[Sketch]:
         clouds = {
             arm: [
                 (value, numbers(trial))
@@ -101,7 +105,9 @@ def study_sketches(study: Study, axis_label: str) -> list[Sketch]:
         return _when(any(clouds.values()), name, draw)
 
     bundle = lambda line: {arm: [line(trial) for trial in own] for arm, own in arms.items()}
-    drift = lambda field: lambda trial: [row[field] for row in _rows(trial, "drift", field)]
+    drift = lambda field: (
+        lambda trial: [getattr(row, field) for row in _rows(trial, "drift", field)]
+    )
     return [
         *spread("drift_mean", MEANS, drift("mean_shift")),
         *spread("drift_variance", VARIANCES, drift("log_variance_ratio")),
@@ -111,10 +117,10 @@ def study_sketches(study: Study, axis_label: str) -> list[Sketch]:
     ]
 
 
-def run_sketches(trial: Trial) -> list[Sketch]:
+def run_sketches(trial: TrialFiles) -> list[Sketch]:
     """Returns the figures of one run, layer by layer."""
     drift = [
-        Row(_layer(row), (row["mean_shift"], row["log_variance_ratio"]))
+        Row(_layer(row), (row.mean_shift, row.log_variance_ratio))
         for row in _rows(trial, "drift", "mean_shift", "log_variance_ratio")
     ]
     kinds = ("mean (deviations)", "variance (|log ratio|)")
@@ -132,9 +138,9 @@ def run_sketches(trial: Trial) -> list[Sketch]:
     ]
 
 
-def _places(trial, axis_values):
-    """Where a trial stands; one to which the axis does not apply counts at every value."""
-    value = trial.result["axis_value"]
+def _places(trial: TrialFiles, axis_values: list[AxisValue]) -> list[AxisValue]:
+    """Returns where a trial stands; without an axis value, it counts at every one."""
+    value = None if trial.result is None else trial.result.axis_value
     return axis_values if value is None else [value]
 
 
@@ -154,39 +160,41 @@ def _lines(name: str, bundles: dict[str, list[Line]], labels: Labels, x_label: s
     return _when(any(bundles.values()), name, draw)
 
 
-def _diagnostics(trial: Trial) -> dict[str, Any]:
-    return trial.result.get("diagnostics") or {}
+def _diagnostics(trial: TrialFiles) -> Diagnostics | None:
+    return None if trial.result is None else trial.result.diagnostics
 
 
-def _rows(trial: Trial, name: str, *fields: str) -> list[dict[str, Any]]:
-    """The rows of a diagnostic in which all of these are numbers: what is not finite is null."""
-    rows = _diagnostics(trial).get(name) or []
-    return [row for row in rows if None not in [row[field] for field in fields]]
+def _rows(trial: TrialFiles, name: str, *fields: str) -> list[Any]:
+    """Returns the rows of a diagnostic in which all of these are numbers."""
+    rows = getattr(_diagnostics(trial), name, [])
+    return [row for row in rows if None not in [getattr(row, field) for field in fields]]
 
 
-def _rates(trial: Trial) -> list[Row]:
-    rates = (_diagnostics(trial).get("effective_rates") or {"rates": {}})["rates"]
+def _rates(trial: TrialFiles) -> list[Row]:
+    found = _diagnostics(trial)
+    rates = found.effective_rates.rates if found and found.effective_rates else {}
     return [Row(_short(name), (rate,)) for name, rate in rates.items() if rate is not None]
 
 
-def _halfway(trial: Trial) -> str:
-    at = _diagnostics(trial).get("effective_rates")
-    if not at:
+def _halfway(trial: TrialFiles) -> str:
+    found = _diagnostics(trial)
+    if found is None or (at := found.effective_rates) is None:
         return ""
-    return f" Measured at step {at['step']:,}, with a learning rate of {at['learning_rate']:.3g}."
+    return f" Measured at step {at.step:,}, with a learning rate of {at.learning_rate:.3g}."
 
 
-def _signals(field: str) -> Callable[[Trial], Line]:
-    return lambda trial: [(row["name"], row[field]) for row in _rows(trial, "signals", field)]
+def _signals(field: str) -> Callable[[TrialFiles], Line]:
+    return lambda trial: [(row.name, getattr(row, field)) for row in _rows(trial, "signals", field)]
 
 
-def _noise(trial: Trial) -> Line:
-    rows = (_diagnostics(trial).get("gradient_noise") or {"rows": []})["rows"]
-    return [(row["norm_batch"], row["noise"]) for row in rows if row["noise"] is not None]
+def _noise(trial: TrialFiles) -> Line:
+    found = _diagnostics(trial)
+    rows = found.gradient_noise.rows if found and found.gradient_noise else []
+    return [(row.norm_batch, row.noise) for row in rows if row.noise is not None]
 
 
-def _layer(row: dict[str, Any]) -> str:
-    return _short(row["name"]) + ("" if row["level"] is None else f"  P{row['level']}")
+def _layer(row: DriftRow) -> str:
+    return _short(row.name) + ("" if row.level is None else f"  P{row.level}")
 
 
 def _short(name: str) -> str:

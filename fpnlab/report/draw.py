@@ -1,7 +1,7 @@
 """Pictures with boxes drawn on them, or with labels under them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -26,6 +26,37 @@ GAP = 6
 def class_colour(index: int) -> str:
     """Returns the colour of a class, ``#rrggbb``."""
     return PALETTE[index % len(PALETTE)]
+
+
+def draw_pictures(
+    pictures: Mapping[str, np.ndarray], class_names: Sequence[str], *, columns: int = 4
+) -> Image.Image:
+    """Returns pictures in a grid with their annotations and predictions.
+
+    Args:
+      pictures: Named arrays as a run keeps them in ``gallery.npz``: ``images``; ``labels`` and
+        ``shares``; or ``truth_boxes``, ``truth_classes``, ``truth_valid``, and of predictions
+        ``boxes``, ``classes``, ``scores``, ``valid``.
+      class_names: Names of the classes.
+      columns: Images in a row of the grid.
+    """
+    images = pictures["images"]
+    if "labels" in pictures:
+        shares = pictures.get("shares")
+        return draw_labels(images, pictures["labels"], class_names, shares, columns=columns)
+    boxes, classes, valid = (pictures[f"truth_{name}"] for name in ("boxes", "classes", "valid"))
+    if "scores" not in pictures:
+        return draw_boxes(images, boxes, classes, valid, class_names, columns=columns)
+    return draw_boxes(
+        images,
+        pictures["boxes"],
+        pictures["classes"],
+        pictures["valid"],
+        class_names,
+        scores=pictures["scores"],
+        truth=(boxes, valid),
+        columns=columns,
+    )
 
 
 def draw_boxes(

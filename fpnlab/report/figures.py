@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from fpnlab.report.study_folder import Trial
+from fpnlab.records.json_files import AxisValue
+from fpnlab.records.study_records import Summary, SummaryRow
+from fpnlab.report.study_folder import TrialFiles
 
 ARM_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """From Okabe and Ito (2008), told apart by colour-blind readers; markers differ as well."""
@@ -37,7 +39,6 @@ STYLE = {
     "legend.fontsize": 10,
     "figure.dpi": 180,
 }
-Row = dict[str, Any]
 
 
 @contextlib.contextmanager
@@ -57,45 +58,45 @@ def panel(path: pathlib.Path, title: str, height: float = 3.8) -> Iterator[Any]:
         FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
 
 
-def plot_metric(summary: dict[str, Any], metric: str, path: pathlib.Path) -> None:
+def plot_metric(summary: Summary, metric: str, path: pathlib.Path) -> None:
     """Draws a metric of each arm against the study's axis, under running statistics."""
     keys = {"metric": metric, "evaluation": "running"}
-    series = {arm: _rows(summary["rows"], arm=arm, **keys) for arm in summary["arms"]}
-    with panel(path, f"{metric} by {summary['axis_label']}") as axes:
+    series = {arm: _rows(summary.rows, arm=arm, **keys) for arm in summary.arms}
+    with panel(path, f"{metric} by {summary.axis_label}") as axes:
         _draw(axes, summary, series, ARM_COLOURS, MARKERS)
         axes.set_ylabel(f"{metric} (points)")
 
 
-def plot_evaluations(summary: dict[str, Any], arm: str, path: pathlib.Path) -> None:
+def plot_evaluations(summary: Summary, arm: str, path: pathlib.Path) -> None:
     """Draws an arm's metric under running, precise and batch statistics."""
-    keys = {"metric": summary["metric"], "arm": arm}
+    keys = {"metric": summary.metric, "arm": arm}
     _, colours, markers = zip(*STATISTICS.values())
     series = {
-        name: _rows(summary["rows"], evaluation=evaluation, **keys)
+        name: _rows(summary.rows, evaluation=evaluation, **keys)
         for evaluation, (name, _, _) in STATISTICS.items()
     }
-    with panel(path, f"{arm}: {summary['metric']} by the statistics at test time") as axes:
+    with panel(path, f"{arm}: {summary.metric} by the statistics at test time") as axes:
         _draw(axes, summary, series, colours, markers)
-        axes.set_ylabel(f"{summary['metric']} (points)")
+        axes.set_ylabel(f"{summary.metric} (points)")
 
 
-def plot_differences(summary: dict[str, Any], path: pathlib.Path) -> None:
+def plot_differences(summary: Summary, path: pathlib.Path) -> None:
     """Draws each later arm minus the first, paired by seed, with the line of no difference."""
-    reference, *arms = summary["arms"]
-    keys = {"metric": summary["metric"], "evaluation": "running"}
+    reference, *arms = summary.arms
+    keys = {"metric": summary.metric, "evaluation": "running"}
     series = {
-        f"{arm} minus {reference}": _rows(summary["differences"], arm=arm, **keys) for arm in arms
+        f"{arm} minus {reference}": _rows(summary.differences, arm=arm, **keys) for arm in arms
     }
     subject = arms[0] if len(arms) == 1 else "Each arm"
     with panel(path, f"{subject} minus {reference}, paired by seed") as axes:
         axes.axhline(0, color="#303030", linewidth=1.2)
         _draw(axes, summary, series, ARM_COLOURS[1:], MARKERS[1:])
-        axes.set_ylabel(f"difference in {summary['metric']} (points)")
+        axes.set_ylabel(f"difference in {summary.metric} (points)")
 
 
 def plot_losses(
-    trials: Sequence[Trial],
-    axis_values: list[Any],
+    trials: Sequence[TrialFiles],
+    axis_values: list[AxisValue],
     axis_label: str,
     title: str,
     path: pathlib.Path,
@@ -112,7 +113,11 @@ def plot_losses(
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(axis_values)))
     with panel(path, title) as axes:
         for value, colour in [*zip(axis_values, colours), (None, "#606060")]:
-            curves = [(t, *smooth_loss(t)) for t in trials if t.result["axis_value"] == value]
+            curves = [
+                (trial, *smooth_loss(trial))
+                for trial in trials
+                if trial.result is not None and trial.result.axis_value == value
+            ]
             curves = [(trial, x, loss) for trial, x, loss in curves if len(loss)]
             if not curves:
                 continue
@@ -132,7 +137,7 @@ def plot_losses(
             axes.legend(title=axis_label, ncols=2, loc="upper right")
 
 
-def plot_run_losses(trial: Trial, path: pathlib.Path) -> None:
+def plot_run_losses(trial: TrialFiles, path: pathlib.Path) -> None:
     """Draws the smoothed training loss of one trial, and its parts, against examples."""
     parts = {"loss": "total", "loss_class": "classes", "loss_box": "boxes"}
     with panel(path, "Training loss") as axes:
@@ -145,13 +150,13 @@ def plot_run_losses(trial: Trial, path: pathlib.Path) -> None:
             axes.legend()
 
 
-def loss_limits(trials: Sequence[Trial]) -> tuple[float, float]:
+def loss_limits(trials: Sequence[TrialFiles]) -> tuple[float, float]:
     """Returns limits that hold all smoothed losses, so that panels can be compared."""
     losses = np.concatenate([np.ones(0), *(smooth_loss(trial)[1] for trial in trials)])
     return (losses.min() / 1.1, losses.max() * 1.1) if len(losses) else (0.1, 10.0)
 
 
-def smooth_loss(trial: Trial, field: str = "loss") -> tuple[np.ndarray, np.ndarray]:
+def smooth_loss(trial: TrialFiles, field: str = "loss") -> tuple[np.ndarray, np.ndarray]:
     """Returns examples and a loss averaged over a window of 5 % of the trial's records.
 
     At the ends it is the mean of those records in the window that there are.
@@ -164,8 +169,8 @@ def smooth_loss(trial: Trial, field: str = "loss") -> tuple[np.ndarray, np.ndarr
     return examples, (total[end] - total[first]) / (end - first)
 
 
-def _rows(rows: list[Row], **keys: Any) -> list[Row]:
-    return [row for row in rows if all(row[key] == value for key, value in keys.items())]
+def _rows(rows: list[SummaryRow], **keys: Any) -> list[SummaryRow]:
+    return [row for row in rows if all(getattr(row, k) == value for k, value in keys.items())]
 
 
 def offset(i: int, n: int) -> float:
@@ -173,45 +178,45 @@ def offset(i: int, n: int) -> float:
     return 0.2 * (i - (n - 1) / 2)
 
 
-def _is_logarithmic(values: list[Any]) -> bool:
+def _is_logarithmic(values: list[AxisValue]) -> bool:
     return all(isinstance(value, int | float) and value > 0 for value in values)
 
 
-def positions(values: list[Any]) -> dict[Any, float]:
+def positions(values: list[AxisValue]) -> dict[AxisValue, float]:
     """Returns the place of each axis value: its binary logarithm, or its rank without one."""
     if _is_logarithmic(values):
-        return {value: math.log2(value) for value in values}
+        return {value: math.log2(float(value or 0)) for value in values}
     return {value: float(i) for i, value in enumerate(values)}
 
 
 def _draw(
     axes: Any,
-    summary: dict[str, Any],
-    series: dict[str, list[Row]],
+    summary: Summary,
+    series: dict[str, list[SummaryRow]],
     colours: Sequence[str],
     markers: Sequence[str],
 ) -> None:
     """Draws means with intervals, joined by a line, and each seed as a dot."""
-    values = summary["axis_values"]
+    values = summary.axis_values
     place = positions(values)
     for i, (label, rows) in enumerate(series.items()):
-        rows = [row for row in rows if row["mean"] is not None]
-        x = [place[row["axis_value"]] + offset(i, len(series)) for row in rows]
-        half = [math.nan if row["low"] is None else row["high"] - row["mean"] for row in rows]
+        rows = [row for row in rows if row.mean is not None]
+        x = [place[row.axis_value] + offset(i, len(series)) for row in rows]
+        half = [_half_width(row) for row in rows]
         colour, marker = colours[i % len(colours)], markers[i % len(markers)]
         look = {"color": colour, "marker": marker, "capsize": 4, "linewidth": 1.6}
-        axes.errorbar(x, [row["mean"] for row in rows], half, label=label, **look)
+        axes.errorbar(x, [row.mean for row in rows], half, label=label, **look)
         for row, position in zip(rows, x):
             dots = _seeds(row)
             side = [position + 0.09] * len(dots)
             axes.scatter(side, dots, s=14, color=colour, alpha=0.55, linewidths=0, zorder=3)
     _limit(axes, [row for rows in series.values() for row in rows])
-    show_values(axes, values, summary["axis_label"])
+    show_values(axes, values, summary.axis_label)
     if len(series) > 1:
         axes.legend()
 
 
-def show_values(axes: Any, values: list[Any], label: str) -> None:
+def show_values(axes: Any, values: list[AxisValue], label: str) -> None:
     """Marks the axis values where ``positions`` puts them."""
     place = positions(values)
     axes.set_xticks(list(place.values()), [str(value) for value in values])
@@ -220,11 +225,16 @@ def show_values(axes: Any, values: list[Any], label: str) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def _seeds(row: Row) -> list[float]:
-    return [value for value in row["values"].values() if value is not None]
+def _half_width(row: SummaryRow) -> float:
+    """Returns half of the interval; nan where there is none."""
+    return math.nan if row.high is None or row.mean is None else row.high - row.mean
 
 
-def _limit(axes: Any, rows: list[Row]) -> None:
+def _seeds(row: SummaryRow) -> list[float]:
+    return [value for value in row.values.values() if value is not None]
+
+
+def _limit(axes: Any, rows: list[SummaryRow]) -> None:
     """Keeps the frame near the seeds: two seeds can have an interval of fifty points.
 
     Bars are shown up to one spread of all seeds beyond them; a longer one leaves the frame.
@@ -234,8 +244,8 @@ def _limit(axes: Any, rows: list[Row]) -> None:
         return
     low, high = min(seeds), max(seeds)
     room = max(high - low, 1.0)
-    lows = [row["low"] for row in rows if row["low"] is not None]
-    highs = [row["high"] for row in rows if row["high"] is not None]
+    lows = [row.low for row in rows if row.low is not None]
+    highs = [row.high for row in rows if row.high is not None]
     low = max(min([low, *lows]), low - room)
     high = min(max([high, *highs]), high + room)
     axes.set_ylim(low - 0.05 * room, high + 0.05 * room)

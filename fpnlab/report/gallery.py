@@ -3,14 +3,16 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fpnlab.report.draw import draw_boxes, draw_labels
-from fpnlab.report.study_folder import Study, Trial
+from fpnlab.records.study_records import SummaryRow
+from fpnlab.report.draw import draw_pictures
+from fpnlab.report.study_folder import StudyFiles, TrialFiles
 
+LABEL_COLUMNS = 4
+"""Pictures with labels in a row."""
 LARGEST_FILE = 300_000
 """Bytes; a page with many figures must stay light enough for a telephone."""
 
@@ -19,12 +21,12 @@ LARGEST_FILE = 300_000
 class Choice:
     """A trial whose gallery is shown, and why."""
 
-    trial: Trial
+    trial: TrialFiles
     reason: str
 
 
 def draw_gallery(
-    trial: Trial,
+    trial: TrialFiles,
     class_names: Sequence[str],
     path: pathlib.Path,
     *,
@@ -44,25 +46,13 @@ def draw_gallery(
         raise ValueError(f"trial {trial.name} has no gallery.npz; choose() gives trials that do")
     with np.load(trial.gallery) as file:
         arrays = {name: file[name] for name in file.files}
-    if "labels" in arrays:
-        told = (arrays["images"], arrays["labels"], class_names, arrays["shares"])
-        _save_small(draw_labels(*told), path)
-        return
-    arrays = {name: values[:pictures] for name, values in arrays.items()}
-    wanted = arrays["truth_valid"].sum(axis=1, keepdims=True)
-    # Detections are sorted by score, invalid ones last.
-    shown = arrays["valid"] & (np.arange(arrays["valid"].shape[1]) < wanted)
-    picture = draw_boxes(
-        arrays["images"],
-        arrays["boxes"],
-        arrays["classes"],
-        shown,
-        class_names,
-        scores=arrays["scores"],
-        truth=(arrays["truth_boxes"], arrays["truth_valid"]),
-        columns=columns,
-    )
-    _save_small(picture, path)
+    if "labels" not in arrays:
+        arrays = {name: values[:pictures] for name, values in arrays.items()}
+        wanted = arrays["truth_valid"].sum(axis=1, keepdims=True)
+        # Detections are sorted by score, invalid ones last.
+        arrays["valid"] &= np.arange(arrays["valid"].shape[1]) < wanted
+    columns = columns if "labels" not in arrays else LABEL_COLUMNS
+    _save_small(draw_pictures(arrays, class_names, columns=columns), path)
 
 
 def _save_small(picture: Image.Image, path: pathlib.Path) -> None:
@@ -75,40 +65,39 @@ def _save_small(picture: Image.Image, path: pathlib.Path) -> None:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def choose(study: Study) -> list[Choice]:
+def choose(study: StudyFiles) -> list[Choice]:
     """Returns the trials to show: of the best and of the worst cell, the seed nearest its mean.
 
     The nearest seed rather than the best one, because the picture should show the usual case.
     Without a summary, the first trial that has a gallery.
     """
     summary = study.summary
-    if summary is None or summary["best"] is None:
+    if summary is None or summary.best is None:
         return [Choice(trial, "the first trial done") for trial in _with_gallery(study)[:1]]
-    cells = {"best": summary["best"], "worst": summary["worst"]}
+    cells = {"best": summary.best, "worst": summary.worst or summary.best}
     if cells["best"] == cells["worst"]:
-        cells = {"only": summary["best"]}
+        cells = {"only": summary.best}
     choices = []
     for name, cell in cells.items():
         if (trial := _nearest(study, cell)) is not None:
-            label = f"{cell['arm']} at {summary['axis_label']} {cell['axis_value']}"
-            mean = f"mean {summary['metric']} {cell['mean']:.1f}"
+            label = f"{cell.arm} at {summary.axis_label} {cell.axis_value}"
+            mean = f"mean {summary.metric} {cell.mean:.1f}"
             choices.append(Choice(trial, f"The {name} cell: {label} ({mean})"))
     return choices
 
 
-def _with_gallery(study: Study) -> list[Trial]:
+def _with_gallery(study: StudyFiles) -> list[TrialFiles]:
     return [trial for trial in study.trials if trial.gallery is not None]
 
 
-def _nearest(study: Study, cell: dict[str, Any]) -> Trial | None:
-    def distance(trial: Trial) -> float:
-        return abs(cell["values"][str(trial.result["seed"])] - cell["mean"])
-
-    place = (cell["arm"], cell["axis_value"])
-    trials = [
-        trial
-        for trial in _with_gallery(study)
-        if (trial.result.get("arm"), trial.result.get("axis_value")) == place
-        and cell["values"].get(str(trial.result["seed"])) is not None
-    ]
-    return min(trials, key=distance, default=None)
+def _nearest(study: StudyFiles, cell: SummaryRow) -> TrialFiles | None:
+    place = (cell.arm, cell.axis_value)
+    distances = {}
+    for i, trial in enumerate(_with_gallery(study)):
+        result = trial.result
+        if result is None or (result.arm, result.axis_value) != place:
+            continue
+        value = cell.values.get(result.seed)
+        if value is not None and cell.mean is not None:
+            distances[abs(value - cell.mean), i] = trial
+    return distances[min(distances)] if distances else None

@@ -1,6 +1,7 @@
 """The page of a study or of a run: one HTML file that needs no other file and no network."""
 
 import base64
+import dataclasses
 import json
 import pathlib
 from collections import Counter
@@ -10,10 +11,11 @@ from typing import Any, NamedTuple
 import jinja2
 
 from fpnlab import compiler
+from fpnlab.records.study_records import ClaimBootstrap, ClaimResult, Summary
 from fpnlab.report import figures, gallery, tables
 from fpnlab.report.diagnostic_figures import Sketch, run_sketches, study_sketches
 from fpnlab.report.draw import class_colour
-from fpnlab.report.study_folder import Study, Trial, read_study, read_trial
+from fpnlab.report.study_folder import StudyFiles, TrialFiles, read_study, read_trial
 from fpnlab.report.verdict_text import plot_verdict
 
 SIZES = ("AP_small", "AP_medium", "AP_large")
@@ -42,16 +44,15 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
     folder = study.folder / "figures"
     folder.mkdir(exist_ok=True)
     tables.write_csv(study, study.folder / "table.csv")
-    dataset = study.description.get("dataset", {})
-    class_names = dataset.get("class_names", [])
+    class_names = study.plan.dataset.class_names
     page = study.folder / "report.html"
-    axis_label = _axis_label(study)
+    axis_label = study.axis_label
     context = {
-        "study": study.description,
+        "study": study.plan,
         "axis_label": axis_label,
         "summary": study.summary,
         "state": _state(study),
-        "complete": sum(t.status == "done" for t in study.trials) == study.description["trials"],
+        "complete": sum(t.status == "done" for t in study.trials) == study.plan.trials,
         "trials": study.trials,
         "failures": [trial for trial in study.trials if trial.status != "done"],
         "losses": _draw_losses(study, folder),
@@ -60,9 +61,9 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
         "boxes": _has_boxes(study.trials),
         "legend": _legend(class_names),
         "sections": _draw_summary(study.summary, folder) if study.summary else {},
-        "claims": _draw_verdicts(study.summary or {}, folder),
+        "claims": _draw_verdicts(study.summary, folder) if study.summary else [],
         "doubts": _doubts(study.trials),
-        "family": tables.family_note(study.summary or {}),
+        "family": tables.family_note(study.summary) if study.summary else "",
     }
     page.write_text(_environment().get_template("study.html").render(context), encoding="utf-8")
     return page
@@ -86,7 +87,7 @@ def write_run_report(run_dir: str | pathlib.Path) -> pathlib.Path:
         )
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
-    class_names = trial.result.get("class_names", [])
+    class_names = trial.result.class_names if trial.result else []
     context = {
         "trial": trial,
         "class_names": class_names,
@@ -94,7 +95,7 @@ def write_run_report(run_dir: str | pathlib.Path) -> pathlib.Path:
         "inside": _draw_sketches(run_sketches(trial), folder),
         "boxes": _has_boxes([trial]),
         "legend": _legend(class_names),
-        "evaluations": trial.result.get("metrics") or {},
+        "evaluations": trial.result.metrics if trial.result else {},
         "doubts": _doubts([trial]),
     }
     page = run_dir / "report.html"
@@ -102,14 +103,14 @@ def write_run_report(run_dir: str | pathlib.Path) -> pathlib.Path:
     return page
 
 
-def _doubts(trials: Sequence[Trial]) -> list[str]:
+def _doubts(trials: Sequence[TrialFiles]) -> list[str]:
     """Returns why numbers of trials may be wrong, each reason with how many it concerns."""
     found = Counter(doubt for t in trials if (doubt := compiler.doubt(t.environment)))
     many = len(trials) > 1
     return [f"{n} of {len(trials)} trials: {why}" if many else why for why, n in found.items()]
 
 
-def _groups(norm_batch: Any) -> Any:
+def _groups(norm_batch: dict[str, int | None]) -> int | str:
     sizes = tables.group_sizes(norm_batch)
     return "-" if sizes is None else sizes
 
@@ -124,9 +125,9 @@ def _draw_sketches(sketches: Sequence[Sketch], folder: pathlib.Path) -> list[Fig
     return [_embed(folder / f"{s.name}.png", s.draw, s.caption) for s in sketches]
 
 
-def _draw_summary(summary: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+def _draw_summary(summary: Summary, folder: pathlib.Path) -> dict[str, Any]:
     """The figures and tables that come from the summary."""
-    metric, arms = summary["metric"], summary["arms"]
+    metric, arms = summary.metric, summary.arms
     measured = tables.metric_names(summary)
     key = [
         _embed(
@@ -153,7 +154,7 @@ def _draw_summary(summary: dict[str, Any], folder: pathlib.Path) -> dict[str, An
                 "AP50: the same detectors, with boxes that need an IoU of only 0.5.",
             )
         )
-    for arm in dict.fromkeys(row["arm"] for row in summary["gains"]):
+    for arm in dict.fromkeys(row.arm for row in summary.gains):
         more.append(
             _embed(
                 folder / f"evaluations_{_slug(arm)}.png",
@@ -163,55 +164,60 @@ def _draw_summary(summary: dict[str, Any], folder: pathlib.Path) -> dict[str, An
         )
     means = {name: tables.means_by_axis(summary, name) for name in measured}
     differences = [
-        row
-        for row in summary["differences"]
-        if (row["metric"], row["evaluation"]) == (metric, "running")
+        row for row in summary.differences if (row.metric, row.evaluation) == (metric, "running")
     ]
-    opinions = summary.get("second_opinions", [])
     return {
         "key": key,
         "more": more,
         "main": means.get(metric, []),
         "differences": differences,
-        "bootstrap": bool(opinions) or any("second_opinion" in row for row in differences),
+        "bootstrap": bool(summary.claim_bootstrap) or any(row.bootstrap for row in differences),
         "sizes": [
-            {**line, "evaluation": name.removeprefix("AP_")}
+            dataclasses.replace(line, evaluation=name.removeprefix("AP_"))
             for name in SIZES
             for line in means.get(name, [])
-            if line["evaluation"] in ("", "running")
+            if line.evaluation in ("", "running")
         ],
         "others": {name: means[name] for name in measured if name != metric},
     }
 
 
-def _draw_verdicts(summary: dict[str, Any], folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The verdicts, each with its figure; a summary from before there were claims has none."""
-    caption = "What each rule is about: mean and interval, a dot a seed; shaded what is claimed."
+@dataclasses.dataclass(frozen=True)
+class ClaimSection:
+    """A claim on the page."""
+
+    result: ClaimResult
+    """The verdict."""
+    figure: Figure
+    """Intervals of its rules' numbers."""
+    bootstrap: list[list[ClaimBootstrap]]
+    """Bootstrap intervals by rule."""
+
+
+def _draw_verdicts(summary: Summary, folder: pathlib.Path) -> list[ClaimSection]:
+    """Returns the verdicts, each with its figure."""
+    caption = "Each rule's number: mean and interval, a dot a seed; shaded what is claimed."
     return [
-        verdict
-        | {
-            "figure": _embed(
-                folder / f"claim_{i}.png",
+        ClaimSection(
+            verdict,
+            _embed(
+                folder / f"claim_{i + 1}.png",
                 lambda path, verdict=verdict: plot_verdict(verdict, path),
                 caption,
             ),
-            "second_opinions": [
-                tables.second_opinions(summary, i - 1, rule)
-                for rule in range(len(verdict["outcomes"]))
-            ],
-        }
-        for i, verdict in enumerate(summary.get("verdicts", []), start=1)
+            [tables.claim_bootstrap(summary, i, j) for j in range(len(verdict.outcomes))],
+        )
+        for i, verdict in enumerate(summary.verdicts)
     ]
 
 
-def _draw_losses(study: Study, folder: pathlib.Path) -> list[Figure]:
-    trials = [trial for trial in study.trials if "arm" in trial.result]
+def _draw_losses(study: StudyFiles, folder: pathlib.Path) -> list[Figure]:
+    trials = [trial for trial in study.trials if trial.result is not None]
     limits = figures.loss_limits(trials)
-    values = study.description["axis_values"]
-    label = _axis_label(study)
+    values, label = study.plan.axis_values, study.axis_label
     losses = []
-    for arm in study.description["arms"]:
-        own = [trial for trial in trials if trial.result["arm"] == arm]
+    for arm in study.plan.arms:
+        own = [trial for trial in trials if trial.result and trial.result.arm == arm]
         losses.append(
             _embed(
                 folder / f"loss_{_slug(arm)}.png",
@@ -224,7 +230,9 @@ def _draw_losses(study: Study, folder: pathlib.Path) -> list[Figure]:
     return losses
 
 
-def _draw_galleries(study: Study, class_names: Sequence[str], folder: pathlib.Path) -> list[Figure]:
+def _draw_galleries(
+    study: StudyFiles, class_names: Sequence[str], folder: pathlib.Path
+) -> list[Figure]:
     return [
         _embed(
             folder / f"gallery_{i}.png",
@@ -235,7 +243,9 @@ def _draw_galleries(study: Study, class_names: Sequence[str], folder: pathlib.Pa
     ]
 
 
-def _draw_run(trial: Trial, class_names: Sequence[str], folder: pathlib.Path) -> dict[str, Figure]:
+def _draw_run(
+    trial: TrialFiles, class_names: Sequence[str], folder: pathlib.Path
+) -> dict[str, Figure]:
     drawn = {}
     if trial.records:
         drawn["loss"] = _embed(
@@ -254,14 +264,10 @@ def _draw_run(trial: Trial, class_names: Sequence[str], folder: pathlib.Path) ->
     return drawn
 
 
-def _axis_label(study: Study) -> str:
-    return study.description["axis"].rpartition(".")[2].replace("_", " ")
-
-
-def _state(study: Study) -> str:
-    """How many trials are done, and what became of the others, in a sentence."""
+def _state(study: StudyFiles) -> str:
+    """Returns the number of trials by status, in a sentence."""
     statuses = [trial.status for trial in study.trials]
-    planned = study.description["trials"]
+    planned = study.plan.trials
     waiting = planned - len(statuses)
     parts = [
         f"{statuses.count(status)} {status}"
@@ -277,13 +283,25 @@ def _legend(class_names: Sequence[str]) -> list[tuple[str, str]]:
     return [(name, class_colour(i)) for i, name in enumerate(class_names)]
 
 
-def _has_boxes(trials: Sequence[Trial]) -> bool:
-    """Whether the networks were detectors, by what was measured of them."""
-    return any("AP" in m for trial in trials for m in trial.result.get("metrics", {}).values())
+def _has_boxes(trials: Sequence[TrialFiles]) -> bool:
+    """Returns whether the models are detectors, by their metrics."""
+    return any(
+        "AP" in numbers
+        for trial in trials
+        if trial.result is not None
+        for numbers in trial.result.metrics.values()
+    )
 
 
 def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+def _plain(value: object) -> object:
+    """Returns a record as JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value
 
 
 def _points(value: float | None) -> str:
@@ -307,6 +325,6 @@ def _environment() -> jinja2.Environment:
         "count": lambda value: "-" if value is None else f"{value:,}",
         "speed": tables.examples_per_second,
         "reason": tables.reason,
-        "json": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+        "json": lambda value: json.dumps(_plain(value), indent=2, ensure_ascii=False),
     }
     return environment

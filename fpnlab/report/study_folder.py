@@ -1,73 +1,94 @@
-"""Reads the folders that a study and its trials leave on disk, finished or not.
+"""Folders of studies and runs, finished or not, as the report reads them.
 
 A trial that was cut short must not cost the report of the others: a torn last line of
 ``metrics.jsonl`` is skipped, and a result that cannot be read becomes a status.
 """
 
-import contextlib
 import dataclasses
-import json
+import functools
 import math
 import pathlib
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
+from fpnlab.errors import RunFolderError
+from fpnlab.records.json_files import JsonObject, read_json
+from fpnlab.records.run_records import MetricRecord, RunResult, read_records, read_result
+from fpnlab.records.study_records import (
+    LeftOutRow,
+    StudyFile,
+    Summary,
+    axis_label,
+    read_study_file,
+    read_summary,
+)
+
+Status = Literal["done", "diverged", "failed", "unfinished", "unreadable"]
+
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-    """What one trial's folder holds."""
+class TrialFiles:
+    """The folder of one trial."""
 
     name: str
-    result: dict[str, Any]
-    """``result.json``; without one, only its ``status`` is there."""
-    records: list[dict[str, Any]]
-    """``metrics.jsonl``, one record a line."""
+    """Name of the trial."""
+    status: Status
+    """``unfinished`` without a result, ``unreadable`` with one that cannot be read."""
+    error: str
+    """Why it diverged, failed or cannot be read."""
+    result: RunResult | None
+    """``result.json``; of a trial that failed, what the summary knows of it."""
+    records: list[MetricRecord]
+    """``metrics.jsonl``."""
     folder: pathlib.Path
+    """The folder."""
     gallery: pathlib.Path | None
     """``gallery.npz``, where there is one."""
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         """``config.json``, read where it is shown: of a study's trials only the first one's is."""
-        return _read_json(self.folder / "config.json")
+        return _read_table(self.folder / "config.json")
 
     @property
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> JsonObject:
         """``env.json``, read where it is shown."""
-        return _read_json(self.folder / "env.json")
-
-    @property
-    def status(self) -> str:
-        """``done``, ``diverged``, ``failed``, ``unfinished`` (no result yet) or ``unreadable``."""
-        return self.result["status"]
+        return _read_table(self.folder / "env.json")
 
     def curve(self, field: str) -> tuple[np.ndarray, np.ndarray]:
-        """Examples seen and ``field``, over the records that have a finite value of it."""
-        points = [(record["examples"], record.get(field)) for record in self.records]
+        """Returns examples seen and ``field``, over the records with a finite value of it."""
+        points = [(record.examples, record.value(field)) for record in self.records]
         finite = [(x, y) for x, y in points if y is not None and math.isfinite(y)]
         x, y = np.array(finite, dtype=np.float64).reshape(-1, 2).T
         return x, y
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
-    """What a study's folder holds."""
+class StudyFiles:
+    """The folder of a study."""
 
     folder: pathlib.Path
-    description: dict[str, Any]
+    """The folder."""
+    plan: StudyFile
     """``study.json``."""
-    summary: dict[str, Any] | None
-    """``summary.json``; ``None`` until the study has written it."""
-    trials: list[Trial]
+    summary: Summary | None
+    """``summary.json``; None until the study has written it."""
+    trials: list[TrialFiles]
     """In the order of arms, axis values and seeds; those without a result last."""
 
+    @functools.cached_property
+    def axis_label(self) -> str:
+        """The first axis, in words."""
+        return axis_label(self.plan.axis)
 
-def read_study(folder: str | pathlib.Path) -> Study:
-    """Returns what a study's folder holds, whether or not the study has finished.
+
+def read_study(folder: str | pathlib.Path) -> StudyFiles:
+    """Returns the files of a study, whether or not it has finished.
 
     Raises:
-        FileNotFoundError: If the folder has no ``study.json``.
+      FileNotFoundError: The folder has no ``study.json``.
+      RunFolderError: A file is damaged.
     """
     folder = pathlib.Path(folder)
     if not (folder / "study.json").is_file():
@@ -75,72 +96,65 @@ def read_study(folder: str | pathlib.Path) -> Study:
             f"{folder} is no study's folder: it has no study.json. "
             "Give the folder that the study wrote; it also holds the folder trials/"
         )
-    description = _read_json(folder / "study.json")
+    plan = read_study_file(folder / "study.json")
     summary = folder / "summary.json"
-    summary = _read_json(summary) if summary.is_file() else None
+    summary = read_summary(summary) if summary.is_file() else None
     trials = [read_trial(path) for path in sorted((folder / "trials").glob("*/"))]
-    # A trial that raised has no result; what is known of it stands in the summary.
-    known = {row["trial"]: row for row in (summary or {"left_out": []})["left_out"]}
-    trials = [
-        dataclasses.replace(trial, result=known.get(trial.name, trial.result))
-        if trial.status == "unfinished"
-        else trial
-        for trial in trials
-    ]
+    known = {row.trial: row for row in summary.left_out} if summary else {}
+    trials = [_with_failure(trial, known.get(trial.name)) for trial in trials]
 
-    def place(trial: Trial) -> tuple[int, int, int]:
-        arms, values = description["arms"], description["axis_values"]
-        if "arm" not in trial.result:
-            return len(arms), 0, 0
-        arm, value = trial.result["arm"], trial.result["axis_value"]
+    def place(trial: TrialFiles) -> tuple[int, int, int]:
+        if trial.result is None:
+            return len(plan.arms), 0, 0
+        value = trial.result.axis_value
         # An arm to which the axis does not apply has no value of it.
-        rank = -1 if value is None else values.index(value)
-        return arms.index(arm), rank, trial.result["seed"]
+        rank = -1 if value is None else plan.axis_values.index(value)
+        return plan.arms.index(trial.result.arm), rank, trial.result.seed
 
-    return Study(folder, description, summary, sorted(trials, key=place))
+    return StudyFiles(folder, plan, summary, sorted(trials, key=place))
 
 
-def read_trial(folder: str | pathlib.Path) -> Trial:
-    """Returns what a trial's folder holds; files that are not there yet count as empty."""
+def read_trial(folder: str | pathlib.Path) -> TrialFiles:
+    """Returns the files of a trial; those that are not there yet count as empty.
+
+    Raises:
+      RunFolderError: ``metrics.jsonl`` is damaged before its last line.
+    """
     folder = pathlib.Path(folder)
-    gallery = folder / "gallery.npz"
-    return Trial(
+    gallery, path = folder / "gallery.npz", folder / "result.json"
+    status: Status = "unfinished"
+    result, error = None, ""
+    if path.is_file():
+        try:
+            result = read_result(path)
+            status, error = result.status, result.error or ""
+        except RunFolderError as problem:
+            status, error = "unreadable", str(problem)
+    return TrialFiles(
         name=folder.name,
-        result=_read_result(folder / "result.json"),
+        status=status,
+        error=error,
+        result=result,
         records=read_records(folder / "metrics.jsonl"),
         folder=folder,
         gallery=gallery if gallery.is_file() else None,
     )
 
 
-def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the records of a JSON-lines file; a torn last line is skipped.
-
-    Raises:
-        ValueError: If a line before the last is not JSON, for then the file is damaged.
-    """
-    lines = path.read_text().splitlines() if path.is_file() else []
-    with contextlib.suppress(json.JSONDecodeError):
-        # In one go: thousands of trials have hundreds of thousands of lines.
-        return json.loads(f"[{','.join(lines)}]")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(
-                    f"{path}, line {number} is not JSON: {error}. Remove that line"
-                ) from error
-    return records
+def _with_failure(trial: TrialFiles, row: LeftOutRow | None) -> TrialFiles:
+    """Returns a trial that raised with what the summary knows of it: it has no result."""
+    if trial.status != "unfinished" or row is None:
+        return trial
+    result = RunResult(
+        trial=row.trial,
+        arm=row.arm,
+        axis_value=row.axis_value,
+        seed=row.seed,
+        status="failed",
+        error=row.error,
+    )
+    return dataclasses.replace(trial, status="failed", error=row.error or "", result=result)
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _read_result(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return {"status": "unfinished", **_read_json(path)}
-    except json.JSONDecodeError as error:
-        return {"status": "unreadable", "error": f"result.json is not JSON: {error}"}
+def _read_table(path: pathlib.Path) -> JsonObject:
+    return read_json(path) if path.is_file() else {}

@@ -1,32 +1,31 @@
 """A study's summary for the terminal."""
 
-from typing import Any
-
 from rich.table import Table
 from rich.text import Text
 
+from fpnlab.records.study_records import Summary
 from fpnlab.report.tables import (
     bounds_note,
+    claim_bootstrap,
     family_note,
     mean_and_half_width,
     means_by_axis,
-    second_opinions,
 )
 
 STYLES = {"SUPPORTED": "bold green", "REFUTED": "bold red", "PARTIAL": "bold yellow"}
 """Of verdicts."""
 
 
-def summary_table(summary: dict[str, Any]) -> Table:
+def summary_table(summary: Summary) -> Table:
     """Returns the study's metric as a table: arms as rows, axis values as columns.
 
     A cell is the mean over seeds in points, with the half width of its 95 % Student-t interval.
     An arm whose statistics at test time matter has a row for each source of them.
     """
-    counts, lines = summary["counts"], means_by_axis(summary, summary["metric"])
+    counts, lines = summary.counts, means_by_axis(summary, summary.metric)
     note = bounds_note(lines)
     table = Table(
-        title=Text(f"{summary['metric']} by {summary['axis_label']}"),
+        title=Text(f"{summary.metric} by {summary.axis_label}"),
         caption=Text(
             f"{counts['done']} of {counts['planned']} trials done. "
             "Points: mean ± half the width of the 95 % Student-t interval over seeds."
@@ -35,25 +34,25 @@ def summary_table(summary: dict[str, Any]) -> Table:
     )
     table.add_column("arm")
     table.add_column("source")
-    for value in summary["axis_values"]:
+    for value in summary.axis_values:
         table.add_column(Text(str(value)), justify="right")
     for line in lines:
         # Without spaces five columns fit into a terminal of 80.
-        cells = [mean_and_half_width(cell).replace(" ", "") for cell in line["cells"]]
-        table.add_row(*(Text(text) for text in (line["arm"], line["evaluation"], *cells)))
+        cells = [mean_and_half_width(cell).replace(" ", "") for cell in line.cells]
+        table.add_row(*(Text(text) for text in (line.arm, line.evaluation, *cells)))
     return table
 
 
-def verdict_text(summary: dict[str, Any]) -> Text:
+def verdict_text(summary: Summary) -> Text:
     """Returns the verdict on each claim of a study, with what became of its rules, as lines."""
     text = Text()
-    for claim, verdict in enumerate(summary["verdicts"]):
-        text.append(verdict["verdict"], style=STYLES.get(verdict["verdict"], "bold"))
-        text.append(f"  {verdict['statement']}\n")
-        for rule, outcome in enumerate(verdict["outcomes"]):
-            text.append(f"  - {outcome['sentence']}\n")
-            for opinion in second_opinions(summary, claim, rule):
-                text.append(f"    {opinion['sentence']}\n", style="dim")
+    for claim, verdict in enumerate(summary.verdicts):
+        text.append(verdict.verdict, style=STYLES.get(verdict.verdict, "bold"))
+        text.append(f"  {verdict.statement}\n")
+        for rule, outcome in enumerate(verdict.outcomes):
+            text.append(f"  - {outcome.sentence}\n")
+            for interval in claim_bootstrap(summary, claim, rule):
+                text.append(f"    {interval.sentence}\n", style="dim")
     if note := family_note(summary):
         text.append(f"{note}\n", style="dim")
     return text

@@ -1,4 +1,4 @@
-"""Training images as training sees them, each at its place in the stream of a run."""
+"""Training batches, and the training images as the model sees them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,10 +10,12 @@ import numpy as np
 from fpnlab.config.experiment import Experiment
 from fpnlab.data.dataset import Dataset, stream_order, take
 from fpnlab.ops.random import named_key
-from fpnlab.tasks.task import random_views
+from fpnlab.tasks.kinds import AnyAugment
+from fpnlab.tasks.task import Task
 from fpnlab.types import Batch, Key, LabelledBatch
 
 VIEW_CHUNK = 64
+"""Images that are augmented at once for measurements."""
 
 
 def positions(
@@ -22,9 +24,9 @@ def positions(
     """Yields, from step ``at`` on, the indices of a batch's images and their places in the stream.
 
     Args:
-      experiment: whose training it is.
-      size: images of the training split.
-      at: steps already done.
+      experiment: The experiment.
+      size: Images of the training split.
+      at: Steps already done.
     """
     train = experiment.train
     for step in range(at, train.steps):
@@ -33,29 +35,30 @@ def positions(
         yield stream_order(experiment.seed, size, start, train.batch_size), places
 
 
-def view(model: Any, augmentation: Any, batch: Any, places: Any, key: Key) -> Any:
+def augmented(
+    task: Task, augmentation: AnyAugment | None, batch: Any, places: Any, key: Key
+) -> Any:
     """Returns a batch as training sees it at these places of its stream."""
     if augmentation is None:
         return batch
     # A view depends on the place in the stream only, not on the batch it is in.
-    keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(places)
-    return random_views(augmentation, keys, batch, model.classes)
+    keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+    return task.augment(augmentation, keys, batch)
 
 
 def augment_key(experiment: Experiment) -> Key:
-    """Returns the key of all views of a run."""
+    """Returns the key of all augmentations of a run."""
     return named_key(jax.random.key(experiment.seed), "augment")
 
 
 def batch_at(experiment: Experiment, dataset: Dataset, step: int) -> Batch | LabelledBatch:
     """Returns the batch that the step after ``step`` others sees."""
     order, places = next(positions(experiment, len(dataset.train.images), step))
-    batch = jax.tree.map(jnp.asarray, take(dataset.train, order))
-    return view(experiment.model, experiment.augment, batch, places, augment_key(experiment))
+    return _view(experiment, dataset, order, places)
 
 
 def population_size(experiment: Experiment) -> int:
-    """Returns how many images population statistics and diagnostics are taken over."""
+    """Returns the number of images for population statistics and diagnostics."""
     return max(experiment.evaluate.population_examples, experiment.train.batch_size)
 
 
@@ -63,18 +66,14 @@ def training_view(experiment: Experiment, dataset: Dataset, count: int) -> Batch
     """Returns the first ``count`` images of training, as training sees them, in host memory."""
     order = stream_order(experiment.seed, len(dataset.train.images), 0, count)
     places = np.arange(count, dtype=np.uint32)
-    key = augment_key(experiment)
-    chunks = range(0, count, VIEW_CHUNK)
-    parts = [
-        jax.device_get(
-            view(
-                experiment.model,
-                experiment.augment,
-                jax.tree.map(jnp.asarray, take(dataset.train, order[i : i + VIEW_CHUNK])),
-                places[i : i + VIEW_CHUNK],
-                key,
-            )
-        )
-        for i in chunks
-    ]
+    chunks = [slice(i, i + VIEW_CHUNK) for i in range(0, count, VIEW_CHUNK)]
+    parts = [jax.device_get(_view(experiment, dataset, order[c], places[c])) for c in chunks]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _view(
+    experiment: Experiment, dataset: Dataset, order: np.ndarray, places: np.ndarray
+) -> Batch | LabelledBatch:
+    batch = jax.tree.map(jnp.asarray, take(dataset.train, order))
+    key = augment_key(experiment)
+    return augmented(experiment.task, experiment.augment, batch, places, key)

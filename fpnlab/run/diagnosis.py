@@ -1,29 +1,32 @@
-"""What went on inside a trained network: the ``diagnostics`` of ``result.json``.
-
-``drift``: the distance of running from population statistics, for each batch norm and level.
-``signals``: the moments of the backbone's maps, by depth. ``effective_rates``: how far one update
-turned each kernel, halfway through training. ``gradient_noise``: what the batch norms' groups do
-to the gradient, by norm batch; only where ``Evaluate.gradient_draws`` asks for it.
-"""
+"""Diagnostics of a trained model, as its result has them."""
 
 import dataclasses
 import functools
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from fpnlab.config.experiment import Experiment
 from fpnlab.diagnostics.activations import resnet_signals
 from fpnlab.diagnostics.drift import statistics_drift
 from fpnlab.diagnostics.gradients import effective_rates, gradient_noise
 from fpnlab.evaluate.bn_statistics import has_batch_norm, whole_groups
-from fpnlab.nn.detector import Detector
-from fpnlab.nn.norm_layer import grouped, replace_batch_norms
+from fpnlab.nn.norm_edit import replace_batch_norms
 from fpnlab.ops.random import named_key
-from fpnlab.train.model_loss import model_loss
-from fpnlab.types import Batch, LabelledBatch, Mode
+from fpnlab.records.run_records import (
+    Diagnostics,
+    DriftRow,
+    EffectiveRates,
+    GradientNoise,
+    MetricRecord,
+    NoiseRow,
+    SignalRow,
+)
+from fpnlab.tasks.kinds import task_of
+from fpnlab.tasks.task import Task
+from fpnlab.types import Batch, Key, LabelledBatch, Mode
 
 
 def diagnose(
@@ -33,116 +36,118 @@ def diagnose(
     *,
     population: Any,
     views: Batch | LabelledBatch,
-    records: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """Returns the diagnostics of a trained network, as JSON values.
+    records: Sequence[MetricRecord],
+) -> Diagnostics:
+    """Returns the diagnostics of a trained model.
 
     Args:
-      experiment: how it was trained.
-      params: its parameters, those that are measured.
-      state: its running statistics.
-      population: the same with population statistics.
-      views: training images as training saw them, a training batch or more.
-      records: those of ``metrics.jsonl``.
+      experiment: The experiment.
+      params: The parameters that are measured.
+      state: Running statistics.
+      population: The same with population statistics.
+      views: Training images as training saw them, a training batch or more.
+      records: The log.
     """
-    return {
-        "drift": _drift(experiment, state, population),
-        "signals": _signals(experiment, params, state, views),
-        "effective_rates": _halfway(records),
-        "gradient_noise": _noise(experiment, params, state, views),
-    }
+    return Diagnostics(
+        drift=_drift(experiment.task, state, population),
+        signals=_signals(experiment, params, state, views),
+        effective_rates=_halfway(records),
+        gradient_noise=_noise(experiment, params, state, views),
+    )
 
 
-def rate_logs(before: Any, after: Any, *, halfway: bool) -> dict[str, Any]:
-    """Returns what a record says of one update's effective rates.
-
-    The median over kernels, and halfway through training also each kernel's: later the schedule
-    brings all of them to zero, and earlier the kernels have not found their length.
-    """
-    rates = _rounded(effective_rates(before, after))
-    logs: dict[str, Any] = {"effective_rate": statistics.median(rates.values())}
-    return logs | ({"effective_rates": rates} if halfway else {})
+def rounded_rates(before: Any, after: Any) -> dict[str, float | None]:
+    """Returns ``|update| / |kernel|`` of one update, by kernel, to six digits."""
+    return {name: _rounded(rate) for name, rate in effective_rates(before, after).items()}
 
 
-def _drift(experiment, state, population):
-    model = experiment.model
-    levels = model.neck.levels if isinstance(model, Detector) else ()
-    rows = []
-    for drift in statistics_drift(state, population):
-        level = None if drift.level is None else levels[drift.level]
-        rows.append(_rounded(dataclasses.asdict(drift) | {"level": level}))
-    return rows
+def median_rate(rates: dict[str, float | None]) -> float:
+    """Returns the median over kernels."""
+    return statistics.median(rate for rate in rates.values() if rate is not None)
 
 
-def _signals(experiment, params, state, views):
-    """The moments as training makes them: by batch statistics, in whole groups."""
-    train = experiment.train
-    model = grouped(experiment.model, train.statistics_group)
+def _drift(task: Task, state: Any, population: Any) -> list[DriftRow]:
+    return [
+        DriftRow(
+            name=drift.name,
+            level=None if drift.level is None else task.levels[drift.level],
+            mean_shift=_rounded(drift.mean_shift),
+            log_variance_ratio=_rounded(drift.log_variance_ratio),
+            count=_rounded(drift.count),
+        )
+        for drift in statistics_drift(state, population)
+    ]
+
+
+def _signals(experiment: Experiment, params: Any, state: Any, views: Any) -> list[SignalRow]:
+    """Returns the moments as training makes them: by batch statistics, in whole groups."""
+    task, train = experiment.task, experiment.train
     size = min(experiment.evaluate.batch_size, len(views.images))
     batch = _first(views, whole_groups(size, train.batch_size))
-    images = jnp.asarray(batch.images).astype(train.precision)
-    masked = isinstance(model, Detector) and model.mask_padding
-    signals = resnet_signals(
-        model.backbone,
-        params.backbone,
-        state.backbone,
-        (images - model.pixel_mean) / model.pixel_deviation,
-        Mode(stats=train.statistics, update="none", stochastic=False),
-        mask=batch.mask if masked else None,
-    )
-    return [_rounded(dataclasses.asdict(signal)) for signal in signals]
+    images, mask = task.backbone_inputs(batch, train.precision)
+    mode = Mode(stats=train.statistics, update="none", stochastic=False)
+    found = resnet_signals(task.backbone, params.backbone, state.backbone, images, mode, mask=mask)
+    return [
+        SignalRow(
+            name=signal.name,
+            squared_mean=_rounded(signal.squared_mean),
+            variance=_rounded(signal.variance),
+        )
+        for signal in found
+    ]
 
 
-def _halfway(records):
-    """The record that has them; none where training ended before."""
+def _halfway(records: Sequence[MetricRecord]) -> EffectiveRates | None:
+    """Returns the rates of the record that has them; None where training ended before."""
     for record in records:
-        if "effective_rates" in record:
-            return {name: record[name] for name in ("step", "examples", "learning_rate")} | {
-                "rates": record["effective_rates"]
-            }
+        if record.effective_rates is not None:
+            return EffectiveRates(
+                step=record.step,
+                examples=record.examples,
+                learning_rate=record.logs["learning_rate"],
+                rates=record.effective_rates,
+            )
     return None
 
 
-def _noise(experiment, params, state, views):
-    """Over the same images for all trials of a study, whatever their training batch."""
-    draws = experiment.evaluate.gradient_draws
+def _noise(experiment: Experiment, params: Any, state: Any, views: Any) -> GradientNoise | None:
+    """Returns the noise over the same images for all trials of a study, whatever their batch."""
+    draws, train = experiment.evaluate.gradient_draws, experiment.train
     if draws is None or not has_batch_norm(experiment.model):
         return None
     size = 2 ** (min(experiment.evaluate.batch_size, len(views.images)).bit_length() - 1)
     batch = _first(views, size)
+    mode = Mode(stats=train.statistics, update="running", stochastic=False)
 
-    def gradient(order, norm_batch):
+    def gradient(order: jax.Array, norm_batch: int) -> Any:
         model = replace_batch_norms(
             experiment.model, lambda norm: dataclasses.replace(norm, norm_batch=norm_batch)
         )
-        return _gradient(
-            model, experiment.objective, mode, train.precision, params, state, batch, order
-        )
+        task = task_of(model, experiment.objective)
+        return _gradient(task, mode, train.precision, params, state, batch, order)
 
-    train = experiment.train
-    mode = Mode(stats=train.statistics, update="running", stochastic=False)
-    norm_batches = [2**k for k in range(1, size.bit_length() - 1)]
     key = named_key(jax.random.key(experiment.seed), "gradient noise")
-    noise = gradient_noise(gradient, key, size, norm_batches, draws=draws)
-    rows = [_rounded({"norm_batch": k, "noise": value}) for k, value in noise.items()]
-    return {"images": size, "draws": draws, "rows": rows}
+    sizes = [2**k for k in range(1, size.bit_length() - 1)]
+    noise = gradient_noise(gradient, key, size, sizes, draws=draws)
+    rows = [NoiseRow(norm_batch=k, noise=_rounded(value)) for k, value in noise.items()]
+    return GradientNoise(images=size, draws=draws, rows=rows)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _gradient(model, objective, mode, precision, params, state, batch, order):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _gradient(
+    task: Task, mode: Mode, precision: str, params: Any, state: Any, batch: Any, order: Key
+) -> Any:
     """Returns the gradient of the loss of all images together, dealt out in this order."""
     batch = jax.tree.map(lambda leaf: leaf[order], batch)
     unused = jax.random.key(0)  # The mode draws nothing.
-    loss = lambda params: model_loss(
-        model, objective, params, state, batch, mode, precision=precision, key=unused
-    )
-    return jax.grad(loss, has_aux=True)(params)[0]
+    loss = lambda params: task.loss(params, state, batch, mode, precision=precision, key=unused)
+    return jax.grad(lambda params: loss(params)[0])(params)
 
 
-def _first(batch, count):
+def _first(batch: Any, count: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[:count], batch)
 
 
-def _rounded(row):
-    """Returns a row whose floats have as many digits as anyone reads."""
-    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
+def _rounded(value: float) -> float:
+    """Returns a number with as many digits as anyone reads."""
+    return float(f"{value:.6g}")

@@ -8,17 +8,11 @@ from collections.abc import Iterator
 
 import jax
 
-from fpnlab.run.programs import Interrupted
+from fpnlab.errors import Interrupted, ProcessesError
 from fpnlab.train.parallel import of_first
 
 PATIENCE_SECONDS = 86400
-"""How long those that are done wait for process 0, which measures, before they end."""
-
-
-class ProcessesError(Exception):
-    """Processes that did not find each other."""
-
-    exit_code = 2
+"""Time that processes which are done wait for process 0, which measures, before they end."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What a result depends on besides its config: versions, device, flags, commit."""
+"""Environment of a result: versions, device, flags, commit."""
 
 import importlib.metadata
 import os

@@ -1,43 +1,167 @@
-"""Files that are whole or absent: JSON values, and logs of one JSON record a line."""
+"""A run folder: whose it is, which files it has, and its lock."""
 
 import contextlib
+import dataclasses
 import fcntl
-import json
-import math
-import os
+import logging
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from fpnlab.config.experiment import Experiment
+from fpnlab.config.trials import Trial
+from fpnlab.config.validate import (
+    differences,
+    hash_of,
+    resolved,
+    same_training,
+    training_hash_of,
+    validate,
+)
+from fpnlab.errors import ConfigError, FolderLockedError, RunFolderError
+from fpnlab.records.json_files import JsonObject, read_json, write_json, writing
+from fpnlab.records.run_records import MetricRecord, RunResult, read_result
+from fpnlab.run.environment import environment
+from fpnlab.train.checkpoint import Checkpoints
 
 
-class RunFolderError(Exception):
-    """A folder that cannot be used for this run or study."""
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """The files of one training run.
 
-    exit_code = 5
+    ``config.json`` (resolved) and ``env.json`` are written before the first step; then
+    ``metrics.jsonl``, one record a line, and ``checkpoints/``; and when the run has ended,
+    ``gallery.npz``, of a classifier ``items.npz``, and last ``result.json``.
+    """
+
+    path: pathlib.Path
+
+    @property
+    def config(self) -> pathlib.Path:
+        """The resolved config, with its hash and that of the training it describes."""
+        return self.path / "config.json"
+
+    @property
+    def environment(self) -> pathlib.Path:
+        """Versions, device, flags."""
+        return self.path / "env.json"
+
+    @property
+    def metrics(self) -> pathlib.Path:
+        """The log."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result(self) -> pathlib.Path:
+        """The result; its presence means that the run has ended."""
+        return self.path / "result.json"
+
+    def stored(self) -> "StoredConfig":
+        """Returns the config that the run began with.
+
+        Raises:
+          ConfigError: There is none, or it is invalid.
+        """
+        try:
+            table = read_json(self.config)
+            tables, digest = table["experiment"], table["hash"]
+            if not isinstance(tables, dict) or not isinstance(digest, str):
+                raise TypeError("experiment or hash of another type")
+            training = table.get("training_hash") or training_hash_of(tables)
+            return StoredConfig(validate(tables), digest, str(training), tables)
+        except (RunFolderError, KeyError, TypeError, ConfigError) as error:
+            raise ConfigError(f"{self.config}: not the config of a run ({error})") from None
+
+    def checkpoints(self) -> Checkpoints:
+        """Returns the checkpoints of the run; raises as ``stored``."""
+        return Checkpoints(self.path / "checkpoints", self.stored().training_hash)
+
+    def finished(self) -> RunResult | None:
+        """Returns the result, if it was measured as the config now says; else None."""
+        if not self.result.exists():
+            return None
+        result = read_result(self.result)
+        return result if result.config_hash == self.stored().hash else None
 
 
-class FolderLocked(RunFolderError):
-    """A folder that another process is working in."""
+class StoredConfig(NamedTuple):
+    """Content of a ``config.json``."""
+
+    experiment: Experiment
+    hash: str
+    """SHA-256 of the resolved experiment, as it was written."""
+    training_hash: str
+    """SHA-256 of the part of it that decides the weights, as it was first written."""
+    table: JsonObject
+    """The resolved experiment as it was written."""
 
 
-@contextlib.contextmanager
-def writing(folder: pathlib.Path) -> Iterator[None]:
-    """Makes the system's refusal to write a `RunFolderError` that names ``folder``."""
+class Run(NamedTuple):
+    """A trial in its folder."""
+
+    trial: Trial
+    folder: pathlib.Path
+    report: Callable[[MetricRecord], None] = lambda record: None
+    """Called with each record of metrics."""
+
+    @property
+    def files(self) -> RunFolder:
+        """The files of the folder."""
+        return RunFolder(self.folder)
+
+
+def claim_folder(path: pathlib.Path, experiment: Experiment) -> None:
+    """Makes a folder that of a run, or checks that it is this run's.
+
+    A config that differs only in what is measured takes the place of the one there; the weights
+    stay, and the result is measured anew.
+
+    Raises:
+      RunFolderError: The folder cannot be written, holds a study, or a run of another config.
+    """
+    files = RunFolder(path)
+    here = resolved(experiment)
+    if not files.config.exists():
+        if (path / "study.json").exists():
+            raise RunFolderError(f"{path}: it holds a study; choose another folder with --out")
+        write_json(files.environment, environment())
+        _write_config(files, here, training_hash_of(here))
+        return
     try:
-        yield
-    except OSError as error:
+        begun = files.stored()
+    except ConfigError as error:
         raise RunFolderError(
-            f"{folder}: cannot be written ({error}); free space, or choose another folder with "
-            "--out, then run the same command again"
-        ) from error
+            f"{error}; choose another folder with --out, or remove this one"
+        ) from None
+    if begun.experiment == experiment:
+        return
+    there = resolved(begun.experiment)
+    changed = ", ".join(differences(there, here))
+    if not same_training(there, here):
+        raise RunFolderError(
+            f"{path}: it holds a run of another config; it differs in {changed}; choose another "
+            "folder with --out, or remove this one"
+        )
+    logging.getLogger(__name__).warning(
+        "%s: its config now differs in %s; the weights do not depend on that and are kept, what is "
+        "measured of them is measured anew",
+        path,
+        changed,
+    )
+    _write_config(files, here, begun.training_hash)
+
+
+def _write_config(files: RunFolder, table: JsonObject, training: str) -> None:
+    content = {"hash": hash_of(table), "training_hash": training, "experiment": table}
+    write_json(files.config, content)
 
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Holds ``folder`` against other processes; a dead process's lock is gone with it.
+    """Holds ``folder`` against other processes; the lock of a process ends with it.
 
     Raises:
-      FolderLocked: another process holds it.
+      FolderLockedError: Another process holds it.
     """
     with writing(folder):
         file = (folder / ".lock").open("w")
@@ -45,7 +169,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise FolderLocked(
+            raise FolderLockedError(
                 f"{folder}: another process is running this; wait for it, or choose another "
                 "folder with --out"
             ) from None
@@ -64,60 +188,3 @@ def in_use(folder: pathlib.Path) -> bool:
         except OSError:
             return True
         return False
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes ``value`` to ``path`` in one move: a reader sees the old file or the new one.
-
-    NaN becomes null, because JSON has none.
-    """
-    _replace(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
-
-
-def write_lines(path: pathlib.Path, records: list[dict[str, Any]]) -> None:
-    """Writes a log anew, in one move."""
-    _replace(path, "".join(map(_line, records)))
-
-
-def append_line(path: pathlib.Path, record: dict[str, Any]) -> None:
-    """Appends one record to a log, and hands it to the system at once."""
-    with writing(path.parent), path.open("a") as file:
-        file.write(_line(record))
-
-
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the records of a log; none of a missing one, and not a torn last line."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
-
-
-def _replace(path, text):
-    scratch = path.with_name(f".{path.name}.tmp")
-    with writing(path.parent):
-        with scratch.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-
-
-def _line(record):
-    return json.dumps(_finite(record), allow_nan=False) + "\n"
-
-
-def _finite(value):
-    match value:
-        case dict():
-            return {k: _finite(v) for k, v in value.items()}
-        case list() | tuple():
-            return [_finite(v) for v in value]
-        case float() if not math.isfinite(value):
-            return None
-    return value

@@ -3,12 +3,9 @@
 import signal
 import types
 
-EXIT_INTERRUPTED = 75
-"""Exit code of a run that saved and can go on (EX_TEMPFAIL of sysexits.h)."""
-
 
 class Stop:
-    """Whether a stop was requested; as a context, it listens for SIGINT and SIGTERM.
+    """A request to stop; as a context, it listens for SIGINT and SIGTERM.
 
     Args:
       outer: another one, whose stop is one of this too.
@@ -19,7 +16,7 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """Whether a stop was requested here, or of the outer one."""
+        """True if a stop was requested here, or of the outer one."""
         return self._requested or (self._outer is not None and self._outer.requested)
 
     @requested.setter

@@ -1,11 +1,11 @@
-"""What a few seeds allow one to say: intervals, tests, and how many seeds a question needs.
+"""Intervals and tests for a few seeds, and the number of seeds that an effect needs.
 
 Everything here is about the mean of one value a seed: a metric, a difference of two arms of the
 same seed, or a difference of such differences. Seeds are few (three to ten), so that the normal
 quantile would claim far too much: with three values the factor is 4.30 and not 1.96.
 
-The Student-t interval is the primary answer. `fpnlab.stats.resampling` has two second opinions
-that assume no normal distribution, `fpnlab.stats.survival` the times that a run may never reach.
+The Student-t interval is the primary answer. `fpnlab.stats.resampling` has two other methods
+that assume no normal distribution.
 
 One rule for values that are missing: a value that is not finite (a diverged run, or a metric
 without any object of its kind) is no measurement. It is left out, and ``n`` counts the rest.
@@ -63,14 +63,14 @@ class PairedDifference(NamedTuple):
 
 
 class EquivalenceTest(NamedTuple):
-    """Whether a mean difference was shown to lie within a margin of zero."""
+    """Result of a test that a mean difference lies within a margin of zero."""
 
     interval: Interval
     """Interval at level ``1 - 2 * alpha``; within the margins exactly when `equivalent`."""
     p: float
     """The larger p-value of the two one-sided tests; nan where `interval` has no bounds."""
     equivalent: bool
-    """Whether `p` is below ``alpha``. If not, nothing is shown: neither equal nor different."""
+    """True if `p` is below ``alpha``. If not, nothing is shown: neither equal nor different."""
 
 
 def t_interval(

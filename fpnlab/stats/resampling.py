@@ -1,4 +1,4 @@
-"""Second opinions on a mean difference that assume no normal distribution.
+"""Intervals and tests of a mean difference that assume no normal distribution.
 
 Neither stands alone beside a t interval of `fpnlab.stats.intervals`: with fewer than six seeds the
 sign-flip test cannot reach a two-sided p below 0.05, whatever the data, and a bootstrap of three

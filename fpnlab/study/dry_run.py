@@ -1,4 +1,4 @@
-"""What a study would run and take, from a few steps of each kind of trial; nothing is kept."""
+"""Estimate of the time of a study, from a few steps of each kind of trial."""
 
 import contextlib
 import dataclasses
@@ -13,20 +13,21 @@ from typing import NamedTuple
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from fpnlab.config.experiment import Experiment, Trial, trials
+from fpnlab.config.experiment import Experiment
+from fpnlab.config.trials import Trial, trials
 from fpnlab.data.dataset import Dataset
 from fpnlab.evaluate.bn_statistics import whole_groups
-from fpnlab.nn.norm_layer import grouped
 from fpnlab.run.batches import population_size, training_view
-from fpnlab.run.diagnosis import diagnose, rate_logs
-from fpnlab.run.programs import initial_state, log_interval, program, stepping
-from fpnlab.run.trial import weights
-from fpnlab.tasks.task import measure
+from fpnlab.run.diagnosis import diagnose, rounded_rates
+from fpnlab.run.hooks import log_interval
+from fpnlab.run.measure import evaluate as evaluate_state
+from fpnlab.run.measure import weights
+from fpnlab.run.programs import initial_state, program_of, training_of
 
 SECONDS = 1.0
-"""How long the steps of one kind are timed, about."""
+"""Time for the steps of one kind, about."""
 STEPS = 3
-"""How many are timed, at least."""
+"""Number of timed steps, at least."""
 ENDLESS = 1_000_000
 """Steps of a training that does not end while it is measured."""
 BATCHES = 3
@@ -34,7 +35,7 @@ BATCHES = 3
 
 
 class Steps(NamedTuple):
-    """What the training of one kind of trial takes, in seconds."""
+    """Time of the training of one kind of trial, in seconds."""
 
     seconds: float
     """A step, with its share of a record."""
@@ -44,14 +45,14 @@ class Steps(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What comes after the training of one kind of trial, in seconds."""
+    """Time after the training of one kind of trial, in seconds."""
 
     seconds: float
     compilation: float
 
 
 class Cost(NamedTuple):
-    """What trials of one kind take."""
+    """Time of the trials of one kind."""
 
     trial: str
     """The one that was measured."""
@@ -132,10 +133,10 @@ def estimate(experiment: Experiment, dataset: Dataset) -> Estimate:
                 both = steps.compilation + after.compilation
                 kinds[kind] = Cost(trial.name, steps.seconds, after.seconds, both, steps.cpu)
             costs[trial.name] = kinds[kind]
-            key = program(e)
+            key = program_of(e)
             programs.add(key)
             compilation[key] = kinds[kind].compilation - after.compilation
-            compilation[grouped(e.model, e.train.statistics_group), *model] = after.compilation
+            compilation[e.task, *model] = after.compilation
     return Estimate(
         plan=plan,
         costs=costs,
@@ -150,16 +151,16 @@ def measure_steps(experiment: Experiment, dataset: Dataset) -> Steps:
     endless = dataclasses.replace(experiment.train, examples=None, updates=ENDLESS)
     experiment = dataclasses.replace(experiment, train=endless)
     begun = time.monotonic()
-    step, state, batches = stepping([experiment], dataset, [initial_state(experiment)], 0)
-    carried = [state]
+    training = training_of([experiment], dataset, [initial_state(experiment)], 0)
+    carried = [training.state]
 
     def advance(count: int = 1) -> None:
         for _ in range(count):
-            carried[0], _ = step(carried[0], next(batches))
+            carried[0], _ = training.step(carried[0], next(training.batches))
         jax.block_until_ready(carried)
 
     def record() -> None:
-        rate_logs(carried[0].params, carried[0].params, halfway=False)
+        rounded_rates(carried[0].params, carried[0].params)
 
     advance()
     record()
@@ -189,7 +190,7 @@ def measure_evaluation(experiment: Experiment, dataset: Dataset) -> Evaluation:
         views = training_view(experiment, dataset, min(population * size, wanted))
         images = jax.tree.map(lambda leaf: leaf[: test * size], dataset.test)
         part, network = dataclasses.replace(dataset, test=images), (weights(state), state.state)
-        found = measure(experiment, part, *network, views)
+        found = evaluate_state(experiment, part, state, views)
         diagnose(experiment, *network, population=found.population, views=views, records=[])
 
     timed = lambda **batches: _seconds(functools.partial(follow, **some | batches))
@@ -263,7 +264,7 @@ def _kind(experiment):
 
 @contextlib.contextmanager
 def _empty_cache():
-    """What the study compiles once is compiled once here, whatever was compiled before."""
+    """Uses an empty compilation cache, so that compilation is measured."""
     name = "jax_compilation_cache_dir"
     before = getattr(jax.config, name)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,35 +1,56 @@
-"""The list of a study's trials, who runs them, and what became of each: one SQLite file.
+"""The ledger of a study: its trials, which worker runs each, and how each ended; one SQLite file.
 
-Any number of workers share it. A trial is claimed on a lease, in one transaction, and only who
-holds the lease may write what came of it. A lease that is not renewed runs out, and the trial is
-there for the next worker.
+Guarantees, for any number of workers in threads, processes and machines that share the file:
+
+**Ownership.** A trial that runs has one owner, who holds it on a lease: until ``lease_until``, and
+longer if it renews. `Ledger.claim` gives a free trial to one owner only: every change is one
+SQLite transaction that begins with the write lock (``begin immediate``), so that changes are
+serialized. `renew`, `release`, `finish` and `fail` change a trial only if the caller still owns it,
+and return whether it did; who is not the owner any more must stop, and its outcome is not recorded.
+
+**Death of an owner.** Nothing need be written by a worker that dies. Its lease runs out, and the
+trial can be claimed again; `expire` ends the leases of a worker that is known to be dead at once. A
+trial whose owners died ``MOST_ATTEMPTS`` times has failed. A trial that is released was not an
+attempt. A lease that ends later than any could that was given by this clock was given before the
+clock was set back, and counts as run out.
+
+**Threads and processes.** A `Ledger` holds no connection: each call opens its own and closes it, so
+that one object may be shared by threads. With the journal ``wal``, readers do not wait for writers,
+but all must run on one machine; for several machines that share a file system, ``delete``. A
+call waits up to a minute for the lock.
+
+**Durability.** When a call returns, its change survives the death of the process; SQLite's
+defaults decide whether it survives that of the machine. The result of a trial is not here but in
+its folder (``result.json``, written before `finish`), and that file is the truth: the ledger has
+its status and score, and where the folder is. A trial whose status says that it has ended and
+whose result is gone is run again.
 """
 
 import contextlib
-import json
 import pathlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, NamedTuple
 
-from fpnlab.run.folder import RunFolderError
+from fpnlab.errors import RunFolderError
 
-VERSION = 3
+VERSION = 4
 MOST_ATTEMPTS = 3
-"""Claims of a trial whose workers all vanished, after which it has failed."""
+"""Claims of a trial whose owners all died, after which it has failed."""
 SCHEMA = """
 create table if not exists trials (
     name text primary key,
     hash text not null,
     cell text not null,
     split text not null,
+    path text not null default '',
     status text not null default 'waiting',
     owner text,
     lease_until real not null default 0,
     attempts integer not null default 0,
     error text,
-    result text,
+    score real,
     pack text
 );
 create index if not exists by_status on trials (status);
@@ -38,6 +59,13 @@ create index if not exists by_pack on trials (pack);
 create table if not exists control (stopping integer not null);
 insert into control select 0 where not exists (select * from control);
 """
+MIGRATION = """
+alter table trials add column path text not null default '';
+alter table trials add column score real;
+update trials set path = case split when 'validation' then 'tuning/' else 'trials/' end || name;
+alter table trials drop column result;
+"""
+"""From version 3, which kept results."""
 FREE = """
 status in ('waiting', 'running') and (lease_until <= :now or lease_until > :now + :seconds + 1)
 """
@@ -58,28 +86,41 @@ PACK = "select pack from trials where name = :name"
 
 
 class Entry(NamedTuple):
-    """A trial as the ledger enters it."""
+    """A trial as it is entered."""
 
     name: str
+    """Name of the trial."""
     hash: str
-    """Of its config."""
+    """SHA-256 of its config."""
     cell: str = ""
-    """What it shares with the tuning trials that must end before it."""
+    """Arm and axis value, which it shares with the tuning trials that must end before it."""
     split: Literal["test", "validation"] = "test"
     """``validation`` for a trial that tunes."""
+    path: str = ""
+    """Its folder, relative to the study's."""
 
 
 class Row(NamedTuple):
-    """What the ledger says of a trial."""
+    """The state of a trial."""
 
     status: str
+    """``waiting``, ``running``, ``done``, ``diverged`` or ``failed``."""
     owner: str | None
+    """Name of the worker that runs it."""
     attempts: int
+    """Number of claims, apart from claims that were released."""
     error: str | None
+    """Why it diverged or failed."""
+    score: float | None
+    """The study's metric, from 0 to 1; None where there is none."""
+
+
+OPEN = ("waiting", "running")
+"""Status of a trial that has not ended."""
 
 
 class Ledger:
-    """Trials with status ``waiting``, ``running``, ``done``, ``diverged`` or ``failed``."""
+    """The trials of a study and their state; the guarantees are those of the module."""
 
     def __init__(
         self,
@@ -103,15 +144,19 @@ class Ledger:
         with self._open() as database:
             version = database.execute("pragma user_version").fetchone()[0]
             old = database.execute("select * from sqlite_master where name = 'trials'").fetchone()
-            if version != VERSION and old:
+            if old and version not in (3, VERSION):
                 raise RunFolderError(
-                    f"{path}: another version of fpnlab has written it; choose another folder "
-                    "with --out, or remove this one"
+                    f"{path}: written by another version of fpnlab (ledger version {version}; "
+                    f"expected {VERSION}); choose another folder with --out, or remove this file: "
+                    "what is finished is not run again"
                 )
             if journal:
                 database.execute(f"pragma journal_mode = {journal}")
             if not old:
                 database.executescript(f"{SCHEMA}\npragma user_version = {VERSION};")
+            elif version == 3:
+                script = f"begin immediate;{MIGRATION}pragma user_version = {VERSION};commit;"
+                database.executescript(script)
 
     def expect(self, entries: Iterable[Entry]) -> None:
         """Enters the trials of a study; known ones stay as they are.
@@ -123,7 +168,8 @@ class Ledger:
         with self._transaction() as database:
             known = _entries(database)
             names = known.keys() | wanted.keys()
-            changed = sorted(n for n in names if known.get(n) != wanted.get(n))
+            differ = lambda n: known.get(n, ())[:4] != wanted.get(n, ())[:4]
+            changed = sorted(filter(differ, names))
             if known and changed:
                 raise RunFolderError(
                     f"{self.path}: it belongs to another study ({len(changed)} of its trials "
@@ -131,19 +177,25 @@ class Ledger:
                     "this one"
                 )
             database.executemany(
-                "insert or ignore into trials (name, hash, cell, split) values (?, ?, ?, ?)",
+                "insert or ignore into trials (name, hash, cell, split, path) "
+                "values (?, ?, ?, ?, ?)",
                 wanted.values(),
             )
 
-    def change_hashes(self, entries: Iterable[Entry]) -> None:
-        """Gives known trials the hashes of other configs; those that had another are open again.
+    def set_hashes(self, entries: Iterable[Entry], *, reopen: bool) -> None:
+        """Gives known trials the hashes of other configs of the same trainings.
 
-        For configs that differ in what is measured only: the workers find the weights trained.
+        Args:
+          entries: The trials with their hashes.
+          reopen: Whether trials with another hash are open again, to be measured anew.
         """
+        state = (
+            ", status = 'waiting', owner = null, lease_until = 0, attempts = 0, error = null, "
+            "score = null"
+        )
         with self._transaction() as database:
             database.executemany(
-                "update trials set hash = :hash, status = 'waiting', owner = null, "
-                "lease_until = 0, attempts = 0, error = null, result = null "
+                f"update trials set hash = :hash{state if reopen else ''} "
                 "where name = :name and hash != :hash",
                 [{"name": entry.name, "hash": entry.hash} for entry in entries],
             )
@@ -165,20 +217,16 @@ class Ledger:
         with self._transaction() as database:
             database.executemany(
                 "update trials set status = 'waiting', owner = null, lease_until = 0, "
-                "attempts = 0, error = null, result = null where name = ?",
+                "attempts = 0, error = null, score = null where name = ?",
                 [(name,) for name in names],
             )
 
     def claim(self, owner: str, seconds: float) -> str | None:
-        """Returns the trial that ``owner`` is to run now, on a lease of so many seconds.
+        """Returns a trial that ``owner`` now holds for so many seconds; None: none is free.
 
-        It is the first that waits, or whose lease has run out; a trial that counts waits for
-        those that tune for it. A lease that ends later than any could that was given by this
-        clock was given before the clock was set back, and counts as run out. A trial of which
-        three workers have vanished has failed. None: there is nothing to claim now.
-
-        What is settled to be trained with it is claimed with it; but the last attempt at each of
-        them is by itself.
+        It is the first that waits, or whose lease has run out. A trial that counts waits for those
+        that tune for it. The trials of its pack are claimed with it; but the last attempt at each
+        of them is by itself.
         """
         with self._transaction() as database:
             # Read after waiting for the lock: to an older time, a fresh lease looks too long.
@@ -194,22 +242,23 @@ class Ledger:
                         database.execute(f"update trials set pack = name where {mates}", which)
                     database.execute(f"{TAKE} where name = :name or ({mates} and {FREE})", which)
                     return name
-                error = f"{attempts} workers vanished while they ran it (killed, or out of memory)"
+                error = f"{attempts} workers died while they ran it (killed, or out of memory)"
                 database.execute(
                     "update trials set status = 'failed', owner = null, error = ? where name = ?",
                     (error, name),
                 )
 
-    def company(self, name: str, owner: str, seconds: float, most: int) -> tuple[list[str], bool]:
-        """Returns the trials that ``owner`` may train together, and whether that is settled.
+    def claim_pack(
+        self, name: str, owner: str, seconds: float, most: int
+    ) -> tuple[list[str], bool]:
+        """Returns the trials that ``owner`` may train together, and whether they are a pack.
 
-        Settled ones were claimed with ``name``. Otherwise they are ``name`` and those of its cell
-        that wait and of which nothing is settled, which are claimed now, ``most`` in all.
+        Those of a pack were claimed with ``name``. Otherwise they are ``name`` and those of its
+        cell that wait and are in no pack yet, which are claimed now, ``most`` in all.
         """
         with self._transaction() as database:
             given = {"owner": owner, "now": self._clock(), "seconds": seconds, "name": name}
-            settled = database.execute(PACK, given)
-            if settled.fetchone()[0] is not None:
+            if database.execute(PACK, given).fetchone()[0] is not None:
                 query = (
                     "select name from trials where owner = :owner and status = 'running' "
                     f"and pack = ({PACK}) order by rowid"
@@ -225,10 +274,10 @@ class Ledger:
                 database.execute(f"{TAKE} where name = :name", {**given, "name": mate})
             return [name, *(mate for (mate,) in found)], False
 
-    def settle(self, names: Iterable[str], *, together: bool) -> None:
-        """Settles for good whether trials are trained together, whoever claims them later.
+    def set_pack(self, names: Iterable[str], *, together: bool) -> None:
+        """Decides for good whether trials are trained together, whoever claims them later.
 
-        How sums are rounded depends on what else is in a program. So a pack that is interrupted
+        The rounding of sums depends on what else is in a program. So a pack that is interrupted
         goes on with the same trials, and a trial by itself goes on by itself.
         """
         names = list(names)
@@ -250,18 +299,19 @@ class Ledger:
         change = "status = 'waiting', owner = null, attempts = attempts - 1, lease_until = ?"
         return self._write(name, owner, change, self._clock() + delay if delay else 0.0)
 
-    def finish(self, name: str, owner: str, result: Mapping[str, Any]) -> bool:
-        """Returns whether ``owner`` still had the trial; only then its result is written."""
-        change = "status = ?, error = ?, result = ?, owner = null"
-        values = (result["status"], result.get("error"), json.dumps(result))
-        return self._write(name, owner, change, *values)
+    def finish(
+        self, name: str, owner: str, status: str, error: str | None, score: float | None
+    ) -> bool:
+        """Returns whether ``owner`` still had the trial; only then its outcome is written."""
+        change = "status = ?, error = ?, score = ?, owner = null"
+        return self._write(name, owner, change, status, error, score)
 
     def fail(self, name: str, owner: str, error: str) -> bool:
         """Returns whether ``owner`` still had the trial; only then it has failed."""
         return self._write(name, owner, "status = 'failed', error = ?, owner = null", error)
 
-    def vanished(self, owner: str) -> list[str]:
-        """Returns the trials of a worker that has ended without a word; they can be claimed."""
+    def expire(self, owner: str) -> list[str]:
+        """Returns the trials of a worker that has died, after ending its leases."""
         with self._transaction() as database:
             found = database.execute(
                 "update trials set lease_until = 0 where owner = ? and status = 'running' "
@@ -271,8 +321,8 @@ class Ledger:
             return [name for (name,) in found]
 
     def rows(self) -> dict[str, Row]:
-        """Returns what is known of every trial but its result, in the study's order."""
-        columns = "name, status, owner, attempts, error"
+        """Returns the state of every trial, in the study's order."""
+        columns = "name, status, owner, attempts, error, score"
         with self._open() as database:
             found = database.execute(f"select {columns} from trials order by rowid")
             return {name: Row(*row) for name, *row in found}
@@ -282,17 +332,6 @@ class Ledger:
         with self._open() as database:
             query = "select count(*) from trials where status in ('waiting', 'running')"
             return database.execute(query).fetchone()[0]
-
-    def results(self, names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-        """Returns the results of the trials that have one, in the study's order, or of these."""
-        query = "select name, result from trials where result is not null"
-        with self._open() as database:
-            if names is None:
-                found = list(database.execute(f"{query} order by rowid"))
-            else:
-                each = (database.execute(f"{query} and name = ?", (name,)) for name in names)
-                found = [row for rows in each for row in rows]
-        return {name: json.loads(result) for name, result in found}
 
     def stop(self, stopping: bool) -> None:
         """Asks all workers to stop, or no longer does."""
@@ -304,7 +343,7 @@ class Ledger:
         with self._open() as database:
             return bool(database.execute("select stopping from control").fetchone()[0])
 
-    def _write(self, name, owner, change, *values):
+    def _write(self, name: str, owner: str, change: str, *values: object) -> bool:
         """Returns whether the trial is ``owner``'s; only then it is changed."""
         query = f"update trials set {change} where name = ? and owner = ? and status = 'running'"
         with self._transaction() as database:
@@ -335,6 +374,22 @@ class Ledger:
             ) from error
 
 
-def _entries(database):
-    found = database.execute("select name, hash, cell, split from trials order by rowid")
+def copy_ledger(path: pathlib.Path, copy: pathlib.Path) -> None:
+    """Copies a ledger, with what SQLite has not yet moved into the file.
+
+    Raises:
+      RunFolderError: The file cannot be read.
+    """
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(path, timeout=60)) as source,
+            contextlib.closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+    except sqlite3.Error as error:
+        raise RunFolderError(f"{path}: the ledger cannot be used ({error})") from error
+
+
+def _entries(database: sqlite3.Connection) -> dict[str, Entry]:
+    found = database.execute("select name, hash, cell, split, path from trials order by rowid")
     return {row[0]: Entry(*row) for row in found}

@@ -1,4 +1,4 @@
-"""Whether trials that share a program are faster in one: measured where they run."""
+"""Measurement of whether trials that share a program are faster when trained together."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ import jax
 
 from fpnlab.config.experiment import Experiment
 from fpnlab.data.dataset import Dataset
-from fpnlab.run.programs import initial_state, program, stepping
+from fpnlab.run.programs import initial_state, program_of, training_of
 
 WORTH_SECONDS = 120.0
 """Trials that take less than this in all, one after another, are not worth another program."""
@@ -29,7 +29,7 @@ def packing_pays(experiments: Sequence[Experiment], dataset: Dataset) -> bool:
       experiments: two or more.
       dataset: their data.
     """
-    if len(set(map(program, experiments))) > 1 or jax.local_device_count() > 1:
+    if len(set(map(program_of, experiments))) > 1 or jax.local_device_count() > 1:
         return False
     one, alone = experiments[0], stepper(experiments[:1], dataset)
     alone()
@@ -51,12 +51,12 @@ def packing_pays(experiments: Sequence[Experiment], dataset: Dataset) -> bool:
 def stepper(experiments: Sequence[Experiment], dataset: Dataset) -> Callable[[], float]:
     """Returns a function that takes one step of all in one program and returns its seconds."""
     states = [initial_state(experiment) for experiment in experiments]
-    step, state, batches = stepping(experiments, dataset, states, 0)
-    carried, batch = [state], next(batches)
+    training = training_of(experiments, dataset, states, 0)
+    carried, batch = [training.state], next(training.batches)
 
     def seconds() -> float:
         begun = time.perf_counter()
-        carried[0], logs = step(carried[0], batch)
+        carried[0], logs = training.step(carried[0], batch)
         jax.block_until_ready((carried, logs))
         return time.perf_counter() - begun
 

@@ -1,49 +1,40 @@
-"""A study from its config to its report's data: every trial run once, whatever interrupts it."""
+"""A study from its config to its summary: every trial run once, whatever interrupts it."""
 
-import json
+import dataclasses
 import pathlib
 import time
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from fpnlab.analysis.bootstrap import with_second_opinions
+from fpnlab.analysis.bootstrap import with_bootstrap
 from fpnlab.analysis.summary import summarize
-from fpnlab.config.experiment import (
-    Experiment,
-    Trial,
-    config_hash,
-    points,
-    resolved,
-    training_hash,
-    trials,
-    validate,
-)
-from fpnlab.config.study import description
+from fpnlab.config.experiment import Experiment
+from fpnlab.config.study import study_file
+from fpnlab.config.trials import Trial, points, trials
+from fpnlab.config.validate import config_hash, differences, resolved, training_hash, validate
 from fpnlab.data.dataset import Dataset
+from fpnlab.errors import ConfigError, Interrupted, RunFolderError, WorkersLostError
+from fpnlab.records.json_files import writing
+from fpnlab.records.run_records import MetricRecord, RunResult, last_record, read_result
+from fpnlab.records.study_records import (
+    DataProblem,
+    DatasetInfo,
+    StudyFile,
+    Summary,
+    read_study_file,
+    write_record,
+)
 from fpnlab.run.environment import environment
-from fpnlab.run.folder import RunFolderError, in_use, locked, write_json, writing
-from fpnlab.run.interrupts import EXIT_INTERRUPTED, Stop
-from fpnlab.run.programs import Interrupted
-from fpnlab.run.trial import differences
+from fpnlab.run.folder import in_use, locked
+from fpnlab.run.interrupts import Stop
+from fpnlab.study.context import StudyContext, StudyListener, run_path
 from fpnlab.study.executors.local import worker_command
-from fpnlab.study.ledger import Entry, Ledger
-from fpnlab.study.worker import Site, Watcher, owner_name, work
+from fpnlab.study.ledger import OPEN, Entry, Ledger
+from fpnlab.study.worker import owner_name, work
 
 LOOK_SECONDS = 0.5
-"""How often a runner looks at what its workers have done."""
+"""Time between two looks at the progress of workers."""
 SUMMARY_SHARE = 0.05
 """Share of the time that the runner may spend on summaries of an unfinished study."""
-TAIL_BYTES = 65536
-"""End of a log in which its last record is; more than any record has."""
-
-
-OPEN = ("waiting", "running")
-"""Status of a trial that has not ended."""
-
-
-class WorkersGone(Exception):
-    """All workers have ended before the study has."""
-
-    exit_code = 5
 
 
 @runtime_checkable
@@ -52,7 +43,7 @@ class Executor(Protocol):
 
     workers: int
     over_network: bool
-    """Whether workers may be on other machines, which cannot share memory with the ledger."""
+    """True if workers may be on other machines, which cannot share memory with the ledger."""
 
     def start(self, commands: dict[str, list[str]]) -> None:
         """Starts workers, each known by its owner name."""
@@ -66,8 +57,8 @@ class Executor(Protocol):
     def kill(self) -> None:
         """Ends those that still run, at once."""
 
-    def last_words(self, owner: str) -> str:
-        """Returns the last that a worker said."""
+    def last_output(self, owner: str) -> str:
+        """Returns the last line that a worker printed."""
 
 
 def run_study(
@@ -77,10 +68,10 @@ def run_study(
     *,
     command: str,
     stop: Stop,
-    watcher: Watcher,
+    listener: StudyListener,
     executor: Executor | None = None,
     pack: int = 1,
-) -> dict[str, Any]:
+) -> Summary:
     """Returns the summary of a study, after running what is missing of it in ``folder``.
 
     The folder then holds ``study.json``, ``ledger.sqlite``, ``summary.json`` and one run folder
@@ -88,22 +79,22 @@ def run_study(
     with its error, and the study goes on; running the study again tries it again.
 
     Args:
-      experiment: with its ``study``.
-      dataset: that of its trials that count.
-      folder: where results are; made if absent.
-      command: what the user typed, for the report.
-      stop: asked after each step of each trial.
-      watcher: told about progress.
-      executor: starts the workers; None: this process is the only one.
-      pack: most trials that one program trains, where a short measurement says that it pays; less
+      experiment: With its ``study``.
+      dataset: That of its trials that count.
+      folder: Where results are; made if absent.
+      command: The command line, for the report.
+      stop: Asked after each step of each trial.
+      listener: Called on progress.
+      executor: Starts the workers; None: this process is the only one.
+      pack: Most trials that one program trains, where a short measurement says that it pays; less
         where some of the workers would be left without a trial.
 
     Raises:
-      ConfigError: the experiment has no study, or trials are refused; before the first starts.
-      Interrupted: ``stop`` was set; the running trials saved first.
+      ConfigError: The experiment has no study, or trials are invalid; before the first starts.
+      Interrupted: ``stop`` was requested; the running trials saved first.
       RunFolderError: ``folder`` cannot be written, holds another study or a run, has ended
         trials under other claims, or another process is running it.
-      WorkersGone: the workers ended before the study has.
+      WorkersLostError: The workers ended before the study has.
     """
     plan = trials(experiment)
     with writing(folder):
@@ -111,241 +102,262 @@ def run_study(
     with locked(folder):
         if (folder / "config.json").exists():
             raise RunFolderError(f"{folder}: it holds a run; choose another folder with --out")
-        over_network = executor is not None and executor.over_network
-        ledger = Ledger(folder / "ledger.sqlite", journal="delete" if over_network else "wal")
-        entries = [Entry(t.name, config_hash(t.experiment), t.cell, t.split) for t in plan]
-        measured_otherwise = _measured_otherwise(folder, experiment, plan)
-        if not measured_otherwise:
-            ledger.expect(entries)
         workers = executor.workers if executor else 1
-        pack = max(min(pack, len(plan) // workers), 1)
-        all_points = {point.name: point for point in points(experiment)}
-        site = Site(folder, experiment, all_points, dataset, ledger, pack)
-        study = _describe(experiment, dataset, plan, command)
-        _expect_claims(site, study)
-        if measured_otherwise:
-            ledger.change_hashes(entries)
-            ledger.expect(entries)
-        _take_up(site)
-        write_json(folder / "study.json", study)
-        watcher.start(plan, workers)
-        books = Books(site, study, plan, watcher)
-        books.look()
+        over_network = executor is not None and executor.over_network
+        study = StudyContext(
+            folder,
+            experiment,
+            {point.name: point for point in points(experiment)},
+            dataset,
+            Ledger(folder / "ledger.sqlite", journal="delete" if over_network else "wal"),
+            max(min(pack, len(plan) // workers), 1),
+        )
+        description = _describe(experiment, dataset, plan, command)
+        _enter_trials(study, plan, description)
+        _reopen(study)
+        write_record(folder / "study.json", description)
+        listener.start(plan, workers)
+        progress = _Progress(study, description, plan, listener)
+        progress.report_ended()
         ended = False
         try:
             if executor is None:
-                work(site, owner_name(), stop=stop, watcher=books)
+                work(study, owner_name(), stop=stop, listener=progress)
             else:
-                _employ(site, executor, stop, books)
-            books.look()
+                _supervise(study, executor, stop, progress)
+            progress.report_ended()
             ended = True
         finally:
-            summary = books.summarize(ended=ended)
+            summary = progress.summarize(ended=ended)
         return summary
 
 
-def _measured_otherwise(folder, experiment, plan):
-    """Returns whether the folder's trials differ from ``plan`` in what is measured alone."""
-    path = folder / "study.json"
+def _enter_trials(study: StudyContext, plan: list[Trial], description: StudyFile) -> None:
+    """Enters the trials in the ledger, or checks that they are those that it holds.
+
+    Trials that differ from those there only in what is measured are open again; the weights stay.
+
+    Raises:
+      RunFolderError: The folder holds another study, or trials that have ended under other claims.
+    """
+    entries = [
+        Entry(t.name, config_hash(t.experiment), t.cell, t.split, run_path(study.points[t.name]))
+        for t in plan
+    ]
+    begun = _begun(study.folder)
+    if begun == study.experiment:
+        # Hashes change with the fields that there are, and not the experiment.
+        study.ledger.set_hashes(entries, reopen=False)
+        same_weights = False
+    else:
+        same_weights = begun is not None and _weights_of(begun) == _weights(plan)
+    if not same_weights:
+        study.ledger.expect(entries)
+    _check_claims(study, description)
+    if same_weights:
+        study.ledger.set_hashes(entries, reopen=True)
+        study.ledger.expect(entries)
+
+
+def _begun(folder: pathlib.Path) -> Experiment | None:
+    """Returns the experiment that a study began with; None in a new folder."""
     try:
-        begun = json.loads(path.read_text())["config"]
-        if begun == json.loads(json.dumps(resolved(experiment))):
-            return False
-        weights = {t.name: training_hash(t.experiment) for t in trials(validate(begun))}
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # A new folder, or one that the ledger refuses.
-    return weights == {t.name: training_hash(t.experiment) for t in plan}
+        return validate(read_study_file(folder / "study.json").config)
+    except (RunFolderError, ConfigError):
+        return None  # A new folder, or one that the ledger refuses.
 
 
-def _expect_claims(site, study):
-    """Refuses claims other than those that the study had when its first trial ended."""
-    path = site.folder / "study.json"
-    ended = any(row.status not in OPEN for row in site.ledger.rows().values())
-    ended = ended or any(site.folder.glob("trials/*/result.json"))
+def _weights_of(begun: Experiment) -> dict[str, str] | None:
+    try:
+        return _weights(trials(begun))
+    except ConfigError:
+        return None  # Trials that were valid when it began.
+
+
+def _weights(plan: list[Trial]) -> dict[str, str]:
+    return {trial.name: training_hash(trial.experiment) for trial in plan}
+
+
+def _check_claims(study: StudyContext, description: StudyFile) -> None:
+    """Raises where claims differ from those that the study had when its first trial ended."""
+    path = study.folder / "study.json"
+    ended = any(row.status not in OPEN for row in study.ledger.rows().values())
+    ended = ended or any(study.folder.glob("trials/*/result.json"))
     if not (ended and path.exists()):
         return
-    try:
-        begun = json.loads(path.read_text())
-        fixed = {"claims": begun.get("claims", []), "holm_over": begun.get("holm_over", "claim")}
-    except (ValueError, AttributeError) as error:
-        raise RunFolderError(f"{path}: not the description of a study ({error})") from None
-    if changed := differences(fixed, {name: study[name] for name in fixed}, "study"):
+    fixed = lambda plan: {"claims": plan.claims, "holm_over": plan.holm_over}
+    if changed := differences(fixed(read_study_file(path)), fixed(description), "study"):
         raise RunFolderError(
-            f"{site.folder}: its trials have ended under other claims; they differ in "
+            f"{study.folder}: its trials have ended under other claims; they differ in "
             f"{', '.join(changed)}; give the claims back as they were, or choose another folder "
             "with --out"
         )
 
 
-def _take_up(site):
-    """Makes trials free that failed, that nobody runs any more, or whose folder is gone."""
-    site.ledger.stop(False)
+def _reopen(study: StudyContext) -> None:
+    """Lets trials be claimed that failed, that nobody runs any more, or whose result is gone."""
+    study.ledger.stop(False)
     again = []
-    for name, row in site.ledger.rows().items():
+    for name, row in study.ledger.rows().items():
+        folder = study.run_folder(name)
         match row.status:
             case "failed":
                 again.append(name)
-            case "done" | "diverged" if not (site.run_folder(name) / "result.json").exists():
+            case "done" | "diverged" if not (folder / "result.json").exists():
                 again.append(name)
-            case "running" if not in_use(site.run_folder(name)):
+            case "running" if not in_use(folder):
                 again.append(name)
-    site.ledger.reopen(again)
+    study.ledger.reopen(again)
 
 
-class Books(Watcher):
-    """What has been told of a study, and its summary so far."""
+class _Progress(StudyListener):
+    """Passes events on to a listener, also those of other processes, and writes summaries."""
 
     def __init__(
-        self, site: Site, study: dict[str, Any], plan: list[Trial], watcher: Watcher
+        self,
+        study: StudyContext,
+        description: StudyFile,
+        plan: list[Trial],
+        listener: StudyListener,
     ) -> None:
-        self.site, self.study, self.watcher = site, study, watcher
+        self.study, self.description, self.listener = study, description, listener
         self.trials = {trial.name: trial for trial in plan}
-        self.told: set[str] = set()
+        self.results: dict[str, RunResult] = {}
+        """Of trials that have ended; without diagnostics, which only their folders keep."""
         self.steps: dict[str, int] = {}
+        """Last step that was reported of a trial that another process runs."""
         self._next_summary = 0.0
 
     def begin(self, trial: Trial) -> None:
         """Passes it on."""
-        self.watcher.begin(trial)
+        self.listener.begin(trial)
 
-    def record(self, trial: Trial, record: dict[str, Any]) -> None:
+    def record(self, trial: Trial, record: MetricRecord) -> None:
         """Passes it on."""
-        self.watcher.record(trial, record)
+        self.listener.record(trial, record)
 
     def pause(self, trial: Trial) -> None:
         """Passes it on."""
-        self.watcher.pause(trial)
+        self.listener.pause(trial)
 
-    def end(self, trial: Trial, result: dict[str, Any]) -> None:
+    def end(self, trial: Trial, result: RunResult) -> None:
         """Passes it on, and renews the summary, but not too often where that takes long."""
-        self.told.add(trial.name)
-        self.watcher.end(trial, result)
+        self.results[trial.name] = dataclasses.replace(result, diagnostics=None)
+        self.listener.end(trial, result)
         if time.monotonic() >= self._next_summary:
             self.summarize()
 
-    def look(self) -> None:
-        """Tells what has ended, in other processes or before."""
-        rows = self.site.ledger.rows()
-        ended = [name for name, row in rows.items() if row.status not in OPEN]
-        new = [name for name in ended if name not in self.told]
-        results = self.site.ledger.results(new)
-        for name in new:
-            result = results.get(name) or self.site.failure(name, rows[name].error)
+    def report_ended(self) -> None:
+        """Reports the trials that have ended, in other processes or before."""
+        for name, row in self.study.ledger.rows().items():
+            if row.status in OPEN or name in self.results:
+                continue
+            if row.status == "failed":
+                result = self.study.failed_result(name, row.error)
+            else:
+                result = read_result(self.study.run_folder(name) / "result.json")
             self.end(self.trials[name], result)
 
-    def follow(self) -> None:
-        """Tells what workers of other processes have begun, logged, laid down and ended."""
-        rows = self.site.ledger.rows()
-        now = {name for name, row in rows.items() if row.status == "running"}
-        ended = {name for name, row in rows.items() if row.status not in OPEN} - self.told
-        for name in sorted((now | ended) - self.steps.keys()):
+    def report_workers(self) -> None:
+        """Reports what workers of other processes have begun, logged, released and ended."""
+        rows = self.study.ledger.rows()
+        running = {name for name, row in rows.items() if row.status == "running"}
+        ended = {name for name, row in rows.items() if row.status not in OPEN} - set(self.results)
+        for name in sorted((running | ended) - self.steps.keys()):
             self.steps[name] = 0
-            self.watcher.begin(self.trials[name])
-        for name in sorted(now | ended):
-            record = last_record(self.site.run_folder(name) / "metrics.jsonl")
-            if record is not None and record["step"] > self.steps[name]:
-                self.steps[name] = record["step"]
-                self.watcher.record(self.trials[name], record)
-        self.look()
-        for name in self.steps.keys() - now:
+            self.listener.begin(self.trials[name])
+        for name in sorted(running | ended):
+            record = last_record(self.study.run_folder(name) / "metrics.jsonl")
+            if record is not None and record.step > self.steps[name]:
+                self.steps[name] = record.step
+                self.listener.record(self.trials[name], record)
+        self.report_ended()
+        for name in self.steps.keys() - running:
             del self.steps[name]
-            if name not in self.told:
-                self.watcher.pause(self.trials[name])
+            if name not in self.results:
+                self.listener.pause(self.trials[name])
 
-    def summarize(self, *, ended: bool = False) -> dict[str, Any]:
-        """Returns the summary of what there is, after writing it.
+    def summarize(self, *, ended: bool = False) -> Summary:
+        """Returns the summary of the results so far, after writing it.
 
-        Of an ended study it has second opinions, for which a file of every trial is read.
+        Of an ended study it has bootstrap intervals, for which a file of every trial is read.
         """
         begun = time.monotonic()
-        rows, site = self.site.ledger.rows(), self.site
-        found = site.ledger.results()
-        found |= {n: site.failure(n, r.error) for n, r in rows.items() if r.status == "failed"}
-        parts: dict[str, list[dict[str, Any]]] = {"test": [], "validation": []}
-        for name in rows:
-            if name in found:
-                parts[site.points[name].split].append(found[name])
-        summary = summarize(self.study, parts["test"], parts["validation"])
+        study = self.study
+        parts: dict[str, list[RunResult]] = {"test": [], "validation": []}
+        for name, point in study.points.items():
+            if name in self.results:
+                parts[point.split].append(self.results[name])
+        summary = summarize(self.description, parts["test"], parts["validation"])
         if ended:
-            told = self.study, parts["test"]
-            summary = with_second_opinions(summary, *told, site.run_folder)
-        write_json(self.site.folder / "summary.json", summary)
+            summary = with_bootstrap(summary, self.description, parts["test"], study.run_folder)
+        write_record(study.folder / "summary.json", summary)
         self._next_summary = time.monotonic() + (time.monotonic() - begun) / SUMMARY_SHARE
         return summary
 
 
-def last_record(log: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the last whole record of a log that may be growing; None before there is one."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(log.stat().st_size - TAIL_BYTES, 0))
-            lines = file.read().split(b"\n")[:-1]
-        return json.loads(lines[-1]) if lines else None
-    except (OSError, ValueError):
-        return None
-
-
-def _employ(site, executor, stop, books):
-    """Has workers run the study, and starts another where one vanished in the middle of a trial."""
+def _supervise(study: StudyContext, executor: Executor, stop: Stop, progress: _Progress) -> None:
+    """Has workers run the study, and starts another where one died in the middle of a trial."""
     asked = False
-    words = ""
+    output = ""
     try:
-        if count := min(executor.workers, site.ledger.open()):
-            executor.start(_commands(site, count))
+        if count := min(executor.workers, study.ledger.open()):
+            executor.start(_commands(study, count))
         while executor.running():
             time.sleep(LOOK_SECONDS)
             if stop.requested and not asked:
                 asked = True
-                site.ledger.stop(True)
+                study.ledger.stop(True)
             for owner, code in executor.ended().items():
                 if asked or code == 0:
                     continue
-                words = f"exit code {code}: {executor.last_words(owner)}"
+                output = f"exit code {code}: {executor.last_output(owner)}"
                 # A cluster stops workers as it likes. A trial that kills them fails after a few.
-                evicted = code == EXIT_INTERRUPTED and executor.over_network
-                if site.ledger.vanished(owner) or evicted:
-                    executor.start(_commands(site, 1))
-            books.follow()
+                evicted = code == Interrupted.exit_code and executor.over_network
+                if study.ledger.expire(owner) or evicted:
+                    executor.start(_commands(study, 1))
+            progress.report_workers()
             # A job that still waits for its machine would find nothing to do there.
-            if executor.over_network and not site.ledger.open():
+            if executor.over_network and not study.ledger.open():
                 break
     finally:
         executor.kill()
-    left = site.ledger.open()
+    left = study.ledger.open()
     if left and stop.requested:
-        raise Interrupted(f"{site.folder}: stopped with {left} trials left, all saved")
+        raise Interrupted(f"{study.folder}: stopped with {left} trials left, all saved")
     if left:
-        raise WorkersGone(
-            f"{site.folder}: no worker is left, but {left} trials are ({words or 'all ended'}); "
+        raise WorkersLostError(
+            f"{study.folder}: no worker is left, but {left} trials are ({output or 'all ended'}); "
             "run the same command again to go on"
         )
 
 
-def _commands(site, count):
+def _commands(study: StudyContext, count: int) -> dict[str, list[str]]:
     """Returns the commands of so many new workers by owner name."""
     owners = [owner_name() for _ in range(count)]
-    return {owner: worker_command(site.folder, owner, site.pack) for owner in owners}
+    return {owner: worker_command(study.folder, owner, study.pack) for owner in owners}
 
 
-def _describe(experiment, dataset, plan, command):
-    train = experiment.train
-    return {
-        "name": dataset.name,
-        "question": experiment.question,
-        "command": command,
-        "trials": sum(trial.split == "test" for trial in plan),
-        **description(experiment.study),
-        "examples": train.examples,
-        "updates": train.updates,
-        "dataset": {
-            "name": dataset.name,
-            "class_names": dataset.class_names,
-            "train_images": len(dataset.train.images),
-            "test_images": len(dataset.test.images),
-            "problems": [
-                {"file": p.file, "where": p.where, "what": p.what} for p in dataset.problems
-            ],
-        },
-        "env": environment(),
-        "config": resolved(experiment),
-    }
+def _describe(
+    experiment: Experiment, dataset: Dataset, plan: list[Trial], command: str
+) -> StudyFile:
+    assert experiment.study is not None
+    problems = [DataProblem(file=p.file, where=p.where, what=p.what) for p in dataset.problems]
+    return study_file(
+        experiment.study,
+        name=dataset.name,
+        trials=sum(trial.split == "test" for trial in plan),
+        question=experiment.question,
+        command=command,
+        examples=experiment.train.examples,
+        updates=experiment.train.updates,
+        dataset=DatasetInfo(
+            name=dataset.name,
+            class_names=list(dataset.class_names),
+            train_images=len(dataset.train.images),
+            test_images=len(dataset.test.images),
+            problems=problems,
+        ),
+        env=environment(),
+        config=resolved(experiment),
+    )

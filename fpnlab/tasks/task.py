@@ -1,115 +1,129 @@
-"""What differs between the trials of detectors and of classifiers: views, numbers, pictures."""
+"""The interface of a task: loss, augmentation, evaluation, pictures, metric names."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
-from fpnlab.config.experiment import Experiment
-from fpnlab.data.augmentation.classifier_augment import AugmentImages, augment_images
-from fpnlab.data.augmentation.detector_augment import Augment, augment
 from fpnlab.data.dataset import Dataset
-from fpnlab.evaluate.accuracy import Accuracy, evaluate_classifier
-from fpnlab.evaluate.average_precision import Evaluation, evaluate_detector
-from fpnlab.nn.detector import Detector
-from fpnlab.types import Batch, Key, LabelledBatch
+from fpnlab.evaluate.options import Evaluate
+from fpnlab.nn.resnet import ResNet
+from fpnlab.train.step import Trainable
+from fpnlab.types import Key, Mode
 
 GALLERY_IMAGES = 12
+"""Test images whose predictions a run keeps as pictures."""
 
 
 class Measured(NamedTuple):
-    """What a trained network is worth."""
+    """Everything that is measured of a trained model on the test images."""
 
     metrics: dict[str, dict[str, float]]
-    """By source of batch norm's statistics, shares from 0 to 1."""
+    """Shares from 0 to 1 by source of batch-norm statistics (``running``, ``precise``, ``batch``)
+    and by name of the metric."""
     test_loss: dict[str, float] | None
-    """A classifier's mean cross-entropy in nats, by source."""
+    """Mean cross-entropy of a classifier in nats, by source; None for other tasks."""
     gallery: dict[str, np.ndarray]
-    """The first test images, and what was found in them by running statistics."""
+    """The first test images with truth and predictions, as ``Task.pictures`` returns them."""
     items: dict[str, np.ndarray]
-    """Whether a classifier is right about each test image, as ``METRIC_SOURCE``; none else."""
+    """For each test image whether a classifier is correct, by ``METRIC_SOURCE``; empty for other
+    tasks."""
     population: Any
     """The state with population statistics."""
 
 
-def random_views(
-    augmentation: Augment | AugmentImages, keys: Key, batch: Batch | LabelledBatch, classes: int
-) -> Batch | LabelledBatch:
-    """Returns ``batch`` with each image in a random view, which depends on its key alone.
+@runtime_checkable
+class Task(Trainable, Protocol):
+    """Loss, augmentation, evaluation, pictures and metric names of a kind of problem.
 
-    Args:
-      augmentation: that of the batch's task.
-      keys: one an image.
-      batch: images with boxes, or with labels.
-      classes: their number, for labels that are mixed.
+    A value of it holds a model and an objective that fit each other; ``kinds.task_of`` makes it.
     """
-    match augmentation, batch:
-        case Augment(), Batch():
-            return augment(augmentation, keys, batch)
-        case AugmentImages(), LabelledBatch():
-            return augment_images(augmentation, keys, batch, classes=classes)
-    raise TypeError(
-        f"{type(augmentation).__name__} gives no views of a {type(batch).__name__}; Augment is for "
-        "a Batch, AugmentImages for a LabelledBatch"
-    )
 
+    data_kinds: ClassVar[tuple[type, ...]]
+    """Data specs of this task."""
+    truth: ClassVar[str]
+    """The annotation of its images, in words: "boxes"."""
+    spec_kinds: ClassVar[Mapping[str, str]]
+    """The ``kind`` of the config's ``model``, ``objective`` and ``augment``."""
+    metrics: ClassVar[tuple[str, ...]]
+    """Metrics that a study can compare; the first is the default."""
 
-def evaluated(
-    experiment: Experiment, dataset: Dataset, params: Any, state: Any, views: Any
-) -> Evaluation | Accuracy:
-    """Returns what the test images say of a trained network.
+    @property
+    def model(self) -> Any:
+        """The model, with the ``norm_batch`` of every batch norm filled in."""
 
-    Args:
-      experiment: how it was trained.
-      dataset: its data.
-      params: its parameters.
-      state: its running statistics.
-      views: training images as training saw them, for population statistics.
-    """
-    evaluate, train, model = experiment.evaluate, experiment.train, experiment.model
-    same = {
-        "population": views,
-        "test": dataset.test,
-        "norm_batch": train.statistics_group,
-        "precision": train.precision,
-    }
-    if isinstance(model, Detector):
-        return evaluate_detector(
-            evaluate, model, params, state, class_names=dataset.class_names, **same
-        )
-    return evaluate_classifier(model, params, state, batch_size=evaluate.batch_size, **same)
+    @property
+    def objective(self) -> Any:
+        """The loss function."""
 
+    @property
+    def backbone(self) -> ResNet:
+        """The backbone of the model."""
 
-def measure(
-    experiment: Experiment, dataset: Dataset, params: Any, state: Any, views: Any
-) -> Measured:
-    """Returns what a trained network is worth, and what to show of it; see ``evaluated``."""
-    found = evaluated(experiment, dataset, params, state, views)
-    first = jax.tree.map(lambda leaf: np.asarray(leaf[:GALLERY_IMAGES]), dataset.test)
-    gallery, items = {"images": first.images}, {}
-    if isinstance(found, Evaluation):
-        gallery |= {f"truth_{name}": getattr(first, name) for name in ("boxes", "classes", "valid")}
-        boxes = vars(found.detections).items()
-        gallery |= {name: np.asarray(values[:GALLERY_IMAGES]) for name, values in boxes}
-    else:
-        shares = np.asarray(jax.nn.softmax(found.logits[:GALLERY_IMAGES]))
-        gallery |= {"labels": first.labels, "shares": shares}
-        items = {
-            f"{metric}_{source}": right
-            for source, correct in found.correct.items()
-            for metric, right in correct.items()
-        }
-    return Measured(*without_loss(found), gallery, items, found.population)
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Pyramid levels over which the head keeps separate statistics; empty without a pyramid."""
 
+    def augment(self, augmentation: Any, keys: Key, batch: Any) -> Any:
+        """Returns ``batch`` with each image in a random view, which depends on its key alone.
 
-def without_loss(
-    found: Evaluation | Accuracy,
-) -> tuple[dict[str, dict[str, float]], dict[str, float] | None]:
-    """Returns the metrics that are shares, and apart from them a classifier's losses."""
-    if isinstance(found, Evaluation):
-        return found.metrics, None
-    metrics = {
-        source: {name: value for name, value in numbers.items() if name != "loss"}
-        for source, numbers in found.metrics.items()
-    }
-    return metrics, {source: numbers["loss"] for source, numbers in found.metrics.items()}
+        Args:
+          augmentation: The augmentation spec of this task.
+          keys: ``[b]``, one an image.
+          batch: Images of this task.
+
+        Raises:
+          TypeError: Augmentation or batch belong to another task.
+        """
+
+    def evaluate(
+        self,
+        evaluate: Evaluate,
+        params: Any,
+        state: Any,
+        *,
+        population: Any,
+        dataset: Dataset,
+        precision: str,
+    ) -> Measured:
+        """Returns the metrics of a trained model on the test images, by source of statistics.
+
+        Args:
+          evaluate: Batch size and number of images.
+          params: Trained parameters.
+          state: Running statistics.
+          population: Training images as training saw them, for population statistics.
+          dataset: The data.
+          precision: Dtype of the computation.
+        """
+
+    def predict(
+        self,
+        params: Any,
+        state: Any,
+        batch: Any,
+        *,
+        mode: Mode,
+        batch_size: int,
+        precision: str,
+    ) -> Any:
+        """Returns predictions for all images of ``batch``, as NumPy arrays.
+
+        Detections of a detector, logits ``[n, k]`` of a classifier.
+        """
+
+    def pictures(self, batch: Any, predicted: Any = None) -> dict[str, np.ndarray]:
+        """Returns images, truth and, where given, predictions as named arrays to draw."""
+
+    def backbone_inputs(
+        self, batch: Any, precision: str
+    ) -> tuple[Float[Array, "b h w 3"], Bool[Array, "b h w"] | None]:
+        """Returns standardized images, and the mask of the pixels that enter statistics."""
+
+    def check_shapes(self, image_size: tuple[int, int], batch_size: int) -> None:
+        """Traces a training step on shapes alone.
+
+        Raises:
+          ValueError: The model cannot be applied to such images.
+        """

@@ -23,24 +23,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
+from fpnlab.errors import CheckpointError, DamagedCheckpointError
+
 Tree = TypeVar("Tree")
 ARRAYS, MANIFEST, SUMS = "leaves", "manifest.json", "SHA256SUMS"
 KEPT = 2
-
-
-class CheckpointError(Exception):
-    """A checkpoint that could not be written, or must not be used."""
-
-    exit_code = 5
-
-
-class Damaged(Exception):
-    """A checkpoint that is not what was saved."""
-
-    def __init__(self, faults: list[str]) -> None:
-        super().__init__("; ".join(faults))
-        self.faults = faults
-        """All that was found, each with the name of its leaf or file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +96,7 @@ class Checkpoints:
         for step in reversed([n for n in self.steps() if newest is None or n <= newest]):
             try:
                 return step, self._restore(step, like)
-            except Damaged as damage:
+            except DamagedCheckpointError as damage:
                 faults.append(f"{self.folder / str(step)}: {damage}")
                 logging.getLogger(__name__).warning("%s; trying the one before", faults[-1])
         if faults:
@@ -129,11 +116,15 @@ class Checkpoints:
             )
         wanted = _leaves(like)
         if unknown := set(wanted) ^ set(leaves):
-            raise Damaged([f"leaf {min(unknown)} is in only one of checkpoint and model"])
+            raise DamagedCheckpointError(
+                [f"leaf {min(unknown)} is in only one of checkpoint and model"]
+            )
         kind = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
         for name, leaf in leaves.items():
             if kind(leaf) != kind(wanted[name]):
-                raise Damaged([f"leaf {name} is {kind(leaf)}, in the model {kind(wanted[name])}"])
+                raise DamagedCheckpointError(
+                    [f"leaf {name} is {kind(leaf)}, in the model {kind(wanted[name])}"]
+                )
         # Copies: the memory of what a step is given is reused.
         return jax.tree.unflatten(
             jax.tree.structure(like), [jnp.array(leaves[name]) for name in wanted]
@@ -150,7 +141,7 @@ def read_checkpoint(folder: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
     """Returns the config's hash and the leaves of one checkpoint; no model is needed.
 
     Raises:
-      Damaged: any of its files is not as it was written, or cannot be read.
+      DamagedCheckpointError: any of its files is not as it was written, or cannot be read.
     """
     _check_files(folder)
     try:
@@ -162,10 +153,10 @@ def read_checkpoint(folder: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
                 (folder / ARRAYS).absolute(), args=ocp.args.PyTreeRestore(restore_args=host)
             )
     except Exception as error:
-        raise Damaged([f"it cannot be read ({_reason(error)})"]) from error
+        raise DamagedCheckpointError([f"it cannot be read ({_reason(error)})"]) from error
     changed = [name for name in seals if name not in leaves or _seal(leaves[name]) != seals[name]]
     if changed:
-        raise Damaged([f"leaf {name} is not what was saved" for name in changed])
+        raise DamagedCheckpointError([f"leaf {name} is not what was saved" for name in changed])
     return manifest["config_hash"], leaves
 
 
@@ -208,18 +199,18 @@ def _check_files(folder: pathlib.Path) -> None:
     try:
         *lines, end = (folder / SUMS).read_bytes().decode(errors="replace").split("\n")
     except OSError as error:
-        raise Damaged([f"{SUMS} cannot be read ({_reason(error)})"]) from error
+        raise DamagedCheckpointError([f"{SUMS} cannot be read ({_reason(error)})"]) from error
     found = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines]
     sums = [(match[2], match[1]) for match in found if match]
     if end or None in found or not sums or sums[-1][0] != MANIFEST:
-        raise Damaged([f"{SUMS} is not what was saved"])
+        raise DamagedCheckpointError([f"{SUMS} is not what was saved"])
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     missing = [name for name, _ in sums if name not in there]
     changed = [name for name, sum in sums if name in there and _sha256(folder / name) != sum]
     if missing or changed:
         faults = [f"file {name} is missing ({SUMS} has it)" for name in missing]
         faults += [f"file {name} is not what was saved (by {SUMS})" for name in changed]
-        raise Damaged(_changed_leaves(folder) + faults)
+        raise DamagedCheckpointError(_changed_leaves(folder) + faults)
 
 
 def _changed_leaves(folder: pathlib.Path) -> list[str]:

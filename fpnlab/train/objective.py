@@ -1,4 +1,4 @@
-"""What a network is trained to say, and how wrong it is."""
+"""Loss functions of detectors and classifiers."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from fpnlab.nn.detector import DetectorOutput
+from fpnlab.nn.retina_head import HeadOutput
 from fpnlab.ops import boxes as box_ops
 from fpnlab.ops.losses import giou_loss, sigmoid_focal_loss, smooth_l1
 from fpnlab.ops.match import match_max_iou
@@ -37,7 +37,7 @@ class Objective:
     focal_alpha: Annotated[float, Inside] = 0.25
     """Weight of positives against negatives."""
     focal_gamma: Annotated[float, NonNegative] = 2.0
-    """How strongly well-classified anchors are discounted."""
+    """Exponent that discounts well-classified anchors."""
     box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
     """Loss of positive anchors' boxes: on offsets, or on overlap (arXiv:1902.09630)."""
     smooth_l1_beta: Annotated[float, Positive] = 0.11
@@ -55,7 +55,7 @@ class Objective:
 
 def detection_loss(
     objective: Objective,
-    output: DetectorOutput,
+    output: HeadOutput,
     anchors: Float[Array | np.ndarray, "a 4"],
     batch: Batch,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:

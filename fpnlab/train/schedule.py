@@ -28,7 +28,7 @@ class Steps:
     milestones: Annotated[tuple[float, ...], Inside] = (0.6, 0.8)
     """Shares of the examples at which the rate drops."""
     factor: Annotated[float, Positive] = 0.1
-    """What a drop multiplies the rate by."""
+    """Factor of the rate at a drop."""
 
     def __post_init__(self):
         if any(late <= early for early, late in itertools.pairwise(self.milestones)):

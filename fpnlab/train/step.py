@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,46 @@ import optax
 from jaxtyping import Array, Float, Int, UInt32
 
 from fpnlab.compiler import check_backend
-from fpnlab.nn.norm_layer import grouped
 from fpnlab.ops.random import named_key
 from fpnlab.spec import Bounds, Count, Fraction, NonNegative, Positive, SpecError, spec
 from fpnlab.train.accumulate import gradient
-from fpnlab.train.model_loss import Model, init_model, model_loss
-from fpnlab.train.objective import CrossEntropy, Objective
 from fpnlab.train.schedule import Cosine, Schedule, scheduled
-from fpnlab.types import Batch, Key, LabelledBatch, Mode, Watch, tree, unwatched
+from fpnlab.types import Intermediates, Key, Mode, tree
 
-T = TypeVar("T")
+Logs = dict[str, Float[Array, ""]]
+
+
+class LossOutput(NamedTuple):
+    """Auxiliary outputs of the loss of a batch."""
+
+    logs: Logs
+    """The loss and its parts, and ``count``: of how many anchors or images they are means."""
+    state: Any
+    """The state after the batch."""
+    intermediates: Intermediates
+    """Outputs of all layers."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A model with its objective, as a training step uses it."""
+
+    def init(self, key: Key) -> tuple[Any, Any]:
+        """Returns parameters and state before training."""
+
+    def loss(
+        self, params: Any, state: Any, batch: Any, mode: Mode, *, precision: str, key: Key
+    ) -> tuple[Float[Array, ""], LossOutput]:
+        """Returns the loss of a batch, and what comes with it.
+
+        Args:
+          params: Parameters.
+          state: Running statistics.
+          batch: Images with their annotations.
+          mode: Source and update of statistics, and whether stochastic parts are on.
+          precision: Dtype of the computation.
+          key: Draws what is random.
+        """
 
 
 @spec
@@ -45,7 +75,7 @@ class AdamW:
 
 @spec
 class Train:
-    """How parameters are made better. All lengths but `updates` are in examples."""
+    """Training recipe. All lengths but `updates` are in examples."""
 
     examples: Annotated[int | None, Count] = None
     """Training images seen in all, repeats included; none: those of `updates`."""
@@ -58,11 +88,11 @@ class Train:
     norm_batch: Annotated[int | None, Count] = None
     """Images per statistics group of every batch norm that leaves it open; none: the batch."""
     optimizer: Sgd | AdamW = Sgd()
-    """What turns gradients into updates."""
+    """The optimizer."""
     learning_rate: Annotated[float, Bounds(least=1.2e-38, most=3.4e38)]
     """Peak rate at `reference_batch` images a step."""
     rule: Literal["constant", "linear", "sqrt"] = "linear"
-    """How the peak rate grows with `batch_size / reference_batch` (arXiv:1706.02677)."""
+    """Growth of the peak rate with `batch_size / reference_batch` (arXiv:1706.02677)."""
     reference_batch: Annotated[int, Count] = 32
     """Batch size to which `learning_rate` refers."""
     schedule: Schedule = Cosine()
@@ -74,7 +104,7 @@ class Train:
     ema_examples: Annotated[int | None, Count] = None
     """Evaluate weights averaged over about so many last examples; none: the last weights."""
     statistics: Literal["batch", "running"] = "batch"
-    """What normalizes in training: the batch, or the running statistics that it then updates."""
+    """Source of statistics in training: the batch, or the running ones that it then updates."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters and statistics stay float32."""
 
@@ -87,7 +117,7 @@ class Train:
         if self.total_examples >= 2**31:
             wrong = f"is {self.updates}, which is {self.total_examples} examples; below 2**31"
             raise SpecError("Train", [("updates", wrong)])
-        self._check_divides("micro_batch", "batch_size", "passes")
+        self._check_divides("micro_batch", "batch_size", "microbatches")
         whole = "batch_size" if self.micro_batch is None else "micro_batch"
         self._check_divides("norm_batch", whole, "groups")
 
@@ -114,8 +144,8 @@ class Train:
         return self.total_examples // self.batch_size
 
     @property
-    def passes(self) -> int:
-        """Passes through the network in a step."""
+    def microbatches(self) -> int:
+        """Microbatches in a step."""
         return self.batch_size // (self.micro_batch or self.batch_size)
 
     @property
@@ -153,14 +183,14 @@ class TrainState:
     """Updates that were not applied: the first that was not finite, and all after it."""
 
 
-def init_train(key: Key, model: Model, train: Train) -> TrainState:
+def init_train(key: Key, task: Trainable, train: Train) -> TrainState:
     """Returns the state before the first step.
 
     Warns:
       WrongResultWarning: the backend computes wrong numbers (`fpnlab.compiler`).
     """
     check_backend()
-    params, state = init_model(key, model)
+    params, state = task.init(key)
     return TrainState(
         params=params,
         state=state,
@@ -174,42 +204,45 @@ def init_train(key: Key, model: Model, train: Train) -> TrainState:
 
 
 def train_step(
-    model: Model,
-    objective: Objective | CrossEntropy,
+    task: Trainable,
     train: Train,
     state: TrainState,
-    batch: Batch | LabelledBatch,
+    batch: Any,
     *,
     peak_rate: Float[Array, ""] | None = None,
-) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """Returns the state after one optimizer step, and what happened in it.
+) -> tuple[TrainState, Logs]:
+    """Returns the state after one optimizer step, and its logs.
 
-    With ``micro_batch`` the images take several passes one after another, whose gradients add up
-    to that of the whole batch: the loss is a mean over what counts in all of them, and a statistics
-    group lies in one pass. The running statistics take in one pass after another.
+    With ``micro_batch``, gradients accumulate over microbatches to that of the whole batch: the
+    loss is a mean over what counts in all of them, and a statistics group lies in one microbatch.
+    The running statistics take in one microbatch after another.
 
     An update is refused where the loss, the gradient or the gradient times the rate is not finite,
     and so is every later one: parameters, statistics and optimizer stay as they were before the
     first, and ``refused`` counts.
 
     Args:
-      model: what is trained.
-      objective: what it is trained for.
-      train: how.
-      state: the state before.
-      batch: images with boxes or labels.
-      peak_rate: takes the place of that of ``train``, so that one program serves all rates.
+      task: Model and objective (``tasks.kinds.task_of``).
+      train: The recipe.
+      state: The state before.
+      batch: Images with their annotations.
+      peak_rate: Takes the place of that of ``train``, so that one program serves all rates.
 
     Returns:
       The state after, and the logs ``loss`` and its parts, ``gradient_norm`` (before clipping)
       and ``learning_rate``.
     """
 
-    def loss_of(params, statistics, images, number):
+    def loss_of(
+        params: Any, statistics: Any, images: Any, number: Int[Array, ""] | None
+    ) -> tuple[Float[Array, ""], tuple[Logs, Any]]:
         its = dataclasses.replace(state, state=statistics)
-        return step_loss(model, objective, train, its, images, number=number)(params)
+        loss, output = step_loss(task, train, its, images, number)(params)
+        return loss, (output.logs, output.state)
 
-    found, logs, statistics = gradient(loss_of, state.params, state.state, batch, train.passes)
+    found, logs, statistics = gradient(
+        loss_of, state.params, state.state, batch, train.microbatches
+    )
     seen = state.step * train.batch_size
     peak = train.peak_rate if peak_rate is None else peak_rate
     rate = peak * scheduled(train.schedule, train.total_examples, seen, train.batch_size)
@@ -238,33 +271,26 @@ def train_step(
 
 
 def step_loss(
-    model: Model,
-    objective: Objective | CrossEntropy,
+    task: Trainable,
     train: Train,
     state: TrainState,
-    batch: Batch | LabelledBatch,
-    watch: Watch = unwatched,
+    batch: Any,
     number: Int[Array, ""] | None = None,
-) -> Callable[[Any], tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Any]]]:
-    """Returns the function of the parameters that a step, or a pass of it, takes the gradient of.
+) -> Callable[[Any], tuple[Float[Array, ""], LossOutput]]:
+    """Returns the function of the parameters that a step takes the gradient of.
 
-    Args: those of ``train_step``, and
-      watch: called with the name and the output of each layer.
-      number: that of the pass, where a step has several.
+    Args:
+      task: Model and objective.
+      train: The recipe.
+      state: The state before.
+      batch: The images of a step, or of one of its microbatches.
+      number: That of the microbatch, where a step has several.
     """
-    own, mode = grouped(model, train.statistics_group), Mode(stats=train.statistics)
+    mode = Mode(stats=train.statistics)
     drop = jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
     drop = drop if number is None else jax.random.fold_in(drop, number)
-    return lambda params: model_loss(
-        own,
-        objective,
-        params,
-        state.state,
-        batch,
-        mode,
-        precision=train.precision,
-        key=drop,
-        watch=watch,
+    return lambda params: task.loss(
+        params, state.state, batch, mode, precision=train.precision, key=drop
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 
 import chex
 import flax.linen as nn
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from fpnlab.adapters import linen
+from fpnlab.adapters.shapes import shapes, widths_of
 from fpnlab.adapters.trees import (
     from_flax_statistics,
     from_names,
@@ -22,7 +24,9 @@ from fpnlab.adapters.trees import (
 )
 from fpnlab.nn.block import Block
 from fpnlab.nn.detector import apply_detector
-from fpnlab.nn.norm_layer import BatchNorm, GroupNorm, LayerNorm, NormParams, apply_norm, init_norm
+from fpnlab.nn.layers import apply, init
+from fpnlab.nn.norm_layer import NormParams, apply_norm, init_norm
+from fpnlab.nn.norm_specs import BatchNorm, GroupNorm, LayerNorm
 from fpnlab.types import Mode
 
 BN = BatchNorm()
@@ -38,20 +42,21 @@ def layers(detector):
         kind="basic", inputs=4, width=8, stride=2, norm=BN, last_norm=BN, shortcut_norm=BN
     )
     neck = dataclasses.replace(detector.neck, min_level=2, max_level=4)
+    head = dataclasses.replace(detector.head, anchors_per_cell=2, classes=3)
     return {
-        "batch_norm": (BN, x, {}),
-        "group_norm": (GroupNorm(), x, {}),
-        "block": (block, x, {}),
-        "backbone": (detector.backbone, images, {}),
-        "neck": (neck, maps, {}),
-        "head": (detector.head, pyramid, {"sizes": {"anchors": 2, "classes": 3}}),
-        "detector": (detector, images, {}),
+        "batch_norm": (BN, x),
+        "group_norm": (GroupNorm(), x),
+        "block": (block, x),
+        "backbone": (detector.backbone, images),
+        "neck": (neck, maps),
+        "head": (head, pyramid),
+        "detector": (detector, images),
     }
 
 
-def trees_of(this, variables):
+def trees_of(spec, x, variables):
     """Parameters and state as the functions take them."""
-    params, state = jax.eval_shape(this.init, jax.random.key(0))
+    params, state = shapes(spec, widths_of(x))
     stats = variables.get("batch_stats", {})
     return from_names(params, variables["params"]), from_names(state, stats)
 
@@ -61,16 +66,15 @@ NAMES = ("batch_norm", "group_norm", "block", "backbone", "neck", "head", "detec
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_module_is_its_functions_to_the_bit(name, detector):
-    spec, x, options = layers(detector)[name]
-    module = linen.Layer(spec, **options)
+    spec, x = layers(detector)[name]
+    module = linen.Layer(spec)
     run = lambda variables: module.apply(variables, x, mode=Mode.TRAIN, mutable=["batch_stats"])
     variables = jax.jit(functools.partial(module.init, mode=Mode.TRAIN))(jax.random.key(0), x)
     found, updated = jax.jit(run)(variables)
 
-    this = linen.functions(spec, x, options.get("sizes", {}))
-    params, state = trees_of(this, variables)
-    *expected, new = jax.jit(lambda p, s: this.apply(p, s, x, Mode.TRAIN))(params, state)
-    chex.assert_trees_all_equal(found, expected[0] if len(expected) == 1 else tuple(expected))
+    params, state = trees_of(spec, x, variables)
+    expected, new = jax.jit(lambda p, s: apply(spec, p, s, x, Mode.TRAIN))(params, state)
+    chex.assert_trees_all_equal(found, expected)
     chex.assert_trees_all_equal(updated.get("batch_stats", {}), to_names(new))
 
 
@@ -78,7 +82,7 @@ def test_a_detector_of_the_module_is_the_detector_of_the_function(detector):
     images = 255 * jax.random.uniform(jax.random.key(3), (2, 32, 32, 3))
     module = linen.Layer(detector, mode=Mode.EVAL)
     variables = module.init(jax.random.key(0), images)
-    params, state = trees_of(linen.functions(detector, images, {}), variables)
+    params, state = trees_of(detector, images, variables)
     expected, _ = apply_detector(detector, params, state, images, Mode.EVAL)
     chex.assert_trees_all_equal(module.apply(variables, images), expected)
 
@@ -174,8 +178,8 @@ def test_a_mode_is_said_once(given):
 
 
 def test_a_spec_of_no_layer_is_refused():
-    with pytest.raises(TypeError, match="spec: 3 is no layer; expected a norm, Block"):
-        linen.Layer(3, mode=Mode.EVAL).init(jax.random.key(0), jnp.ones((2, 2, 2, 2)))
+    with pytest.raises(TypeError, match="spec: 3 is not a layer; expected a norm, ConvNorm, Block"):
+        inspect.unwrap(init)(jax.random.key(0), 3)
 
 
 def test_parameters_are_plain_arrays_by_name_so_that_masks_find_them(detector):

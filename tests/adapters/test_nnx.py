@@ -15,7 +15,8 @@ from fpnlab.adapters import nnx as ours
 from fpnlab.adapters.trees import from_flax_statistics, to_flax_statistics
 from fpnlab.nn.detector import apply_detector
 from fpnlab.nn.fpn import Fpn
-from fpnlab.nn.norm_layer import BatchNorm, LayerNorm, apply_norm
+from fpnlab.nn.norm_layer import apply_norm
+from fpnlab.nn.norm_specs import BatchNorm, LayerNorm
 from fpnlab.nn.resnet import ResNet, Stem
 from fpnlab.nn.retina_head import RetinaHead
 from fpnlab.types import Mode
@@ -40,26 +41,24 @@ def test_a_norm_is_its_function_to_the_bit_and_updates_in_place(x):
 
 
 @pytest.mark.parametrize(
-    ("spec", "like", "widths", "sizes"),
+    ("spec", "like", "widths"),
     [
-        (BN, jax.ShapeDtypeStruct((1, 2, 2, 4), jnp.float32), 4, None),
+        (BN, jax.ShapeDtypeStruct((1, 2, 2, 4), jnp.float32), 4),
         (
             Fpn(channels=4, min_level=3, max_level=5),
             {3: jnp.zeros((1, 4, 4, 2)), 4: jnp.zeros((1, 2, 2, 6))},
             {3: 2, 4: 6},
-            None,
         ),
         (
-            RetinaHead(depth=1, norm=BN),
+            RetinaHead(depth=1, norm=BN, anchors_per_cell=1, classes=2),
             {3: jnp.zeros((1, 2, 2, 4)), 4: jnp.zeros((1, 1, 1, 4))},
             {3: 4, 4: 4},
-            {"anchors": 1, "classes": 2},
         ),
     ],
     ids=["norm", "neck", "head"],
 )
-def test_widths_do_in_place_of_an_input(spec, like, widths, sizes):
-    modules = [ours.Layer(spec, given, sizes=sizes, rngs=nnx.Rngs(0)) for given in (like, widths)]
+def test_widths_do_in_place_of_an_input(spec, like, widths):
+    modules = [ours.Layer(spec, given, rngs=nnx.Rngs(0)) for given in (like, widths)]
     chex.assert_trees_all_equal(*(module.trees() for module in modules))
 
 

@@ -3,6 +3,7 @@
 This file is the script as well, because the number of devices is fixed when JAX starts.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ from fpnlab.adapters import nnx as adapter
 from fpnlab.nn.block import Block
 from fpnlab.nn.detector import Anchors, Detector
 from fpnlab.nn.fpn import Fpn
-from fpnlab.nn.norm_layer import BatchNorm, GroupNorm
+from fpnlab.nn.norm_specs import BatchNorm, GroupNorm
 from fpnlab.nn.resnet import ResNet, Stem
 from fpnlab.nn.retina_head import RetinaHead
 from fpnlab.types import Mode
@@ -33,7 +34,7 @@ TOLERANCE = 5e-6
 
 
 def layers():
-    """Every kind of layer, with inputs and the options its module needs."""
+    """Every kind of layer, with inputs."""
     random = np.random.default_rng(0)
     draw = lambda *shape: random.normal(size=(IMAGES, *shape)).astype(np.float32)
     # Images differ in brightness, so that it matters whose statistics are taken.
@@ -43,20 +44,21 @@ def layers():
     backbone = ResNet(depths=(1,), widths=(4,), stem=Stem(size=3, stride=2, pool=True), norm=HALF)
     neck = Fpn(channels=4, min_level=2, max_level=3, norm=WHOLE)
     head = RetinaHead(depth=1, norm=HALF)
+    own = dataclasses.replace(head, anchors_per_cell=2, classes=3)
     block = Block(
         kind="basic", inputs=4, width=8, stride=2, norm=HALF, last_norm=WHOLE, shortcut_norm=WHOLE
     )
     anchors = Anchors(scale=2.0, octaves=1, ratios=(1.0,))
     detector = Detector(classes=3, backbone=backbone, neck=neck, head=head, anchors=anchors)
     return {
-        "batch norm": (WHOLE, x, {}),
-        "ghost batch norm": (HALF, x, {}),
-        "group norm": (GroupNorm(), x, {}),
-        "block": (block, x, {}),
-        "backbone": (backbone, images, {}),
-        "neck": (neck, maps, {}),
-        "head": (head, maps, {"sizes": {"anchors": 2, "classes": 3}}),
-        "detector": (detector, images, {}),
+        "batch norm": (WHOLE, x),
+        "ghost batch norm": (HALF, x),
+        "group norm": (GroupNorm(), x),
+        "block": (block, x),
+        "backbone": (backbone, images),
+        "neck": (neck, maps),
+        "head": (own, maps),
+        "detector": (detector, images),
     }
 
 
@@ -67,9 +69,9 @@ def loss_of(outputs):
     return sum(jnp.square(leaf - target(leaf)).mean() for leaf in leaves)
 
 
-def linen_step(spec, x, options):
+def linen_step(spec, x):
     """Returns a function of the maps that trains the layer once, from the same start."""
-    module = linen.Layer(spec, mode=Mode.TRAIN, **options)
+    module = linen.Layer(spec, mode=Mode.TRAIN)
     start = jax.jit(module.init)(jax.random.key(0), x)
 
     def step(variables, x):
@@ -87,9 +89,9 @@ def linen_step(spec, x, options):
     return jax.jit(lambda x: step(start, x))
 
 
-def nnx_step(spec, x, options):
+def nnx_step(spec, x):
     """Returns the same of the NNX module."""
-    module = adapter.Layer(spec, x, mode=Mode.TRAIN, rngs=nnx.Rngs(0), **options)
+    module = adapter.Layer(spec, x, mode=Mode.TRAIN, rngs=nnx.Rngs(0))
     start = module, nnx.Optimizer(module, OPTIMIZER, wrt=nnx.Param)
 
     @nnx.jit
@@ -123,9 +125,9 @@ def main():
     """Prints the differences of every layer in both adapters."""
     assert jax.device_count() == 4
     found = {}
-    for name, (spec, x, options) in layers().items():
+    for name, (spec, x) in layers().items():
         for make in (linen_step, nnx_step):
-            found[f"{name}, {make.__name__}"] = differences(make(spec, x, options), x)
+            found[f"{name}, {make.__name__}"] = differences(make(spec, x), x)
     print(json.dumps(found))
 
 

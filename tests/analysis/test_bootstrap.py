@@ -1,14 +1,14 @@
-"""Second opinions: the same numbers as the t intervals are about, by seed and test item."""
+"""Bootstrap intervals: of the same numbers as the t intervals, by seed and test item."""
 
-import json
+import dataclasses
 from itertools import product
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from fpnlab.analysis.bootstrap import with_second_opinions
-from fpnlab.analysis.summary import summarize
+from fpnlab.analysis import summary as module
+from fpnlab.analysis.bootstrap import COMPARISONS, with_bootstrap
 from fpnlab.config.claims import (
     Claim,
     Difference,
@@ -16,7 +16,10 @@ from fpnlab.config.claims import (
     Equivalence,
     write_claims,
 )
+from fpnlab.records.study_records import read_summary, write_record
 from fpnlab.stats.resampling import hierarchical_bootstrap
+
+from .cases import plan_of, results_of
 
 BN = {"arm": "BN", "baseline": "LN"}
 CLAIMS = (
@@ -86,9 +89,13 @@ def results(tmp_path):
     return [write(tmp_path, *cell, items(*cell)) for cell in cells]
 
 
-def opinions(results, folder, study=STUDY):
-    summary = summarize(study, results)
-    return with_second_opinions(summary, study, results, lambda trial: folder / trial)
+def summarize(results):
+    return module.summarize(plan_of(STUDY), results_of(results))
+
+
+def bootstrapped(results, folder):
+    found = results_of(results)
+    return with_bootstrap(summarize(results), plan_of(STUDY), found, lambda name: folder / name)
 
 
 def matrix(of_seed):
@@ -101,8 +108,14 @@ def right(arm, axis_value, seed, name="accuracy_running"):
 
 def row(summary, part, **keys):
     keys = {"metric": "accuracy", "evaluation": "running"} | keys
-    [found] = [r for r in summary[part] if all(r[k] == v for k, v in keys.items())]
+    [found] = [
+        r for r in getattr(summary, part) if all(getattr(r, k) == v for k, v in keys.items())
+    ]
     return found
+
+
+def has_interval(*args, **keys):
+    return row(*args, **keys).bootstrap is not None
 
 
 def differ(s, at=2):
@@ -126,21 +139,21 @@ def gain(s, at=2, metric="accuracy"):
         ("gains", {"evaluation": "precise", "axis_value": 2}, gain),
     ],
 )
-def test_a_rows_second_opinion_is_the_bootstrap_of_its_own_difference_by_seed_and_item(
+def test_a_rows_interval_is_the_bootstrap_of_its_own_difference_by_seed_and_item(
     part, keys, of_seed, results, tmp_path
 ):
-    summary = opinions(results, tmp_path)
+    summary = bootstrapped(results, tmp_path)
     found, expected = row(summary, part, **keys), hierarchical_bootstrap(matrix(of_seed))
-    opinion = found["second_opinion"]
-    assert (opinion["low"], opinion["high"], opinion["items"]) == (*expected[1:3], 60)
-    assert opinion["low"] < opinion["high"]
-    assert found["mean"] == pytest.approx(expected.mean)
-    assert opinion["verdict"] == {1: "above", -1: "below", 0: "undecided"}[expected.sign]
+    opinion = found.bootstrap
+    assert (opinion.low, opinion.high, opinion.items) == (*expected[1:3], 60)
+    assert opinion.low < opinion.high
+    assert found.mean == pytest.approx(expected.mean)
+    assert opinion.verdict == {1: "above", -1: "below", 0: "undecided"}[expected.sign]
 
 
 def test_every_number_of_a_claim_has_one_in_its_own_contrast_and_level(results, tmp_path):
-    summary = opinions(results, tmp_path)
-    found = {(o["claim"], o["rule"], o["place"]): o for o in summary["second_opinions"]}
+    summary = bootstrapped(results, tmp_path)
+    found = {(o.claim, o.rule, o.place): o for o in summary.claim_bootstrap}
     for (claim, rule, place), of_seed, level in [
         ((0, 0, "from batch size 32 to 2"), lambda s: change(s) - change(s, "LN"), 0.95),
         (
@@ -153,11 +166,11 @@ def test_every_number_of_a_claim_has_one_in_its_own_contrast_and_level(results, 
     ]:
         opinion = found.pop((claim, rule, place))
         expected = hierarchical_bootstrap(matrix(of_seed), level=level)
-        estimates = summary["verdicts"][claim]["outcomes"][rule]["estimates"]
-        [estimate] = [e for e in estimates if e["place"] == place]
-        assert estimate["mean"] == pytest.approx(expected.mean)
-        np.testing.assert_allclose((opinion["low"], opinion["high"]), expected[1:3], atol=1e-9)
-        assert (opinion["level"], opinion["n"], opinion["items"]) == (level, 3, 60)
+        estimates = summary.verdicts[claim].outcomes[rule].estimates
+        [estimate] = [e for e in estimates if e.place == place]
+        assert estimate.mean == pytest.approx(expected.mean)
+        np.testing.assert_allclose((opinion.low, opinion.high), expected[1:3], atol=1e-9)
+        assert (opinion.level, opinion.n, opinion.items) == (level, 3, 60)
     assert found == {}
 
 
@@ -166,37 +179,37 @@ def test_seeds_that_agree_about_every_item_leave_the_binomial_noise_of_the_items
     arrays = {"BN": np.ones(60, bool), "LN": np.arange(60) >= 12}
     cells = product(("BN", "LN"), (2, 32), range(3))
     trials = [write(tmp_path, *cell, {"accuracy_running": arrays[cell[0]]}) for cell in cells]
-    found = row(opinions(trials, tmp_path), "differences", axis_value=2)
+    found = row(bootstrapped(trials, tmp_path), "differences", axis_value=2)
     # Student's interval is over seeds, which differ by nothing but the rounding of the accuracy.
-    assert (found["low"], found["high"]) == pytest.approx((-20, -20), abs=0.02)
+    assert (found.low, found.high) == pytest.approx((-20, -20), abs=0.02)
     drawn = -100 * stats.binom(60, 12 / 60).ppf([0.975, 0.025]) / 60
-    ends = found["second_opinion"]["low"], found["second_opinion"]["high"]
+    ends = found.bootstrap.low, found.bootstrap.high
     # A quantile of 10,000 resamples may fall one item beside.
     np.testing.assert_allclose(ends, drawn, atol=100 / 60 + 1e-9)
 
 
 def test_verdicts_and_everything_else_stay_as_they_were(results, tmp_path):
-    plain, summary = summarize(STUDY, results), opinions(results, tmp_path)
-    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-    added = {"second_opinions", "items_left_out"}
-    assert summary.keys() == plain.keys() | added
-    assert summary["items_left_out"] == {}
-    for part in plain.keys() - {"findings"}:
-        rows = summary[part]
-        if part in ("differences", "changes", "change_differences", "gains"):
-            rows = [{k: v for k, v in r.items() if k != "second_opinion"} for r in rows]
-        assert rows == plain[part]
+    plain, summary = summarize(results), bootstrapped(results, tmp_path)
+    write_record(tmp_path / "summary.json", summary)
+    assert read_summary(tmp_path / "summary.json") == summary
+    assert summary.items_left_out == {}
+    without = {
+        part: [dataclasses.replace(row, bootstrap=None) for row in getattr(summary, part)]
+        for part in COMPARISONS
+    }
+    same = dataclasses.replace(summary, **without, claim_bootstrap=[], findings=plain.findings)
+    assert same == plain
 
 
 def test_findings_give_it_beside_the_t_interval_and_say_once_why_not_alone(results, tmp_path):
-    summary = opinions(results, tmp_path)
+    summary = bootstrapped(results, tmp_path)
     found = row(summary, "changes", arm="BN")
-    low, high = (-found["second_opinion"][end] for end in ("high", "low"))
-    assert found["verdict"] == "below"
-    [said] = [f for f in summary["findings"] if f.startswith("From batch size 32 to 2, BN loses")]
+    low, high = (-end for end in (found.bootstrap.high, found.bootstrap.low))
+    assert found.verdict == "below"
+    [said] = [f for f in summary.findings if f.startswith("From batch size 32 to 2, BN loses")]
     assert said.endswith(f"3 seeds; bootstrap {low:.1f} to {high:.1f}).")
-    assert sum("with three, 95 % intervals cover 75 to 88 %" in f for f in summary["findings"]) == 1
-    assert any("over seeds and 60 test items" in f for f in summary["findings"])
+    assert sum("with three, 95 % intervals cover 75 to 88 %" in f for f in summary.findings) == 1
+    assert any("over seeds and 60 test items" in f for f in summary.findings)
 
 
 def of_counts(folder, counts):
@@ -211,38 +224,41 @@ def of_counts(folder, counts):
 
 def test_it_is_said_when_the_two_disagree(tmp_path):
     # With three seeds the t interval of 10, 20 and 60 is wide; the bootstrap stays above zero.
-    summary = opinions(of_counts(tmp_path, (10, 20, 60)), tmp_path)
+    summary = bootstrapped(of_counts(tmp_path, (10, 20, 60)), tmp_path)
     found = row(summary, "differences", axis_value=2)
-    assert (found["verdict"], found["second_opinion"]["verdict"]) == ("undecided", "above")
-    [said] = [f for f in summary["findings"] if f.startswith("At batch size 2, the difference")]
+    assert (found.verdict, found.bootstrap.verdict) == ("undecided", "above")
+    [said] = [f for f in summary.findings if f.startswith("At batch size 2, the difference")]
     assert said.endswith("includes zero. The bootstrap leaves out zero.")
-    opinion = summary["second_opinions"][1]
-    assert opinion["agrees"] is False
-    assert opinion["sentence"].endswith("below 0, but the t interval lies across 0.")
+    opinion = summary.claim_bootstrap[1]
+    assert opinion.agrees is False
+    assert opinion.sentence.endswith("below 0, but the t interval lies across 0.")
 
 
 def test_a_decided_difference_may_include_zero_by_other_items(tmp_path):
     # Each seed has two items wrong of 100, other ones than its fellows hardly matter.
-    summary = opinions(of_counts(tmp_path, (2, 2, 2)), tmp_path)
+    summary = bootstrapped(of_counts(tmp_path, (2, 2, 2)), tmp_path)
     found = row(summary, "differences", axis_value=2)
-    assert (found["verdict"], found["second_opinion"]["verdict"]) == ("above", "undecided")
-    assert any(f.endswith("). The bootstrap includes zero.") for f in summary["findings"])
-    assert "across 0, but the t interval lies below 0" in summary["second_opinions"][1]["sentence"]
+    assert (found.verdict, found.bootstrap.verdict) == ("above", "undecided")
+    assert any(f.endswith("). The bootstrap includes zero.") for f in summary.findings)
+    assert "across 0, but the t interval lies below 0" in summary.claim_bootstrap[1].sentence
 
 
 def test_agreement_is_about_the_threshold_or_the_margin(results, tmp_path):
-    shift, _, near, _ = opinions(results, tmp_path)["second_opinions"]
-    assert (shift["agrees"], near["agrees"]) == (True, True)
-    assert shift["sentence"].endswith("(95 % interval, 60 test items), also below -10.")
-    assert near["sentence"].startswith("Second opinion at batch size 2: bootstrap ")
-    assert near["sentence"].endswith("(90 % interval, 60 test items), also less than 30 from zero.")
+    shift, _, near, _ = bootstrapped(results, tmp_path).claim_bootstrap
+    assert (shift.agrees, near.agrees) == (True, True)
+    assert shift.sentence.endswith("(95 % interval, 60 test items), also below -10.")
+    assert near.sentence.startswith("Bootstrap interval at batch size 2: ")
+    assert near.sentence.endswith("(90 % interval, 60 test items), also less than 30 from zero.")
 
 
 def test_without_any_items_the_summary_stays_as_it_is(results, tmp_path):
     for path in tmp_path.glob("*/items.npz"):
         path.unlink()
-    summary = summarize(STUDY, results)
-    assert with_second_opinions(summary, STUDY, results, lambda t: tmp_path / t) is summary
+    summary = summarize(results)
+    assert (
+        with_bootstrap(summary, plan_of(STUDY), results_of(results), lambda name: tmp_path / name)
+        is summary
+    )
 
 
 def damage(path, how):
@@ -264,52 +280,52 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize("how", ["missing", "torn", "flipped", "empty", "of another"])
-def test_items_that_cannot_be_used_cost_their_comparisons_a_second_opinion_and_no_more(
+def test_items_that_cannot_be_used_cost_their_comparisons_an_interval_and_no_more(
     how, results, tmp_path
 ):
-    whole = opinions(results, tmp_path)
+    whole = bootstrapped(results, tmp_path)
     damage(tmp_path / "BN-2-1" / "items.npz", how)
-    summary = opinions(results, tmp_path)
-    assert summary["verdicts"] == whole["verdicts"]
+    summary = bootstrapped(results, tmp_path)
+    assert summary.verdicts == whole.verdicts
     near = row(summary, "differences", axis_value=2)
-    assert "second_opinion" not in near
-    assert near["n"] == 3
+    assert near.bootstrap is None
+    assert near.n == 3
     far = row(summary, "differences", axis_value=32)
     assert far == row(whole, "differences", axis_value=32)
-    assert [o["place"] for o in summary["second_opinions"]] == ["at batch size 32"]
-    [(trial, reason)] = summary["items_left_out"].items()
+    assert [o.place for o in summary.claim_bootstrap] == ["at batch size 32"]
+    [(trial, reason)] = summary.items_left_out.items()
     assert trial == "BN-2-1"
     assert reason.startswith("items.npz ")
-    [said] = [f for f in summary["findings"] if f.startswith("No second opinion where")]
+    [said] = [f for f in summary.findings if f.startswith("No bootstrap interval where")]
     assert f"BN-2-1 ({reason})" in said
 
 
 def test_a_seed_that_diverged_is_left_out_of_both(results, tmp_path):
     results[0] |= {"status": "diverged"}
     (tmp_path / "BN-2-0" / "items.npz").unlink()
-    summary = opinions(results, tmp_path)
+    summary = bootstrapped(results, tmp_path)
     found = row(summary, "differences", axis_value=2)
     expected = hierarchical_bootstrap(matrix(differ)[1:])
-    assert found["n"] == 2
-    assert found["second_opinion"]["low"] == expected.low
-    assert summary["items_left_out"] == {}
+    assert found.n == 2
+    assert found.bootstrap.low == expected.low
+    assert summary.items_left_out == {}
 
 
 def test_trials_of_other_test_items_are_not_compared_by_them(results, tmp_path):
     (tmp_path / "LN-2-0" / "items.npz").unlink()
     (tmp_path / "LN-2-0").rmdir()
     results[6] = write(tmp_path, "LN", 2, 0, items("LN", 2, 0, size=50))
-    summary = opinions(results, tmp_path)
-    assert "second_opinion" not in row(summary, "differences", axis_value=2)
-    assert "second_opinion" in row(summary, "differences", axis_value=32)
+    summary = bootstrapped(results, tmp_path)
+    assert not has_interval(summary, "differences", axis_value=2)
+    assert has_interval(summary, "differences", axis_value=32)
 
 
 def test_an_arm_without_the_axis_has_its_items_at_every_value(results, tmp_path):
     apart = results[:6] + [write(tmp_path, "LN", None, s, items("LN", None, s)) for s in range(3)]
-    summary = opinions(apart, tmp_path)
+    summary = bootstrapped(apart, tmp_path)
     of_seed = lambda s: right("LN", None, s) - right("BN", 32, s)
-    found = row(summary, "differences", axis_value=32)["second_opinion"]
-    assert found["low"] == hierarchical_bootstrap(matrix(of_seed)).low
+    found = row(summary, "differences", axis_value=32).bootstrap
+    assert found.low == hierarchical_bootstrap(matrix(of_seed)).low
     # What does not change has no share in the difference of the changes.
-    found = row(summary, "change_differences", arm="LN")["second_opinion"]
-    assert found["low"] == hierarchical_bootstrap(matrix(lambda s: -change(s))).low
+    found = row(summary, "change_differences", arm="LN").bootstrap
+    assert found.low == hierarchical_bootstrap(matrix(lambda s: -change(s))).low

@@ -1,5 +1,6 @@
 """How finely a comparison is measured, and whom its failed trials favour."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ from fpnlab.analysis.contrasts import (
     rule_contrasts,
 )
 from fpnlab.config.claims import Cell, Difference, DifferenceInDifferences, Equivalence
+from fpnlab.records.study_records import SummaryRow
 from fpnlab.stats.intervals import t_interval
 
 PAIR = {"arm": "LN", "baseline": "BN", "metric": "AP"}
@@ -79,9 +81,20 @@ def test_weights_are_those_of_the_number_that_a_rule_is_about():
 
 
 def test_rows_of_changes_have_the_weights_of_their_ends():
-    keys = {"metric": "AP", "evaluation": "running", "arm": "LN", "start": 32, "end": 2}
-    assert row_contrast("changes", keys) == {at("LN", 2): 1, at("LN", 32): -1}
-    shift = row_contrast("change_differences", keys | {"reference": "BN"})
+    row = SummaryRow(
+        metric="AP",
+        evaluation="running",
+        arm="LN",
+        start=32,
+        end=2,
+        mean=None,
+        low=None,
+        high=None,
+        n=0,
+        values={},
+    )
+    assert row_contrast("changes", row) == {at("LN", 2): 1, at("LN", 32): -1}
+    shift = row_contrast("change_differences", dataclasses.replace(row, reference="BN"))
     assert shift == {at("LN", 2): 1, at("LN", 32): -1, at("BN", 2): -1, at("BN", 32): 1}
 
 

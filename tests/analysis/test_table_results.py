@@ -8,9 +8,12 @@ import pytest
 from fpnlab.analysis.summary import judge_results
 from fpnlab.analysis.table_results import judge_table, results_from_table
 from fpnlab.config.claims import Claim, Difference, DifferenceInDifferences
-from fpnlab.config.study import Axis, Study, description
+from fpnlab.config.study import Axis, Study, study_file
+from fpnlab.records.study_records import write_record
 from fpnlab.report.study_folder import read_study
 from fpnlab.report.tables import write_csv
+
+from .cases import results_of
 
 PAIR = {"arm": "BN", "baseline": "LN", "side": "below"}
 STUDY = Study(
@@ -27,6 +30,8 @@ STUDY = Study(
         ),
     ),
 )
+
+PLAN = study_file(STUDY, name="", trials=21)
 
 
 def results():
@@ -60,7 +65,7 @@ def table(folder, found):
         run.mkdir(parents=True)
         if result["status"] != "unfinished":
             (run / "result.json").write_text(json.dumps(result))
-    (folder / "study.json").write_text(json.dumps(description(STUDY)))
+    write_record(folder / "study.json", PLAN)
     write_csv(read_study(folder), folder / "table.csv")
     with (folder / "table.csv").open() as file:
         return list(csv.DictReader(file))
@@ -70,26 +75,26 @@ def test_verdicts_from_the_table_are_those_of_the_results(tmp_path):
     found = results()
     found[0]["metrics"]["batch"]["AP"] = None
     [verdict] = judge_table(STUDY, table(tmp_path, found))
-    assert [verdict] == judge_results(description(STUDY), found)
-    assert verdict["outcomes"][0]["decision"] == "supported"
-    assert verdict["outcomes"][1]["estimates"][0]["by_seed"].keys() == {"1", "2"}
+    assert [verdict] == judge_results(PLAN, results_of(found))
+    assert verdict.outcomes[0].decision == "supported"
+    assert verdict.outcomes[1].estimates[0].by_seed.keys() == {1, 2}
 
 
 def test_trials_that_diverged_or_have_not_ended_are_told_apart(tmp_path):
     found = results()
     found[0] |= {"status": "diverged", "metrics": {}}
-    expected = judge_results(description(STUDY), found)
+    expected = judge_results(PLAN, results_of(found))
     assert judge_table(STUDY, table(tmp_path / "a", found)) == expected
     found[0]["status"] = "unfinished"
     [verdict] = judge_table(STUDY, table(tmp_path / "b", found))
-    assert verdict["verdict"] == "INCONCLUSIVE"
-    assert "not all of its trials have ended" in verdict["outcomes"][0]["sentence"]
+    assert verdict.verdict == "INCONCLUSIVE"
+    assert "not all of its trials have ended" in verdict.outcomes[0].sentence
 
 
 def test_an_axis_that_is_also_measured_has_a_column_of_its_own(tmp_path):
     """Its effective norm batch is a column of every table."""
     found = results()
-    found[0]["norm_batch"] = 16
+    found[0]["norm_batch"] = {"stem": 16}
     row = table(tmp_path, found)[0]
     assert (row["axis_value"], row["norm_batch"]) == ("2", "16")
 
@@ -97,5 +102,7 @@ def test_an_axis_that_is_also_measured_has_a_column_of_its_own(tmp_path):
 def test_a_table_of_another_axis_value_is_refused(tmp_path):
     rows = table(tmp_path, results())
     rows[0]["axis_value"] = "8"
-    with pytest.raises(ValueError, match=r"axis_value is 8, .* these are: 2, 0.5, none"):
+    with pytest.raises(
+        ValueError, match=r"axis_value: unknown value 8; expected one of 2, 0.5, none"
+    ):
         results_from_table(STUDY, rows)

@@ -5,9 +5,12 @@ import math
 
 import pytest
 
-from fpnlab.analysis.tuning import TuningError, best_value, tuning_rows
-from fpnlab.config.experiment import ConfigError, counted, resolved, trials, validate
+from fpnlab.analysis.tuning import best_value, tuning_rows
 from fpnlab.config.study import Axis, Study, Tune
+from fpnlab.config.trials import counted, trials
+from fpnlab.config.validate import resolved, validate
+from fpnlab.errors import ConfigError, TuningError
+from fpnlab.records.run_records import RunResult
 
 FIELD = "train.learning_rate"
 
@@ -16,14 +19,15 @@ def tried(value, ap, *, precise=None, status="done", arm="BN", axis_value=2):
     metrics = {"running": {"AP": ap}}
     if precise is not None:
         metrics["precise"] = {"AP": precise}
-    return {
-        "trial": f"{arm}-{axis_value}-{value}",
-        "arm": arm,
-        "axis_value": axis_value,
-        "tuned": {FIELD: value},
-        "status": status,
-        "metrics": {} if status == "failed" else metrics,
-    }
+    return RunResult(
+        trial=f"{arm}-{axis_value}-{value}",
+        arm=arm,
+        axis_value=axis_value,
+        seed=0,
+        tuned={FIELD: value},
+        status=status,
+        metrics={} if status == "failed" else metrics,
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,14 +60,14 @@ def test_rows_tell_by_arm_and_value_what_was_tried_and_chosen():
         tried(0.3, None, arm="LN"),
     ]
     bn, ln = tuning_rows("AP", results)
-    assert (bn["arm"], bn["axis_value"], bn["chosen"]) == ("BN", 2, 0.3)
-    assert [(row["value"], row["points"]) for row in bn["tried"]] == [(0.1, 20.0), (0.3, 40.0)]
-    assert (ln["chosen"], ln["tried"][1]["points"]) == (0.1, None)
+    assert (bn.arm, bn.axis_value, bn.chosen) == ("BN", 2, 0.3)
+    assert [(row.value, row.points) for row in bn.tried] == [(0.1, 20.0), (0.3, 40.0)]
+    assert (ln.chosen, ln.tried[1].points) == (0.1, None)
 
 
 def test_nothing_counts_as_chosen_while_a_tuning_trial_has_failed():
     [row] = tuning_rows("AP", [tried(0.1, 0.2), tried(0.3, None, status="failed")])
-    assert row["chosen"] is None
+    assert row.chosen is None
 
 
 STUDY = Study(

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from fpnlab.cli.main import main, problem_lines
-from fpnlab.config import experiment as config
 from fpnlab.config.help import fields as describe
+from fpnlab.config.load import load_config
+from fpnlab.config.validate import validate
 from fpnlab.data.dataset import Problem
 from fpnlab.study.ledger import Ledger
 
@@ -111,7 +112,7 @@ def test_config_prints_json_that_is_the_same_experiment(overrides, config_file):
     result = call("config", config_file, *overrides)
     assert result.exit_code == 0
     given = [("train.batch_size", "8")] if overrides else []
-    assert config.validate(json.loads(result.stdout)) == config.load(config_file, given)
+    assert validate(json.loads(result.stdout)) == load_config(config_file, given)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def test_show_with_a_run_of_other_classes_exits_with_5(trained, config_file, tmp
     (tmp_path / "config.json").write_text(json.dumps(stored))
     result = call("show", config_file, "--run", tmp_path, "--out", tmp_path / "show.png")
     assert result.exit_code == 5
-    assert "trained to find a, b, c, d, but the data has circle, square" in result.stderr
+    assert "its classes are a, b, c, d, but those of the data are circle, square" in result.stderr
 
 
 def test_a_study_ends_with_its_table_and_a_report(config_file, tmp_path):

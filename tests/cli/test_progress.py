@@ -1,13 +1,16 @@
 """What a study tells while it runs: one line a trial, and honest times."""
 
+import dataclasses
 import io
 import itertools
 
 import pytest
 from rich.console import Console
 
-from fpnlab.cli.progress import Watcher
-from fpnlab.config.experiment import Trial, validate
+from fpnlab.cli.progress import ProgressDisplay
+from fpnlab.config.trials import Trial
+from fpnlab.config.validate import validate
+from fpnlab.records.run_records import MetricRecord, RunResult
 
 
 @pytest.fixture
@@ -31,22 +34,26 @@ def console():
     return Console(file=io.StringIO(), width=200)
 
 
-def done(value):
-    return {"status": "done", "error": None, "metrics": {"running": {"AP": value, "AP50": None}}}
+def result(status="done", **fields):
+    return RunResult(trial="", arm="BN", axis_value=4, seed=0, status=status, **fields)
 
 
-RECORD = {"examples": 20, "examples_per_second": 10.0, "loss": 1.25}
+def done(value, **fields):
+    return result(metrics={"running": {"AP": value, "AP50": None}}, **fields)
+
+
+RECORD = MetricRecord(step=5, examples=20, examples_per_second=10.0, logs={"loss": 1.25})
 
 
 def test_each_trial_ends_with_a_line_and_a_found_one_says_so(plan, console):
-    with Watcher(console) as watcher:
-        watcher.start(plan)
+    with ProgressDisplay(console) as listener:
+        listener.start(plan)
         for trial, logs in zip(plan, (True, False, True)):
-            watcher.begin(trial)
+            listener.begin(trial)
             if logs:
-                watcher.record(trial, RECORD)
-            failed = {"status": "failed", "error": "OSError: no", "metrics": {}}
-            watcher.end(trial, failed if trial.seed == 2 else done(0.5))
+                listener.record(trial, RECORD)
+            failed = result("failed", error="OSError: no")
+            listener.end(trial, failed if trial.seed == 2 else done(0.5))
     lines = [line for line in console.file.getvalue().splitlines() if "loss" not in line]
     assert lines == [
         "1/3  bn-seed-0  done  AP 50.0  AP50 -  in 0:00",
@@ -56,11 +63,11 @@ def test_each_trial_ends_with_a_line_and_a_found_one_says_so(plan, console):
 
 
 def test_the_time_left_counts_the_later_trials_at_the_speed_of_this_one(plan, console):
-    with Watcher(console) as watcher:
-        watcher.start(plan)
-        watcher.begin(plan[0])
-        watcher.printed = -1e9
-        watcher.record(plan[0], RECORD)
+    with ProgressDisplay(console) as listener:
+        listener.start(plan)
+        listener.begin(plan[0])
+        listener.printed = -1e9
+        listener.record(plan[0], RECORD)
     # 80 examples are left of this trial and 200 of the others, ten a second.
     assert "1/3  bn-seed-0  20/100 examples  10/s  loss 1.250  0:28 left" in console.file.getvalue()
 
@@ -68,28 +75,28 @@ def test_the_time_left_counts_the_later_trials_at_the_speed_of_this_one(plan, co
 def test_found_trials_do_not_make_the_rest_look_fast(plan, console, monkeypatch):
     clock = itertools.count(0.0, 60.0)
     monkeypatch.setattr("fpnlab.cli.progress.time.monotonic", lambda: next(clock))
-    with Watcher(console) as watcher:
-        watcher.start(plan)
-        watcher.begin(plan[0])
-        watcher.end(plan[0], done(0.5))
-        assert watcher.seconds == {}
-        watcher.begin(plan[1])
-        watcher.record(plan[1], RECORD)
-        watcher.end(plan[1], done(0.5))
-        assert list(watcher.seconds) == [4]
+    with ProgressDisplay(console) as listener:
+        listener.start(plan)
+        listener.begin(plan[0])
+        listener.end(plan[0], done(0.5))
+        assert listener.seconds == {}
+        listener.begin(plan[1])
+        listener.record(plan[1], RECORD)
+        listener.end(plan[1], done(0.5))
+        assert list(listener.seconds) == [4]
 
 
 def test_trials_side_by_side_are_one_line_and_share_the_time_left(plan, console):
-    with Watcher(console) as watcher:
-        watcher.start(plan, workers=2)
-        watcher.begin(plan[0])
-        watcher.begin(plan[1])
-        watcher.record(plan[0], RECORD)
-        watcher.printed = -1e9
-        watcher.record(plan[1], RECORD | {"examples": 60, "examples_per_second": 30.0})
-        watcher.end(plan[1], done(0.5))
-        watcher.printed = -1e9
-        watcher.record(plan[0], RECORD | {"examples": 30})
+    with ProgressDisplay(console) as listener:
+        listener.start(plan, workers=2)
+        listener.begin(plan[0])
+        listener.begin(plan[1])
+        listener.record(plan[0], RECORD)
+        listener.printed = -1e9
+        listener.record(plan[1], dataclasses.replace(RECORD, examples=60, examples_per_second=30.0))
+        listener.end(plan[1], done(0.5))
+        listener.printed = -1e9
+        listener.record(plan[0], dataclasses.replace(RECORD, examples=30))
     lines = console.file.getvalue().splitlines()
     # 80 examples at ten a second, 40 at thirty, and 100 at the mean speed: 14.3 s for two.
     assert lines[1] == "0/3 done, 2 running  40 examples/s  0:07 left"
@@ -101,35 +108,35 @@ def test_trials_side_by_side_are_one_line_and_share_the_time_left(plan, console)
 def test_the_trials_of_a_pack_share_one_worker_and_its_time(plan, console, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("fpnlab.cli.progress.time.monotonic", lambda: now[0])
-    with Watcher(console) as watcher:
-        watcher.start(plan)
-        watcher.printed = -1e9
+    with ProgressDisplay(console) as listener:
+        listener.start(plan)
+        listener.printed = -1e9
         for trial in plan[:2]:
-            watcher.begin(trial)
-        watcher.record(plan[1], RECORD | {"examples_per_second": 40.0})
-        watcher.printed = -1e9
-        watcher.record(plan[0], RECORD | {"examples_per_second": 40.0})
+            listener.begin(trial)
+        listener.record(plan[1], dataclasses.replace(RECORD, examples_per_second=40.0))
+        listener.printed = -1e9
+        listener.record(plan[0], dataclasses.replace(RECORD, examples_per_second=40.0))
         # Two are at 20 of 100, and another waits: 260 examples at forty a second.
         assert "2 running  40 examples/s  0:06 left" in console.file.getvalue()
         now[0] = 12.0
-        watcher.end(plan[0], done(0.5) | {"pack": 2})
-        assert watcher.seconds == {4: [6.0]}
+        listener.end(plan[0], done(0.5, pack=2))
+        assert listener.seconds == {4: [6.0]}
 
 
 def test_a_trial_that_is_put_back_is_not_lost_from_the_time_left(plan, console):
-    with Watcher(console) as watcher:
-        watcher.start(plan[:2])
-        watcher.begin(plan[0])
-        watcher.pause(plan[0])
-        watcher.begin(plan[1])
-        watcher.printed = -1e9
-        watcher.record(plan[1], RECORD)
+    with ProgressDisplay(console) as listener:
+        listener.start(plan[:2])
+        listener.begin(plan[0])
+        listener.pause(plan[0])
+        listener.begin(plan[1])
+        listener.printed = -1e9
+        listener.record(plan[1], RECORD)
     # 80 examples of the second trial and all 100 of the first.
     assert "0:18 left" in console.file.getvalue()
 
 
 def test_a_trial_that_ended_before_it_was_begun_was_finished(plan, console):
-    with Watcher(console) as watcher:
-        watcher.start(plan)
-        watcher.end(plan[2], done(0.5))
+    with ProgressDisplay(console) as listener:
+        listener.start(plan)
+        listener.end(plan[2], done(0.5))
     assert console.file.getvalue() == "1/3  bn-seed-2  done  AP 50.0  AP50 -  (was finished)\n"

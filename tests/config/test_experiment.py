@@ -9,22 +9,16 @@ import tomllib
 
 import pytest
 
-from fpnlab.config import experiment as config
 from fpnlab.config import help as fields
-from fpnlab.config.experiment import (
-    PRESETS,
-    ConfigError,
-    config_hash,
-    load,
-    resolved,
-    training_hash,
-    trials,
-    validate,
-)
+from fpnlab.config.load import load_config
 from fpnlab.config.messages import MINIMAL
 from fpnlab.config.study import Axis
-from fpnlab.nn.norm_layer import BatchNorm, LayerNorm, NoNorm
+from fpnlab.config.trials import trials
+from fpnlab.config.validate import PRESETS, config_hash, hash_of, resolved, training_hash, validate
+from fpnlab.errors import ConfigError
+from fpnlab.nn.norm_specs import BatchNorm, LayerNorm, NoNorm
 from fpnlab.nn.resnet import resnet
+from fpnlab.run.folder import RunFolder
 from fpnlab.train.step import AdamW
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").rglob("*.toml"))
@@ -272,11 +266,11 @@ def test_a_missing_file_names_those_that_are_there(tmp_path, monkeypatch):
     with pytest.raises(
         ConfigError, match=r"nope\.toml: no such file; give the path of a TOML file"
     ):
-        load("nope.toml")
+        load_config("nope.toml")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "demo.toml").touch()
     with pytest.raises(ConfigError, match=r"no such file; these are here: configs/demo\.toml"):
-        load("nope.toml")
+        load_config("nope.toml")
 
 
 @pytest.mark.parametrize(
@@ -291,17 +285,17 @@ def test_a_missing_file_names_those_that_are_there(tmp_path, monkeypatch):
 )
 def test_a_file_that_is_no_toml_is_refused_with_the_place(text, says, write):
     with pytest.raises(ConfigError, match=rf"given\.toml: {says}"):
-        load(write(text))
+        load_config(write(text))
 
 
 def test_a_folder_is_no_config(tmp_path):
     with pytest.raises(ConfigError, match="not a readable TOML file"):
-        load(tmp_path)
+        load_config(tmp_path)
 
 
 def test_faults_of_a_file_are_headed_by_its_name(write):
     with pytest.raises(ConfigError, match=r"given\.toml:\ntrain\.rule: is 'x'"):
-        load(write(BASE + 'rule = "x"'))
+        load_config(write(BASE + 'rule = "x"'))
 
 
 @pytest.mark.parametrize(
@@ -327,7 +321,7 @@ def test_faults_of_a_file_are_headed_by_its_name(write):
     ],
 )
 def test_overrides_win_over_the_file(overrides, field, value, write):
-    found = load(write(BASE), overrides)
+    found = load_config(write(BASE), overrides)
     for name in field.split("."):
         found = getattr(found, name)
     assert found == value
@@ -336,19 +330,21 @@ def test_overrides_win_over_the_file(overrides, field, value, write):
 
 def test_an_unknown_override_is_refused_like_an_unknown_field(write):
     with pytest.raises(ConfigError, match=r"train\.batchsize: no such field; the nearest"):
-        load(write(BASE), [("train.batchsize", "8")])
+        load_config(write(BASE), [("train.batchsize", "8")])
 
 
 def test_none_is_refused_where_a_field_needs_a_value(write):
     with pytest.raises(
         ConfigError, match=r"train\.batch_size: is 'none'; it must be a valid integer"
     ):
-        load(write(BASE), [("train.batch_size", "none")])
+        load_config(write(BASE), [("train.batch_size", "none")])
 
 
 def test_a_file_and_an_arm_may_say_none(write):
     text = BASE.replace("learning_rate", 'clip_norm = "none"\nlearning_rate') + STUDY
-    study = load(write(text + '"train.ema_examples" = "none"\n"model.head.norm.kind" = "none"'))
+    study = load_config(
+        write(text + '"train.ema_examples" = "none"\n"model.head.norm.kind" = "none"')
+    )
     bn, ln = (t.experiment for t in trials(study)[:2])
     assert bn.train.clip_norm is ln.train.clip_norm is ln.train.ema_examples is None
     assert ln.model.head.norm == NoNorm()
@@ -356,7 +352,7 @@ def test_a_file_and_an_arm_may_say_none(write):
 
 @pytest.mark.parametrize("text", [BASE, BASE + STUDY], ids=["run", "study"])
 def test_resolved_and_validated_again_is_the_same_experiment(text, write):
-    experiment = load(write(text))
+    experiment = load_config(write(text))
     again = validate(json.loads(json.dumps(resolved(experiment))))
     assert again == experiment
     assert hash(again.model) == hash(experiment.model)
@@ -371,17 +367,17 @@ def leaves(value, path=()):
         yield path, value
 
 
-def test_every_field_is_part_of_the_hash(table, monkeypatch):
+def test_every_field_is_part_of_the_hash(table):
     experiment = validate(table | {"augment": {}})
     plain = resolved(experiment)
     hashes = {config_hash(experiment)}
+    assert hashes == {hash_of(plain)}
     paths = [path for path, _ in leaves(plain)]
     assert len(paths) > 50
     for path in paths:
         changed = copy.deepcopy(plain)
         put(changed, ".".join(path), "something else")
-        monkeypatch.setattr(config, "resolved", lambda _, changed=changed: changed)
-        hashes.add(config_hash(experiment))
+        hashes.add(hash_of(changed))
     assert len(hashes) == len(paths) + 1
 
 
@@ -392,7 +388,7 @@ def test_the_order_of_fields_in_a_file_does_not_matter(table):
 
 @pytest.fixture
 def study(write):
-    return load(write(BASE + STUDY))
+    return load_config(write(BASE + STUDY))
 
 
 def test_a_study_has_one_trial_for_each_seed_value_and_arm_in_this_order(study):
@@ -420,7 +416,7 @@ def test_paired_trials_differ_in_what_their_arms_set_and_nothing_else(study):
 
 def test_faults_of_trials_are_named_by_trial_before_any_starts(write):
     with pytest.raises(ConfigError) as caught:
-        load(
+        load_config(
             write(BASE + STUDY.replace('axes = "hwc"', 'axes = "hw"') + "\n[study.arms.GN]\nx = 1")
         )
     lines = str(caught.value).splitlines()[1:]
@@ -431,12 +427,12 @@ def test_faults_of_trials_are_named_by_trial_before_any_starts(write):
 
 def test_trials_may_not_change_the_data(write):
     with pytest.raises(ConfigError, match=r"ln-batch_size-2-seed-0: data: all trials .* share"):
-        load(write(BASE + STUDY + '"data.train_size" = 16'))
+        load_config(write(BASE + STUDY + '"data.train_size" = 16'))
 
 
 def test_trials_of_one_name_are_refused(write):
     with pytest.raises(ConfigError, match="ln-batch_size-2-seed-0: two trials have this name"):
-        load(write(BASE + STUDY + "\n[study.arms.ln]"))
+        load_config(write(BASE + STUDY + "\n[study.arms.ln]"))
 
 
 def test_names_of_trials_are_names_of_folders(study):
@@ -456,7 +452,9 @@ def test_a_name_too_long_for_a_folder_is_refused(study):
 
 def test_one_more_axis_multiplies_the_arms_and_names_them(write):
     more = '[[study.axes]]\nfield = "train.learning_rate"\nvalues = [0.1, 0.3]\n'
-    plan = trials(load(write(BASE + STUDY.replace("[study.arms.BN]", f"{more}[study.arms.BN]"))))
+    plan = trials(
+        load_config(write(BASE + STUDY.replace("[study.arms.BN]", f"{more}[study.arms.BN]")))
+    )
     assert [(t.arm, t.experiment.train.learning_rate) for t in plan[:4]] == [
         ("BN learning_rate=0.1", 0.1),
         ("BN learning_rate=0.3", 0.3),
@@ -470,14 +468,14 @@ def test_one_more_axis_multiplies_the_arms_and_names_them(write):
 @pytest.mark.parametrize(("place", "value"), [("0", "[8]"), ("0.values", "[8]")])
 def test_an_override_reaches_into_a_list(place, value, write):
     given = value if "." in place else '{ field = "train.batch_size", values = [8] }'
-    experiment = load(write(BASE + STUDY), [(f"study.axes.{place}", given)])
+    experiment = load_config(write(BASE + STUDY), [(f"study.axes.{place}", given)])
     assert [t.experiment.train.batch_size for t in trials(experiment)] == [8] * 4
 
 
 def test_a_combination_of_axes_that_cannot_be_is_refused_by_its_trial(write):
     more = '[[study.axes]]\nfield = "train.norm_batch"\nvalues = [4]\nonly = ["BN"]\n'
     with pytest.raises(ConfigError) as caught:
-        load(write(BASE + STUDY.replace("[study.arms.BN]", f"{more}[study.arms.BN]")))
+        load_config(write(BASE + STUDY.replace("[study.arms.BN]", f"{more}[study.arms.BN]")))
     lines = str(caught.value).splitlines()[1:]
     assert len(lines) == 2
     assert lines[0].startswith("bn-norm_batch-4-batch_size-2-seed-0: train: norm_batch is 4, and")
@@ -494,7 +492,7 @@ def test_a_norm_batch_reaches_the_check_of_shapes(table):
 def test_tuning_without_validation_images_is_refused(write):
     text = BASE + STUDY.replace("[study.arms.BN]", "[study.tune]\n\n[study.arms.BN]")
     with pytest.raises(ConfigError, match=r"study\.tune: the data hold no images out for validati"):
-        load(write(text))
+        load_config(write(text))
 
 
 def test_a_run_has_no_trials(table):
@@ -505,9 +503,10 @@ def test_a_run_has_no_trials(table):
 def test_a_run_folder_gives_its_experiment_back(table, tmp_path):
     experiment = validate(table)
     with pytest.raises(ConfigError, match="not the config of a run"):
-        config.read_run(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"experiment": resolved(experiment)}))
-    assert config.read_run(tmp_path) == experiment
+        RunFolder(tmp_path).stored()
+    content = {"experiment": resolved(experiment), "hash": config_hash(experiment)}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert RunFolder(tmp_path).stored().experiment == experiment
 
 
 def test_help_names_every_field_by_the_path_that_overrides_it(table):
@@ -537,7 +536,7 @@ def test_a_config_asks_a_question_and_says_command_duration_and_expectation(path
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_a_config_and_all_its_trials_are_valid(path):
-    experiment = load(path)
+    experiment = load_config(path)
     assert validate(resolved(experiment)) == experiment
     if experiment.study:
         assert trials(experiment)
@@ -574,35 +573,35 @@ WRONG = {
 def test_an_error_names_the_field_and_what_would_work(given, write):
     overrides = [tuple(pair.split("=")) for pair in given.split(" ")]
     with pytest.raises(ConfigError) as caught:
-        load(write(BASE), overrides)
+        load_config(write(BASE), overrides)
     assert WRONG[given] in str(caught.value)
 
 
 def test_a_missing_table_is_shown_at_its_least(write):
     with pytest.raises(ConfigError) as caught:
-        load(write('question = "why"'))
+        load_config(write('question = "why"'))
     for name, example in MINIMAL.items():
         assert f"{name}: is required, e.g. {example}" in str(caught.value)
 
 
 def test_minimal_tables_and_presets_make_an_experiment(write):
     text = "\n".join(MINIMAL.values())
-    assert load(write(text)).model.backbone == resnet(18, BatchNorm())
+    assert load_config(write(text)).model.backbone == resnet(18, BatchNorm())
     for name, make in PRESETS.items():
         small = [("model.neck.min_level", "2"), ("model.neck.max_level", "3")]
         levels = small if name.startswith("cifar") else []
-        found = load(write(text), [("model.backbone", name), *levels])
+        found = load_config(write(text), [("model.backbone", name), *levels])
         assert found.model.backbone == make()
 
 
 def test_the_name_of_a_kind_stands_for_its_table(write):
-    assert load(write(BASE), [("train.optimizer", "adamw")]).train.optimizer == AdamW()
+    assert load_config(write(BASE), [("train.optimizer", "adamw")]).train.optimizer == AdamW()
 
 
 def test_text_fields_take_words_that_look_like_numbers_or_none(write):
     data = 'data = { kind = "voc", root = "x", class_names = ["none", "dog"] }'
     text = "\n".join([data, MINIMAL["model"], MINIMAL["train"]])
-    found = load(write(text), [("data.train", "2007"), ("model.classes", "2")])
+    found = load_config(write(text), [("data.train", "2007"), ("model.classes", "2")])
     assert (found.data.train, found.data.class_names) == ("2007", ("none", "dog"))
 
 
@@ -610,21 +609,21 @@ def test_text_fields_take_words_that_look_like_numbers_or_none(write):
 def test_names_of_arms_keep_their_hyphens(arm, write):
     overrides = [(f"study.arms.{arm}", '{ "train.weight-decay" = 0.0 }')]
     with pytest.raises(ConfigError, match="weight-decay"):
-        load(write(BASE + STUDY), overrides)
+        load_config(write(BASE + STUDY), overrides)
     overrides = [(f"study.arms.{arm}", '{ "train.weight_decay" = 0.0 }')]
-    assert arm in load(write(BASE + STUDY), overrides).study.arms
+    assert arm in load_config(write(BASE + STUDY), overrides).study.arms
 
 
 def test_files_of_other_encodings_are_read_or_explained(tmp_path):
     path = tmp_path / "config.toml"
     path.write_bytes(b"\xef\xbb\xbf" + BASE.encode())
-    assert load(path) == load(path)
+    assert load_config(path) == load_config(path)
     path.write_text(BASE, encoding="utf-16")
     with pytest.raises(ConfigError, match="encoded as UTF-16; save it as UTF-8"):
-        load(path)
+        load_config(path)
     path.write_text("a = " + "[" * 5000)
     with pytest.raises(ConfigError, match="not a readable TOML file"):
-        load(path)
+        load_config(path)
 
 
 @pytest.mark.parametrize(
@@ -677,9 +676,9 @@ def test_an_axis_inside_an_arms_table_is_fine():
 
 def test_what_decides_the_weights_has_a_hash_of_its_own(write):
     path = write(BASE)
-    one = load(path)
+    one = load_config(path)
     for override in (("evaluate.batch_size", "8"), ("question", "why?"), ("log_examples", "8")):
-        other = load(path, [override])
+        other = load_config(path, [override])
         assert training_hash(other) == training_hash(one)
         assert config_hash(other) != config_hash(one)
-    assert training_hash(load(path, [("train.weight_decay", "0.5")])) != training_hash(one)
+    assert training_hash(load_config(path, [("train.weight_decay", "0.5")])) != training_hash(one)

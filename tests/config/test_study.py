@@ -14,7 +14,7 @@ from fpnlab.config.claims import (
     claim_hash,
     read_claims,
 )
-from fpnlab.config.study import Axis, Range, Study, Tune, applied, description, held_out, planned
+from fpnlab.config.study import Axis, Range, Study, Tune, applied, held_out, planned, study_file
 
 BATCH = Axis(field="train.batch_size", values=(2, 4))
 RATE = Axis(field="train.learning_rate", values=(0.1, 0.3))
@@ -324,7 +324,7 @@ def test_claims_of_one_statement_are_refused():
 
 def test_a_described_claim_says_its_metric_and_is_read_back():
     study = grid(BATCH, metric="AP50", claims=(claim(change(), difference(metric="AP")),))
-    described = description(study)["claims"]
+    described = study_file(study, name="", trials=4).claims
     assert [rule["metric"] for rule in described[0]["rules"]] == ["AP50", "AP"]
     assert json.loads(json.dumps(described)) == described
     assert read_claims(described) == (claim(change(metric="AP50"), difference(metric="AP")),)

@@ -1,4 +1,4 @@
-"""Probes against closed forms, and against what theory says they must find."""
+"""Diagnostics against closed forms and theory."""
 
 import dataclasses
 
@@ -10,8 +10,9 @@ import pytest
 from fpnlab.diagnostics.activations import resnet_signals
 from fpnlab.diagnostics.drift import statistics_drift
 from fpnlab.diagnostics.gradients import effective_rates, gradient_noise
-from fpnlab.nn.norm_layer import BatchNorm, LayerNorm, NoNorm, NormState, apply_norm, init_norm
-from fpnlab.nn.resnet import ResNet, Stem, apply_resnet, init_resnet
+from fpnlab.nn.norm_layer import NormState, apply_norm, init_norm
+from fpnlab.nn.norm_specs import BatchNorm, LayerNorm, NoNorm
+from fpnlab.nn.resnet import ResNet, Stem, capture_resnet, init_resnet
 from fpnlab.types import Mode
 
 
@@ -70,9 +71,8 @@ def test_signals_are_taken_over_the_pixels_of_the_mask(masked, key):
     images = jax.random.normal(key, (3, 9, 8, 3))
     mask = jnp.arange(9)[None, :, None] < jnp.array([9, 4, 6])[:, None, None]
     mask = jnp.broadcast_to(mask, images.shape[:3]) if masked else None
-    maps = {}
-    watch = lambda name, x: maps.update({name: np.asarray(x, np.float64)})
-    apply_resnet(resnet, params, state, images, Mode.EVAL, mask=mask, watch=watch)
+    _, _, outputs = capture_resnet(resnet, params, state, images, Mode.EVAL, mask=mask)
+    maps = {name: np.asarray(x, np.float64) for name, x in outputs.items()}
     signals = resnet_signals(resnet, params, state, images, Mode.EVAL, mask=mask)
     assert [signal.name for signal in signals] == list(maps)
     for signal in signals:

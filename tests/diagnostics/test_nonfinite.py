@@ -1,15 +1,16 @@
 """The first layer that goes wrong, of a detector and a classifier that are broken on purpose."""
 
 import dataclasses
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from fpnlab.diagnostics.nonfinite import first_not_finite
-from fpnlab.nn.classifier import Classifier, apply_classifier, init_classifier
-from fpnlab.nn.detector import apply_detector, init_detector
-from fpnlab.nn.norm_layer import LayerNorm, NoNorm
+from fpnlab.nn.classifier import Classifier, capture_classifier, init_classifier
+from fpnlab.nn.detector import capture_detector, init_detector
+from fpnlab.nn.norm_specs import LayerNorm, NoNorm
 from fpnlab.nn.resnet import ResNet, Stem
 from fpnlab.types import Mode
 
@@ -23,9 +24,9 @@ def detector_loss(make_detector):
     params, state = init_detector(jax.random.key(0), detector)
     images = 255 * jax.random.uniform(jax.random.key(1), (2, 32, 32, 3))
 
-    def loss_of(params, watch):
-        output, _ = apply_detector(detector, params, state, images, MODE, watch=watch)
-        return jnp.square(output.logits).mean() + jnp.square(output.deltas).mean()
+    def loss_of(params):
+        output, _, outputs = capture_detector(detector, params, state, images, MODE)
+        return jnp.square(output.logits).mean() + jnp.square(output.deltas).mean(), outputs
 
     return params, loss_of
 
@@ -79,13 +80,18 @@ def test_inputs_come_before_parameters_and_these_before_outputs(detector_loss):
 
 def test_a_loss_that_overflows_alone_is_named(detector_loss):
     params, loss_of = detector_loss
-    assert first_not_finite(lambda p, watch: loss_of(p, watch) * 1e30 * 1e30, params) == "loss"
+
+    def overflowing(params):
+        loss, outputs = loss_of(params)
+        return loss * 1e30 * 1e30, outputs
+
+    assert first_not_finite(overflowing, params) == "loss"
 
 
 def test_the_gradient_nearest_to_the_loss_is_named():
     """sqrt'(0) is infinite; the fault spreads from the third layer back to the first."""
     params = {"a": jnp.ones(()), "b": jnp.ones(()), "c": jnp.zeros(()), "d": jnp.ones(())}
-    loss_of = lambda p, watch: jnp.sqrt(p["a"] * p["b"] * p["c"]) + p["d"]
+    loss_of = lambda p: (jnp.sqrt(p["a"] * p["b"] * p["c"]) + p["d"], OrderedDict())
     assert first_not_finite(loss_of, params) == "c (gradient)"
 
 
@@ -99,9 +105,9 @@ def test_layers_of_a_classifier_are_named_too(key):
     params, state = init_classifier(key, spec)
     images = jnp.ones((2, 16, 16, 3))
 
-    def loss_of(params, watch):
-        logits, _ = apply_classifier(spec, params, state, images, MODE, watch=watch)
-        return logits.sum()
+    def loss_of(params):
+        logits, _, outputs = capture_classifier(spec, params, state, images, MODE)
+        return logits.sum(), outputs
 
     scale = "backbone/stages/1/0/branch/1/norm/scale"
     broken = with_leaf(with_leaf(params, scale, 3e38), scale.replace("scale", "bias"), 3e38)

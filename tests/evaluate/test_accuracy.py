@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from fpnlab.evaluate.accuracy import accuracy_metrics, class_logits, evaluate_classifier
 from fpnlab.evaluate.bn_statistics import population_state
 from fpnlab.nn.classifier import Classifier, apply_classifier, init_classifier
-from fpnlab.nn.norm_layer import BatchNorm, GroupNorm, grouped
+from fpnlab.nn.norm_edit import fill_norm_batch
+from fpnlab.nn.norm_specs import BatchNorm, GroupNorm
 from fpnlab.nn.resnet import ResNet, Stem
 from fpnlab.types import LabelledBatch, Mode
 
@@ -52,13 +53,12 @@ def trained(norm):
 def measure(norm, norm_batch=2, batch_size=4):
     classifier, params, state = trained(norm)
     return evaluate_classifier(
-        classifier,
+        fill_norm_batch(classifier, norm_batch),
         params,
         state,
         population=POPULATION,
         test=TEST,
         batch_size=batch_size,
-        norm_batch=norm_batch,
     )
 
 
@@ -89,12 +89,12 @@ def test_each_evaluation_of_batch_norm_uses_its_own_statistics():
     norm = BatchNorm()
     metrics, found, population, _ = measure(norm)
     classifier, params, state = trained(norm)
-    spec = grouped(classifier, 2)
+    spec = fill_norm_batch(classifier, 2)
     collect = jax.jit(lambda state, x: apply_classifier(spec, params, state, x, Mode.MOMENTS)[1])
     images = POPULATION.images.astype(np.float32)
     exact = population_state(collect, [images[i : i + 2] for i in range(0, 8, 2)], state)
     by_batch = logits(
-        norm, spec=grouped(classifier, 2), mode=Mode.BATCH_EVAL, batch_size=2, multiple=2
+        norm, spec=fill_norm_batch(classifier, 2), mode=Mode.BATCH_EVAL, batch_size=2, multiple=2
     )
     chex.assert_trees_all_close(population, exact, rtol=1e-4, atol=1e-5)
     expected = {"running": found, "precise": logits(norm, exact), "batch": by_batch}
@@ -120,7 +120,7 @@ def test_the_batch_size_of_evaluation_changes_nothing(batch_size):
     np.testing.assert_allclose(found, logits(norm), rtol=1e-4, atol=1e-5)
     classifier, _, _ = trained(norm)
     grouped_in = lambda size: logits(
-        norm, spec=grouped(classifier, 2), mode=Mode.BATCH_EVAL, batch_size=size, multiple=2
+        norm, spec=fill_norm_batch(classifier, 2), mode=Mode.BATCH_EVAL, batch_size=size, multiple=2
     )
     np.testing.assert_allclose(grouped_in(batch_size), grouped_in(2), rtol=1e-4, atol=1e-5)
 
@@ -134,14 +134,13 @@ def test_batches_are_whole_groups_of_every_norm():
     classifier, params, state = trained(BatchNorm())
     backbone = dataclasses.replace(classifier.backbone, stem_norm=BatchNorm(norm_batch=3))
     classifier = dataclasses.replace(classifier, backbone=backbone)
-    run = functools.partial(
-        evaluate_classifier, classifier, params, state, test=TEST, batch_size=4, norm_batch=2
-    )
+    classifier = fill_norm_batch(classifier, 2)
+    run = functools.partial(evaluate_classifier, classifier, params, state, test=TEST, batch_size=4)
     found = run(population=POPULATION)
     six = jax.tree.map(lambda leaf: leaf[:6], POPULATION)
     chex.assert_trees_all_close(found.population, run(population=six).population)
     expected = class_logits(
-        grouped(classifier, 2),
+        classifier,
         params,
         state,
         images=TEST.images,
@@ -218,7 +217,7 @@ def test_an_image_with_a_logit_that_is_not_finite_is_wrong(value):
 
 @pytest.mark.parametrize("batch_size", [4, 6, 7, 14])
 def test_batches_of_batch_statistics_are_whole_groups(batch_size):
-    spec = grouped(trained(BatchNorm())[0], 4)
+    spec = fill_norm_batch(trained(BatchNorm())[0], 4)
     run = functools.partial(logits, BatchNorm(), spec=spec, mode=Mode.BATCH_EVAL, multiple=4)
     found, expected = run(batch_size=batch_size), run(batch_size=4)
     np.testing.assert_allclose(found[:12], expected[:12], rtol=1e-4, atol=1e-5)

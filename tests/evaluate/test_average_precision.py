@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from fpnlab.data.dataset import take
-from fpnlab.data.load import load
+from fpnlab.data.load_data import load
 from fpnlab.data.sources.scenes import CLASS_NAMES, Scenes
-from fpnlab.evaluate.average_precision import Evaluate, detections, evaluate_detector
+from fpnlab.evaluate.average_precision import detections, evaluate_detector
 from fpnlab.evaluate.bn_statistics import population_state
 from fpnlab.evaluate.coco import coco_metrics
+from fpnlab.evaluate.options import Evaluate
 from fpnlab.nn.detector import apply_detector, init_detector
-from fpnlab.nn.norm_layer import BatchNorm, LayerNorm, grouped
+from fpnlab.nn.norm_edit import fill_norm_batch
+from fpnlab.nn.norm_specs import BatchNorm, LayerNorm
 from fpnlab.types import Mode, picture_mask
 
 EVALUATE = Evaluate(batch_size=4, population_examples=8, area_bounds=(64.0, 256.0))
@@ -52,13 +54,12 @@ def measure(trained, scenes):
         detector, params, initial = trained(norm)
         return evaluate_detector(
             evaluate,
-            detector,
+            fill_norm_batch(detector, norm_batch),
             params,
             initial if state is None else state,
             population=scenes.train,
             test=scenes.test,
             class_names=scenes.class_names,
-            norm_batch=norm_batch,
         )
 
     return run
@@ -68,7 +69,7 @@ def measure(trained, scenes):
 def exact(trained, scenes):
     """Population statistics over all ten training images, in the groups of training: twos."""
     detector, params, state = trained(BatchNorm())
-    spec = grouped(detector, 2)
+    spec = fill_norm_batch(detector, 2)
     collect = jax.jit(
         lambda state, x: apply_detector(spec, params, state, x.astype("float32"), Mode.MOMENTS)[1]
     )
@@ -104,7 +105,7 @@ def test_each_evaluation_of_batch_norm_uses_its_own_statistics(measure, trained,
     )
     detector, params, state = trained(norm)
     by_batch = detections(
-        grouped(detector, 2),
+        fill_norm_batch(detector, 2),
         params,
         state,
         test=scenes.test,
@@ -137,7 +138,7 @@ def test_running_statistics_that_are_the_population_give_the_precise_result(meas
 def test_precise_statistics_come_from_the_groups_of_training(measure, trained, scenes, exact):
     # Groups of four whitened images differ from groups of two in every layer after the first.
     detector, params, state = trained(BatchNorm())
-    spec = grouped(detector, 4)
+    spec = fill_norm_batch(detector, 4)
     collect = jax.jit(
         lambda state, x: apply_detector(spec, params, state, x.astype("float32"), Mode.MOMENTS)[1]
     )
@@ -165,7 +166,12 @@ def test_the_batch_size_of_evaluation_changes_nothing(batch_size, trained, scene
 def test_batches_are_made_of_whole_statistics_groups(trained, scenes):
     detector, params, state = trained(BatchNorm())
     find = functools.partial(
-        detections, grouped(detector, 2), params, state, test=scenes.test, mode=Mode.BATCH_EVAL
+        detections,
+        fill_norm_batch(detector, 2),
+        params,
+        state,
+        test=scenes.test,
+        mode=Mode.BATCH_EVAL,
     )
     # Five is no multiple of two and one is less than two: four and two are used.
     chex.assert_trees_all_close(
@@ -197,7 +203,7 @@ def test_a_spread_of_one_gradient_is_refused():
 
 def test_precise_statistics_leave_out_the_padding_of_each_picture(make_detector, scenes):
     detector = make_detector(BatchNorm(), classes=len(CLASS_NAMES))
-    detector = dataclasses.replace(detector, mask_padding=True)
+    detector = fill_norm_batch(dataclasses.replace(detector, mask_padding=True), 2)
     params, state = init_detector(jax.random.key(1), detector)
     few = take(scenes.train, np.arange(4))
     extent = np.array([[32, 20], [24, 32], [16, 16], [32, 32]], np.float32)
@@ -213,7 +219,6 @@ def test_precise_statistics_leave_out_the_padding_of_each_picture(make_detector,
             population=few.replace(images=images, extent=extent),
             test=take(scenes.test, np.arange(2)),
             class_names=scenes.class_names,
-            norm_batch=2,
         )
         return measured.population.backbone.stem
 

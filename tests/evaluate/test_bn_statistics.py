@@ -9,17 +9,9 @@ import numpy as np
 import pytest
 
 from fpnlab.evaluate.bn_statistics import has_batch_norm, population_state
-from fpnlab.nn.norm_layer import (
-    BatchNorm,
-    GroupNorm,
-    LayerNorm,
-    NoNorm,
-    apply_norm,
-    at_level,
-    grouped,
-    init_norm,
-    put_level,
-)
+from fpnlab.nn.norm_edit import fill_norm_batch
+from fpnlab.nn.norm_layer import apply_norm, at_level, init_norm, put_level
+from fpnlab.nn.norm_specs import BatchNorm, GroupNorm, LayerNorm, NoNorm
 from fpnlab.nn.retina_head import RetinaHead, apply_head, init_head
 from fpnlab.ops.conv import conv
 from fpnlab.types import Mode
@@ -139,7 +131,7 @@ def norms(detector):
 def test_grouped_fills_in_the_training_groups_where_a_norm_leaves_them_open(make_detector):
     detector = make_detector(BatchNorm(decay=0.5))
     head = dataclasses.replace(detector.head, norm=BatchNorm(norm_batch=2))
-    found = norms(grouped(dataclasses.replace(detector, head=head), 8))
+    found = norms(fill_norm_batch(dataclasses.replace(detector, head=head), 8))
     assert found == (BatchNorm(decay=0.5, norm_batch=8),) * 2 + (BatchNorm(norm_batch=2),)
 
 
@@ -147,7 +139,7 @@ def test_grouped_fills_in_the_training_groups_where_a_norm_leaves_them_open(make
 def test_specs_without_batch_norm_are_left_alone(norm, make_detector):
     detector = make_detector(norm)
     assert not has_batch_norm(detector)
-    assert grouped(detector, 8) == detector
+    assert fill_norm_batch(detector, 8) == detector
 
 
 def test_one_batch_norm_anywhere_is_found(make_detector):
@@ -160,8 +152,15 @@ def test_one_batch_norm_anywhere_is_found(make_detector):
 @pytest.mark.parametrize("affine", ["shared", "separate"])
 @pytest.mark.parametrize("statistics", ["separate", "shared", "joint"])
 def test_precise_statistics_of_a_head_are_the_moments_of_its_levels(statistics, affine, key):
-    head = RetinaHead(depth=1, norm=NORM, level_statistics=statistics, level_affine=affine)
-    params, state = init_head(key, head, channels=2, levels=3, anchors=1, classes=2)
+    head = RetinaHead(
+        depth=1,
+        norm=NORM,
+        level_statistics=statistics,
+        level_affine=affine,
+        anchors_per_cell=1,
+        classes=2,
+    )
+    params, state = init_head(key, head, channels=2, levels=3)
     sides = {3: 8, 4: 4, 5: 2}
     random = np.random.default_rng(0)
     draw = lambda i, level: jnp.asarray(

@@ -37,7 +37,9 @@ TESTS = {
     "fpnlab/ops/moments.py": ("tests/ops/test_moments.py", "tests/ops/test_norm.py"),
     "fpnlab/ops/norm.py": ("tests/ops/test_norm.py", "tests/nn/test_norm_layer.py"),
     "fpnlab/ops/kernel.py": ("tests/ops/test_kernel.py",),
+    "fpnlab/nn/norm_specs.py": ("tests/nn/test_norm_layer.py",),
     "fpnlab/nn/norm_layer.py": ("tests/nn/test_norm_layer.py",),
+    "fpnlab/nn/norm_edit.py": ("tests/nn/test_norm_layer.py",),
 }
 """The modules that are mutated, and the tests that must notice, likely ones first."""
 OPERATORS = re.compile(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fpnlab.nn.block import Block, apply_block, init_block
-from fpnlab.nn.norm_layer import BatchNorm
+from fpnlab.nn.norm_specs import BatchNorm
 from fpnlab.types import Mode
 
 NORM = BatchNorm(decay=0.0)

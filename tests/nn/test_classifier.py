@@ -11,7 +11,7 @@ import pytest
 
 from fpnlab.nn.block import Block, apply_block, init_block
 from fpnlab.nn.classifier import Classifier, apply_classifier, init_classifier
-from fpnlab.nn.norm_layer import BatchNorm, GroupNorm, LayerNorm, NoNorm
+from fpnlab.nn.norm_specs import BatchNorm, GroupNorm, LayerNorm, NoNorm
 from fpnlab.nn.resnet import ResNet, Stem, apply_resnet, cifar_resnet, init_resnet
 from fpnlab.types import Mode
 
@@ -122,8 +122,8 @@ def test_the_kind_of_shortcut_leaves_the_branch_as_it_is(key):
     net = cifar_resnet(8, norm=BatchNorm(), width=4)
     padded = net.stages[1][0]
     projecting = dataclasses.replace(padded, shortcut="projection")
-    assert projecting.projects
-    assert not padded.projects
+    assert projecting.projection is not None
+    assert padded.projection is None
     pad, projection = (init_block(key, block)[0] for block in (padded, projecting))
     chex.assert_trees_all_equal(pad.branch, projection.branch)
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.nn.block import init_conv_norm
 from fpnlab.nn.classifier import Classifier, apply_classifier, init_classifier
+from fpnlab.nn.conv_norm import ConvNorm, init_conv_norm
 from fpnlab.nn.detector import Anchors, Detector, apply_detector, init_detector
 from fpnlab.nn.fpn import Fpn
-from fpnlab.nn.norm_layer import BatchNorm
+from fpnlab.nn.norm_specs import BatchNorm
 from fpnlab.nn.resnet import ResNet, Stem, apply_resnet, init_resnet
 from fpnlab.nn.retina_head import RetinaHead
 from fpnlab.types import Mode
@@ -227,7 +227,8 @@ def test_no_two_kernels_of_a_fresh_network_are_alike(make_detector, key):
 
 @pytest.mark.parametrize(("size", "inputs", "outputs"), [(3, 8, 64), (1, 64, 128), (3, 64, 16)])
 def test_a_fresh_kernel_has_variance_2_over_its_fan_out(size, inputs, outputs, key):
-    params, _ = init_conv_norm(key, BatchNorm(), size, inputs, outputs)
+    layer = ConvNorm(size=size, inputs=inputs, outputs=outputs, norm=BatchNorm())
+    params, _ = init_conv_norm(key, layer)
     kernel = wide(params.kernel)
     assert kernel.shape == (size, size, inputs, outputs)
     np.testing.assert_allclose(kernel.var() * size * size * outputs / 2, 1, rtol=0.06)

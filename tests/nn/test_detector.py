@@ -12,7 +12,6 @@ import pytest
 
 from fpnlab.nn.detector import (
     Anchors,
-    DetectorOutput,
     Postprocess,
     apply_detector,
     detect,
@@ -20,10 +19,10 @@ from fpnlab.nn.detector import (
     init_detector,
 )
 from fpnlab.nn.fpn import Fpn
-from fpnlab.nn.norm_layer import BatchNorm, LayerNorm
+from fpnlab.nn.norm_specs import BatchNorm, LayerNorm
 from fpnlab.nn.pixels import standardize_pixels
 from fpnlab.nn.resnet import ResNet, Stem
-from fpnlab.nn.retina_head import RetinaHead, init_head
+from fpnlab.nn.retina_head import HeadOutput, RetinaHead, init_head
 from fpnlab.ops.boxes import encode
 from fpnlab.ops.conv import conv
 from fpnlab.spec import SpecError
@@ -51,7 +50,7 @@ def test_planted_outputs_come_back_as_detections(detector):
         logits[0, row, cls] = logit
         deltas[0, row] = encode(box, anchors[row])
     found = jax.jit(lambda o: detect(detector, o, anchors, jnp.array([[32.0, 32.0]])))(
-        DetectorOutput(logits=jnp.array(logits), deltas=jnp.array(deltas))
+        HeadOutput(logits=jnp.array(logits), deltas=jnp.array(deltas))
     )
     assert found.valid[0].sum() == 2
     np.testing.assert_allclose(found.boxes[0, :2], boxes[::-1], atol=1e-3)
@@ -67,7 +66,7 @@ def test_detections_are_cut_at_the_picture_not_at_the_padding(detector):
     row = int(np.argmax(anchors[:, 2]))
     logits = np.full((1, len(anchors), 3), -8.0, np.float32)
     logits[0, row, 1] = 4.0
-    output = DetectorOutput(logits=jnp.array(logits), deltas=jnp.zeros((1, len(anchors), 4)))
+    output = HeadOutput(logits=jnp.array(logits), deltas=jnp.zeros((1, len(anchors), 4)))
     found = detect(detector, output, anchors, jnp.array([[32.0, 20.0]]))
     assert found.boxes[0, 0, 2] <= 20.0
 
@@ -210,11 +209,15 @@ def test_convolutions_of_no_real_numbers_are_an_error(dtype):
 
 def test_towers_start_with_the_deviation_of_the_paper(detector, key):
     head = dataclasses.replace(detector.head, depth=2)
-    params, _ = init_head(key, head, channels=64, levels=2, anchors=1, classes=2)
+    params, _ = init_head(
+        key, dataclasses.replace(head, anchors_per_cell=1, classes=2), channels=64, levels=2
+    )
     for layer in (*params.class_tower, *params.box_tower):
         np.testing.assert_allclose(layer.kernel.std(), 0.01, rtol=0.02)
     wide = dataclasses.replace(head, kernel_deviation=0.05)
-    params, _ = init_head(key, wide, channels=64, levels=2, anchors=1, classes=2)
+    params, _ = init_head(
+        key, dataclasses.replace(wide, anchors_per_cell=1, classes=2), channels=64, levels=2
+    )
     np.testing.assert_allclose(params.class_tower[0].kernel.std(), 0.05, rtol=0.02)
 
 
@@ -277,6 +280,6 @@ def test_each_field_of_the_postprocessing_has_its_say(fields, scores, detector):
     for row, box, score in zip((10, 35), boxes, (0.9, 0.6)):
         logits[0, row, 1] = np.log(score / (1 - score))
         deltas[0, row] = encode(box, anchors[row])
-    output = DetectorOutput(logits=jnp.array(logits), deltas=jnp.array(deltas))
+    output = HeadOutput(logits=jnp.array(logits), deltas=jnp.array(deltas))
     found = detect(detector, output, anchors, jnp.array([[32.0, 32.0]]))
     np.testing.assert_allclose(found.scores[0][found.valid[0]], scores, rtol=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fpnlab.nn.fpn import Fpn, apply_fpn, init_fpn
-from fpnlab.nn.norm_layer import BatchNorm, LayerNorm, NoNorm
+from fpnlab.nn.norm_specs import BatchNorm, LayerNorm, NoNorm
 from fpnlab.types import Mode
 
 CHANNELS = {2: 3, 3: 4, 4: 5}

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from fpnlab.nn.block import Block, apply_block, init_block
-from fpnlab.nn.norm_layer import (
+from fpnlab.nn.norm_edit import freeze
+from fpnlab.nn.norm_layer import NormState, activate, apply_norm, at_level, init_norm, put_level
+from fpnlab.nn.norm_specs import (
     BatchNorm,
     DynamicTanh,
     FilterResponseNorm,
@@ -19,15 +21,8 @@ from fpnlab.nn.norm_layer import (
     InstanceNorm,
     LayerNorm,
     NoNorm,
-    NormState,
     Renorm,
     RmsNorm,
-    activate,
-    apply_norm,
-    at_level,
-    freeze,
-    init_norm,
-    put_level,
 )
 from fpnlab.ops.norm import batch_norm_eval, batch_renorm_train, group_norm
 from fpnlab.types import Mode
@@ -175,7 +170,7 @@ def test_statistics_stay_float32_under_bfloat16(x):
 
 
 def test_defaults_are_the_papers_and_equal_across_norms():
-    common = {"eps": 1e-5, "kernel": "free"}
+    common = {"eps": 1e-5}
     assert dataclasses.asdict(BatchNorm()) == common | {
         "kind": "batch_norm",
         "norm_batch": None,
@@ -197,7 +192,6 @@ def test_defaults_are_the_papers_and_equal_across_norms():
     for norm in STATELESS:
         if hasattr(norm, "eps"):
             assert norm.eps == (1e-6 if isinstance(norm, FilterResponseNorm) else 1e-5)
-        assert norm.kernel == "free"
     assert DynamicTanh().alpha == 0.5
 
 
@@ -216,7 +210,7 @@ def test_only_a_norm_that_rectifies_is_not_rectified_again(x):
 
 def test_freezing_reaches_every_batch_norm_in_a_spec_and_nothing_else(x):
     _, state = apply_norm(BN, *init_norm(BN, 4), x, Mode.TRAIN)
-    norm = BatchNorm(eps=1e-3, kernel="standardized")
+    norm = BatchNorm(eps=1e-3)
     block = Block(
         kind="basic",
         inputs=4,
@@ -225,8 +219,9 @@ def test_freezing_reaches_every_batch_norm_in_a_spec_and_nothing_else(x):
         norm=norm,
         last_norm=LayerNorm(axes="c"),
         shortcut_norm=norm,
+        kernel="standardized",
     )
-    frozen = FrozenBatchNorm(eps=1e-3, kernel="standardized")
+    frozen = FrozenBatchNorm(eps=1e-3)
     assert freeze(block, state) == dataclasses.replace(block, norm=frozen, shortcut_norm=frozen)
 
 
@@ -426,9 +421,16 @@ def test_named_axes_update_the_statistics_as_one_batch(x):
 
 @pytest.mark.parametrize("kernel", ["standardized", "scaled"])
 def test_a_standardized_kernel_forgets_the_scale_of_its_weights(kernel, key):
-    norm = GroupNorm(groups=2, kernel=kernel)
+    norm = GroupNorm(groups=2)
     block = Block(
-        kind="basic", inputs=4, width=4, stride=1, norm=norm, last_norm=norm, shortcut_norm=norm
+        kind="basic",
+        inputs=4,
+        width=4,
+        stride=1,
+        norm=norm,
+        last_norm=norm,
+        shortcut_norm=norm,
+        kernel=kernel,
     )
     params, state = init_block(key, block)
     ones = jax.tree.map(jnp.ones_like, params.branch[1].norm)

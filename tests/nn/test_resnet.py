@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from fpnlab.nn.block import Block, apply_block, init_block
-from fpnlab.nn.norm_layer import BatchNorm, GroupNorm, LayerNorm, NoNorm
-from fpnlab.nn.resnet import ResNet, Stem, apply_resnet, init_resnet, resnet
+from fpnlab.nn.norm_specs import BatchNorm, GroupNorm, LayerNorm, NoNorm
+from fpnlab.nn.resnet import ResNet, Stem, apply_resnet, capture_resnet, init_resnet, resnet
 from fpnlab.types import Mode
 
 SMALL = ResNet(
@@ -73,10 +73,10 @@ def test_a_fresh_block_is_its_shortcut(kind, norm, key):
 
 def test_only_blocks_that_change_the_shape_project_their_shortcut():
     stages = resnet(34, NoNorm()).stages
-    projects = [[block.projects for block in stage] for stage in stages.values()]
+    projects = [[block.projection is not None for block in stage] for stage in stages.values()]
     assert [sum(stage) for stage in projects] == [0, 1, 1, 1]
     assert [stage[0] for stage in projects] == [False, True, True, True]
-    assert resnet(50, NoNorm()).stages[2][0].projects
+    assert resnet(50, NoNorm()).stages[2][0].projection
 
 
 def test_a_block_learns_through_its_zero_scale(key):
@@ -190,17 +190,9 @@ def branches():
 
     @jax.jit
     def outputs(key):
-        seen = []
-        apply_resnet(
-            DEEP,
-            params,
-            state,
-            jnp.zeros((2048, 2, 2, 3)),
-            Mode.TRAIN,
-            key=key,
-            watch=lambda name, x: seen.append(x[:, 0, 0, 0]),
-        )
-        return jnp.stack(seen)
+        images = jnp.zeros((2048, 2, 2, 3))
+        _, _, outputs = capture_resnet(DEEP, params, state, images, Mode.TRAIN, key=key)
+        return jnp.stack([x[:, 0, 0, 0] for x in outputs.values()])
 
     return np.diff(outputs(jax.random.key(3)), axis=0)
 

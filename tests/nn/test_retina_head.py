@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.nn.norm_layer import BatchNorm
+from fpnlab.nn.norm_specs import BatchNorm
 from fpnlab.nn.retina_head import RetinaHead, apply_head, init_head
 from fpnlab.types import Mode
 
@@ -21,13 +21,14 @@ def pyramid(key):
 
 
 def make(key, norm, **options):
-    head = RetinaHead(depth=1, norm=norm, **options)
-    return head, *init_head(key, head, channels=4, levels=2, anchors=3, classes=5)
+    head = RetinaHead(depth=1, norm=norm, anchors_per_cell=3, classes=5, **options)
+    return head, *init_head(key, head, channels=4, levels=2)
 
 
 def test_every_anchor_starts_with_the_prior_probability(pyramid, key):
     head, params, state = make(key, BatchNorm(), prior=0.02)
-    logits, deltas, _ = apply_head(head, params, state, pyramid, Mode.TRAIN)
+    output, _ = apply_head(head, params, state, pyramid, Mode.TRAIN)
+    logits, deltas = output.logits, output.deltas
     assert logits.shape == (2, (4 * 3 + 2 * 2) * 3, 5)
     assert deltas.shape == (2, (4 * 3 + 2 * 2) * 3, 4)
     np.testing.assert_allclose(jax.nn.sigmoid(logits).mean(), 0.02, atol=0.003)
@@ -35,14 +36,14 @@ def test_every_anchor_starts_with_the_prior_probability(pyramid, key):
 
 
 def test_rows_run_over_level_row_column_anchor(pyramid, key):
-    head = RetinaHead(depth=0)
-    params, state = init_head(key, head, channels=4, levels=2, anchors=3, classes=5)
+    head = RetinaHead(depth=0, anchors_per_cell=3, classes=5)
+    params, state = init_head(key, head, channels=4, levels=2)
     row, column = 1, 2
 
     def one_logit(feature):
         maps = {**pyramid, 3: feature}
-        logits, _, _ = apply_head(head, params, state, maps, Mode.TRAIN)
-        return logits[0, (row * SIZES[3][1] + column) * 3 + 1].sum()
+        output, _ = apply_head(head, params, state, maps, Mode.TRAIN)
+        return output.logits[0, (row * SIZES[3][1] + column) * 3 + 1].sum()
 
     seen = jnp.abs(jax.grad(one_logit)(pyramid[3])).sum(-1) > 0
     # A 3x3 predictor at row 1, column 2 sees rows 0 to 2 and columns 1 to 2 of image 0.
@@ -53,13 +54,13 @@ def test_rows_run_over_level_row_column_anchor(pyramid, key):
 
 def test_levels_keep_their_own_statistics_under_shared_weights(pyramid, key):
     head, params, state = make(key, BatchNorm())
-    _, _, new = apply_head(head, params, state, pyramid, Mode.TRAIN)
+    _, new = apply_head(head, params, state, pyramid, Mode.TRAIN)
     mean = new.class_tower[0].mean
     assert mean.shape == (2, 4)
     alone = {}
     for i, level in enumerate(sorted(pyramid)):
         changed = {**pyramid, level: pyramid[level] + 1.0}
-        alone[i] = apply_head(head, params, state, changed, Mode.TRAIN)[2].class_tower[0].mean
+        alone[i] = apply_head(head, params, state, changed, Mode.TRAIN)[1].class_tower[0].mean
     assert (alone[0][0] != mean[0]).any()
     np.testing.assert_array_equal(alone[0][1], mean[1])
     np.testing.assert_array_equal(alone[1][0], mean[0])
@@ -68,9 +69,9 @@ def test_levels_keep_their_own_statistics_under_shared_weights(pyramid, key):
 def test_evaluation_reproduces_training_once_the_statistics_are_known(pyramid, key):
     # One batch norm shared over levels could not do this: the levels' deviations are 1 and 2.
     head, params, state = make(key, BatchNorm(decay=0.0))
-    trained, _, new = apply_head(head, params, state, pyramid, Mode.TRAIN)
-    evaluated, _, _ = apply_head(head, params, new, pyramid, Mode.EVAL)
-    np.testing.assert_allclose(evaluated, trained, atol=1e-4)
+    trained, new = apply_head(head, params, state, pyramid, Mode.TRAIN)
+    evaluated, _ = apply_head(head, params, new, pyramid, Mode.EVAL)
+    np.testing.assert_allclose(evaluated.logits, trained.logits, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -87,10 +88,10 @@ def test_impossible_heads_are_refused(options, message):
 
 def test_joint_statistics_are_those_of_all_levels_values(pyramid, key):
     head, params, state = make(key, BatchNorm(decay=0.0), level_statistics="joint")
-    _, _, new = apply_head(head, params, state, pyramid, Mode.TRAIN)
+    _, new = apply_head(head, params, state, pyramid, Mode.TRAIN)
     found = new.class_tower[0]
     separate, params, state = make(key, BatchNorm(decay=0.0))
-    parts = apply_head(separate, params, state, pyramid, Mode.TRAIN)[2].class_tower[0]
+    parts = apply_head(separate, params, state, pyramid, Mode.TRAIN)[1].class_tower[0]
     weight = parts.count / parts.count.sum()
     np.testing.assert_allclose(found.mean, weight @ parts.mean, rtol=1e-4, atol=1e-5)
     var = weight @ (parts.var + (parts.mean - found.mean) ** 2)
@@ -108,7 +109,7 @@ def test_parameters_of_a_level_move_that_level_alone_where_they_are_separate(
     assert state.class_tower[0].mean.shape == ((2, 4) if statistics == "separate" else (4,))
 
     def of_level(params, rows):
-        return (apply_head(head, params, state, pyramid, Mode.TRAIN)[0][:, rows] ** 2).sum()
+        return (apply_head(head, params, state, pyramid, Mode.TRAIN)[0].logits[:, rows] ** 2).sum()
 
     fine = slice(0, 4 * 3 * 3)
     gradient = jax.grad(of_level)(params, fine).class_tower[0].norm.bias
@@ -131,7 +132,7 @@ def test_each_norm_counts_the_mask_of_its_level(statistics, pyramid, key):
     fine, coarse = (mask[:, ::step, ::step].sum() for step in (8, 16))
     assert fine != coarse
     expected = [fine, coarse] if statistics == "separate" else fine + coarse
-    _, _, new = apply_head(head, params, state, pyramid, Mode.MOMENTS, mask=jnp.asarray(mask))
+    _, new = apply_head(head, params, state, pyramid, Mode.MOMENTS, mask=jnp.asarray(mask))
     for tower in (new.class_tower, new.box_tower):
         np.testing.assert_array_equal(tower[0].count, expected)
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fpnlab.nn.norm_layer import (
+from fpnlab.nn.norm_layer import NormState, apply_norm, init_norm
+from fpnlab.nn.norm_specs import (
     BatchNorm,
     DynamicTanh,
     FilterResponseNorm,
@@ -21,11 +22,8 @@ from fpnlab.nn.norm_layer import (
     LayerNorm,
     NoNorm,
     Norm,
-    NormState,
     Renorm,
     RmsNorm,
-    apply_norm,
-    init_norm,
 )
 from fpnlab.types import Mode
 

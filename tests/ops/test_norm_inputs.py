@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from fpnlab.nn.norm_layer import BatchNorm, apply_norm, init_norm
+from fpnlab.nn.norm_layer import apply_norm, init_norm
+from fpnlab.nn.norm_specs import BatchNorm
 from fpnlab.ops import norm as ops
 from fpnlab.types import Mode
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.nn.norm_layer import BatchNorm, InstanceNorm
+from fpnlab.nn.norm_specs import BatchNorm, InstanceNorm
 
 from .norm_cases import ARMS, EPS, define, double, fill, maps, run, sets, some_pixels
 

@@ -18,17 +18,8 @@ import pytest
 from flax import nnx
 from hypothesis import strategies as st
 
-from fpnlab.nn.norm_layer import (
-    BatchNorm,
-    GroupNorm,
-    InstanceNorm,
-    LayerNorm,
-    NormParams,
-    NormState,
-    RmsNorm,
-    apply_norm,
-    init_norm,
-)
+from fpnlab.nn.norm_layer import NormParams, NormState, apply_norm, init_norm
+from fpnlab.nn.norm_specs import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RmsNorm
 from fpnlab.types import Mode
 
 from .norm_cases import ARMS, EPS, FAST_COMPILE, define, double, fill, maps, run, some_pixels

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.nn.norm_layer import (
+from fpnlab.nn.norm_specs import (
     BatchNorm,
     FrozenBatchNorm,
     GroupNorm,
@@ -48,8 +48,7 @@ def test_the_table_has_every_norm():
 @pytest.mark.parametrize("norm", typing.get_args(Norm), ids=lambda norm: norm.__name__)
 def test_the_table_has_every_choice_of_a_norm(norm):
     hints = typing.get_type_hints(norm)
-    # The kernel is chosen before the convolution, not in the norm (tests/ops/test_kernel.py).
-    literals = {name: typing.get_args(hint) for name, hint in hints.items() if name != "kernel"}
+    literals = {name: typing.get_args(hint) for name, hint in hints.items()}
     choices = {name: set(values) for name, values in literals.items() if _all_text(values)}
     tested = {
         name: {getattr(arm.norm, name) for arm in ARMS.values() if isinstance(arm.norm, norm)}

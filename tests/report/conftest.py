@@ -1,4 +1,4 @@
-"""Fixtures: study folders with made-up but plausible numbers, as the study room writes them."""
+"""Fixtures: study folders with made-up but plausible numbers."""
 
 import itertools
 import json
@@ -14,6 +14,27 @@ from fpnlab.config.claims import (
     DifferenceInDifferences,
     Equivalence,
     write_claims,
+)
+from fpnlab.records.json_files import write_json
+from fpnlab.records.run_records import (
+    Diagnostics,
+    DriftRow,
+    EffectiveRates,
+    GradientNoise,
+    MetricRecord,
+    NoiseRow,
+    RunResult,
+    SignalRow,
+    append_record,
+    read_result,
+    write_result,
+)
+from fpnlab.records.study_records import (
+    DataProblem,
+    DatasetInfo,
+    StudyFile,
+    read_study_file,
+    write_record,
 )
 
 CLASSES = ("RBC", "WBC", "Platelets")
@@ -79,13 +100,10 @@ def claiming_dir(study_dir):
 
 
 def write_summary(folder):
-    """Writes ``summary.json`` from the results there are, as the study room does."""
-    study = json.loads((folder / "study.json").read_text())
-    paths = sorted((folder / "trials").glob("*/result.json"))
-    write_json(
-        folder / "summary.json",
-        summarize(study, [json.loads(path.read_text()) for path in paths]),
-    )
+    """Writes ``summary.json`` from the results there are."""
+    results = [read_result(path) for path in sorted((folder / "trials").glob("*/result.json"))]
+    plan = read_study_file(folder / "study.json")
+    write_record(folder / "summary.json", summarize(plan, results))
     return folder
 
 
@@ -93,40 +111,35 @@ def make_study(folder, batch_sizes=(2, 8, 32), seeds=(0, 1), images=2, records=1
     """Writes a finished study of BN and LN and returns its folder."""
     folder = pathlib.Path(folder)
     (folder / "trials").mkdir(parents=True)
-    study = {
-        "name": "batch-size",
-        "question": "How does the batch size change a detector with BatchNorm, and with LayerNorm?",
-        "command": "fpnlab study configs/batch_size.toml",
-        "trials": 2 * len(batch_sizes) * len(seeds),
-        "seeds": list(seeds),
-        "arms": ["BN", "LN"],
-        "axis": "train.batch_size",
-        "axis_values": list(batch_sizes),
-        "metric": "AP",
-        "examples": 20_000,
-        "dataset": {
-            "name": "BCCD <blood cells>",
-            "class_names": list(CLASSES),
-            "train_images": 291,
-            "test_images": 73,
-            "problems": [
-                {
-                    "file": "BloodImage_00338.xml",
-                    "where": "object 3",
-                    "what": "the box has no height (ymin = ymax = 480); left out",
-                }
-            ],
-        },
-        "env": ENVIRONMENT,
-    }
-    write_json(folder / "study.json", study)
-    for arm, batch_size, seed in itertools.product(study["arms"], batch_sizes, seeds):
+    problem = DataProblem(
+        file="BloodImage_00338.xml",
+        where="object 3",
+        what="the box has no height (ymin = ymax = 480); left out",
+    )
+    plan = StudyFile(
+        name="batch-size",
+        question="How does the batch size change a detector with BatchNorm, and with LayerNorm?",
+        command="fpnlab study configs/batch_size.toml",
+        trials=2 * len(batch_sizes) * len(seeds),
+        seeds=list(seeds),
+        arms=["BN", "LN"],
+        axis="train.batch_size",
+        axis_values=list(batch_sizes),
+        metric="AP",
+        examples=20_000,
+        dataset=DatasetInfo(
+            name="BCCD <blood cells>",
+            class_names=list(CLASSES),
+            train_images=291,
+            test_images=73,
+            problems=[problem],
+        ),
+        env=ENVIRONMENT,
+    )
+    write_record(folder / "study.json", plan)
+    for arm, batch_size, seed in itertools.product(plan.arms, batch_sizes, seeds):
         _make_trial(folder, arm, batch_size, seed, images, records, side)
     return folder
-
-
-def write_json(path, value):
-    path.write_text(json.dumps(value, indent=2))
 
 
 def _make_trial(folder, arm, batch_size, seed, images, records, side):
@@ -136,48 +149,49 @@ def _make_trial(folder, arm, batch_size, seed, images, records, side):
     level = 0.46 - (0.09 / batch_size * 2 if arm == "BN" else 0.01 * np.log2(batch_size))
     level += 0.02 * np.sin(seed) + numbers.normal(0, 0.008)
     gain = 0.03 / batch_size if arm == "BN" else 0.0
-    result = {
-        "trial": trial.name,
-        "arm": arm,
-        "axis_value": batch_size,
-        "seed": seed,
-        "status": "done",
-        "error": None,
-        "examples": 20_000,
-        "steps": 20_000 // batch_size,
-        "seconds": 410.0 + 300 / batch_size + numbers.normal(0, 9),
-        "norm_batch": dict.fromkeys(("stem", "head"), batch_size if arm == "BN" else None),
-        "smallest_count": batch_size * 16 if arm == "BN" else 16 * 128,
-        "final_loss": 0.5 + numbers.normal(0, 0.02),
-        "parameters": 1_204_531,
-        "class_names": list(CLASSES),
-        "metrics": {
+    result = RunResult(
+        trial=trial.name,
+        arm=arm,
+        axis_value=batch_size,
+        seed=seed,
+        status="done",
+        examples=20_000,
+        steps=20_000 // batch_size,
+        seconds=410.0 + 300 / batch_size + numbers.normal(0, 9),
+        norm_batch=dict.fromkeys(("stem", "head"), batch_size if arm == "BN" else None),
+        smallest_count=batch_size * 16 if arm == "BN" else 16 * 128,
+        final_loss=0.5 + numbers.normal(0, 0.02),
+        parameters=1_204_531,
+        class_names=list(CLASSES),
+        metrics={
             "running": _metrics(level),
             "precise": _metrics(level + gain),
             "batch": _metrics(level - 0.4 * gain),
         },
-        "diagnostics": _diagnostics(numbers, arm, batch_size),
-    }
+        diagnostics=_diagnostics(numbers, arm, batch_size),
+    )
     write_json(trial / "config.json", {"train": {"batch_size": batch_size}, "seed": seed})
     write_json(trial / "env.json", ENVIRONMENT)
-    write_json(trial / "result.json", result)
-    with (trial / "metrics.jsonl").open("w") as file:
-        for examples in np.linspace(20_000 / records, 20_000, records):
-            loss = 0.4 + 1.8 * np.exp(-examples / 4000) + 0.3 / batch_size
-            loss *= np.exp(numbers.normal(0, 0.08))
-            record = {
-                "examples": int(examples),
-                "step": int(examples) // batch_size,
-                "seconds": examples / 50,
-                "loss": loss,
-                "loss_class": 0.6 * loss,
-                "loss_box": 0.4 * loss,
-                "learning_rate": 0.01 * (1 - examples / 20_001),
-                "gradient_norm": 2.0,
-                "examples_per_second": 50.0,
-                "effective_rate": 0.004 * (1 - examples / 20_001),
-            }
-            file.write(json.dumps(record) + "\n")
+    write_result(trial / "result.json", result)
+    for examples in np.linspace(20_000 / records, 20_000, records):
+        loss = 0.4 + 1.8 * np.exp(-examples / 4000) + 0.3 / batch_size
+        loss *= np.exp(numbers.normal(0, 0.08))
+        logs = {
+            "loss": loss,
+            "loss_class": 0.6 * loss,
+            "loss_box": 0.4 * loss,
+            "learning_rate": 0.01 * (1 - examples / 20_001),
+            "gradient_norm": 2.0,
+        }
+        record = MetricRecord(
+            examples=int(examples),
+            step=int(examples) // batch_size,
+            seconds=examples / 50,
+            logs=logs,
+            examples_per_second=50.0,
+            effective_rate=0.004 * (1 - examples / 20_001),
+        )
+        append_record(trial / "metrics.jsonl", record)
     np.savez_compressed(trial / "gallery.npz", **_gallery(numbers, level, images, side))
 
 
@@ -193,30 +207,29 @@ def _diagnostics(numbers, arm, batch_size):
     norms = [(name, None) for name in layers] + [("head/class_tower/0", level) for level in (3, 4)]
     signals = ["stem", "stage 0 block 0", "stage 0 block 1", "stage 1 block 0"]
     drift = [
-        {
-            "name": name,
-            "level": level,
-            "mean_shift": 0.01 * numbers.uniform(0.5, 2),
-            "log_variance_ratio": 0.4 / batch_size * numbers.uniform(0.5, 2),
-            "count": 64.0,
-        }
+        DriftRow(
+            name=name,
+            level=level,
+            mean_shift=0.01 * numbers.uniform(0.5, 2),
+            log_variance_ratio=0.4 / batch_size * numbers.uniform(0.5, 2),
+            count=64.0,
+        )
         for name, level in norms
     ]
-    noise = [{"norm_batch": k, "noise": numbers.uniform(0.5, 0.6) / k} for k in (2, 4, 8)]
-    return {
-        "drift": drift if arm == "BN" else [],
-        "signals": [
-            {"name": name, "squared_mean": 0.1, "variance": numbers.uniform(0.2, 0.4)}
-            for name in signals
-        ],
-        "effective_rates": {
-            "step": 1250,
-            "examples": 10_000,
-            "learning_rate": 0.005,
-            "rates": {name: 0.001 * numbers.uniform(1, 9) for name in layers},
-        },
-        "gradient_noise": {"images": 16, "draws": 8, "rows": noise} if arm == "BN" else None,
-    }
+    noise = [NoiseRow(norm_batch=k, noise=numbers.uniform(0.5, 0.6) / k) for k in (2, 4, 8)]
+    signals = [
+        SignalRow(name=name, squared_mean=0.1, variance=numbers.uniform(0.2, 0.4))
+        for name in signals
+    ]
+    rates = {name: 0.001 * numbers.uniform(1, 9) for name in layers}
+    return Diagnostics(
+        drift=drift if arm == "BN" else [],
+        signals=signals,
+        effective_rates=EffectiveRates(
+            step=1250, examples=10_000, learning_rate=0.005, rates=rates
+        ),
+        gradient_noise=GradientNoise(images=16, draws=8, rows=noise) if arm == "BN" else None,
+    )
 
 
 def _gallery(numbers, level, images, side):

@@ -58,11 +58,11 @@ def test_a_study_shows_the_median_and_the_largest_drift_of_each_axis_value(study
     expected = {}
     for style, pick in (("-", np.median), (":", np.max)):
         found = {
-            (t.result["axis_value"], t.result["seed"]): pick(
-                [row["mean_shift"] for row in t.result["diagnostics"]["drift"]]
+            (t.result.axis_value, t.result.seed): pick(
+                [row.mean_shift for row in t.result.diagnostics.drift]
             )
             for t in study.trials
-            if t.result["arm"] == "BN"
+            if t.result.arm == "BN"
         }
         expected[style] = [np.mean([found[b, seed] for seed in (0, 1)]) for b in (2, 8, 32)]
     for style, y in curves(axes):
@@ -106,9 +106,9 @@ def test_signals_are_the_median_of_an_arms_trials_within_their_range(study_dir, 
     axes = drawn(sketch(study_sketches(study, "batch size"), "signals_arms"))
     for arm, line, shade in zip(("BN", "LN"), axes.lines, axes.collections):
         found = [
-            [row["variance"] for row in trial.result["diagnostics"]["signals"]]
+            [row.variance for row in trial.result.diagnostics.signals]
             for trial in study.trials
-            if trial.result["arm"] == arm
+            if trial.result.arm == arm
         ]
         assert line.get_label() == arm
         np.testing.assert_allclose(line.get_ydata(), np.median(found, axis=0))
@@ -132,10 +132,10 @@ def test_networks_of_different_depth_share_a_figure(study_dir, drawn):
 def test_noise_stands_at_the_binary_logarithm_of_the_norm_batch(study_dir, drawn):
     trial = read_trial(study_dir / "trials" / "BN-8-1")
     axes = drawn(sketch(run_sketches(trial), "noise"))
-    rows = trial.result["diagnostics"]["gradient_noise"]["rows"]
+    rows = trial.result.diagnostics.gradient_noise.rows
     (line,) = axes.lines
     np.testing.assert_allclose(line.get_xdata(), [1, 2, 3])
-    np.testing.assert_allclose(line.get_ydata(), [row["noise"] for row in rows])
+    np.testing.assert_allclose(line.get_ydata(), [row.noise for row in rows])
 
 
 def test_a_run_has_a_row_for_each_layer_and_level_from_the_top_down(study_dir, drawn):
@@ -146,10 +146,10 @@ def test_a_run_has_a_row_for_each_layer_and_level_from_the_top_down(study_dir, d
     assert names[-2:] == ["head/class_tower/0  P3", "head/class_tower/0  P4"]
     bottom, top = axes.get_ylim()
     assert bottom > top
-    rows = trial.result["diagnostics"]["drift"]
+    rows = trial.result.diagnostics.drift
     means, ratios = axes.lines
-    np.testing.assert_allclose(means.get_xdata(), [row["mean_shift"] for row in rows])
-    np.testing.assert_allclose(ratios.get_xdata(), [row["log_variance_ratio"] for row in rows])
+    np.testing.assert_allclose(means.get_xdata(), [row.mean_shift for row in rows])
+    np.testing.assert_allclose(ratios.get_xdata(), [row.log_variance_ratio for row in rows])
 
 
 def test_numbers_that_were_not_finite_are_left_out(study_dir, drawn):

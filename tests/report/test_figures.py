@@ -1,5 +1,5 @@
 import contextlib
-import json
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -9,13 +9,21 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fpnlab.records.run_records import MetricRecord, RunResult
+from fpnlab.records.study_records import read_summary
 from fpnlab.report import figures
-from fpnlab.report.study_folder import Trial
+from fpnlab.report.study_folder import TrialFiles
+
+PATH = pathlib.Path()
 
 
-def trial_with_losses(losses):
-    records = [{"examples": 10 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
-    return Trial("t", {"status": "done", "axis_value": 2}, records, pathlib.Path(), None)
+def trial_with_losses(losses, axis_value=2, status="done"):
+    records = [
+        MetricRecord(step=i + 1, examples=10 * (i + 1), logs={"loss": loss})
+        for i, loss in enumerate(losses)
+    ]
+    result = RunResult(trial="t", arm="BN", axis_value=axis_value, seed=0, status=status)
+    return TrialFiles("t", status, "", result, records, pathlib.Path(), None)
 
 
 def test_importing_the_report_loads_neither_matplotlib_nor_jax():
@@ -47,8 +55,7 @@ def test_losses_of_an_axis_value_are_one_artist_and_a_diverged_one_ends_in_a_cro
 
     monkeypatch.setattr(figures, "panel", panel)
     trials = [trial_with_losses([4.0, 2.0]), trial_with_losses([3.0]), trial_with_losses([])]
-    other = trial_with_losses([5.0, 1.0, 0.5])
-    other.result.update(axis_value=8, status="diverged")
+    other = trial_with_losses([5.0, 1.0, 0.5], axis_value=8, status="diverged")
     limits = figures.loss_limits([*trials, other])
     figures.plot_losses([*trials, other], [2, 8, 32], "batch size", "", pathlib.Path(), limits)
     (axes,) = drawn
@@ -91,33 +98,33 @@ def bars(axes):
 
 def expected(rows, **keys):
     """Mean and ends of the interval of each row in the order of the axis."""
-    own = [row for row in rows if all(row[key] == value for key, value in keys.items())]
+    own = [row for row in rows if all(getattr(row, key) == value for key, value in keys.items())]
     assert len(own) == 3
-    return [(row["mean"], row["low"], row["high"]) for row in own]
+    return [(row.mean, row.low, row.high) for row in own]
 
 
 @pytest.mark.parametrize("arm", ["BN", "LN"])
 def test_a_figure_of_evaluations_draws_those_of_the_arm_that_it_names(study_dir, drawn, arm):
-    summary = json.loads((study_dir / "summary.json").read_text())
+    summary = read_summary(study_dir / "summary.json")
     figures.plot_evaluations(summary, arm, pathlib.Path())
     assert arm in drawn[0].get_title()
     found = bars(drawn[0])
     assert len(found) == 3
     for evaluation, (label, _, _) in figures.STATISTICS.items():
-        wanted = expected(summary["rows"], metric="AP", evaluation=evaluation, arm=arm)
+        wanted = expected(summary.rows, metric="AP", evaluation=evaluation, arm=arm)
         np.testing.assert_allclose(found[label], wanted)
 
 
 def test_error_bars_end_where_the_intervals_do(study_dir, drawn):
-    summary = json.loads((study_dir / "summary.json").read_text())
+    summary = read_summary(study_dir / "summary.json")
     figures.plot_metric(summary, "AP50", pathlib.Path())
     figures.plot_differences(summary, pathlib.Path())
     means, differences = map(bars, drawn)
     keys = {"evaluation": "running"}
     for arm in ("BN", "LN"):
-        wanted = expected(summary["rows"], metric="AP50", arm=arm, **keys)
+        wanted = expected(summary.rows, metric="AP50", arm=arm, **keys)
         np.testing.assert_allclose(means[arm], wanted)
-    wanted = expected(summary["differences"], metric="AP", arm="LN", **keys)
+    wanted = expected(summary.differences, metric="AP", arm="LN", **keys)
     assert list(bars(drawn[1])) == ["LN minus BN"]
     np.testing.assert_allclose(differences["LN minus BN"], wanted)
 
@@ -130,7 +137,7 @@ def test_loss_limits_hold_every_curve_and_survive_none():
 
 
 def test_figures_are_legible_files_of_moderate_size(study_dir, tmp_path):
-    summary = json.loads((study_dir / "summary.json").read_text())
+    summary = read_summary(study_dir / "summary.json")
     figures.plot_metric(summary, "AP", tmp_path / "a.png")
     figures.plot_differences(summary, tmp_path / "b.png")
     figures.plot_evaluations(summary, "BN", tmp_path / "c.png")
@@ -141,17 +148,18 @@ def test_figures_are_legible_files_of_moderate_size(study_dir, tmp_path):
 
 
 def test_the_same_numbers_give_the_same_file(study_dir, tmp_path):
-    summary = json.loads((study_dir / "summary.json").read_text())
+    summary = read_summary(study_dir / "summary.json")
     for name in ("a.png", "b.png"):
         figures.plot_metric(summary, "AP", tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 @pytest.mark.parametrize("values", [[2, 8, 32], ["small", "middle", "large"], [0, 1, 2]])
-def test_any_axis_can_be_drawn(study_dir, tmp_path, values):
-    summary = json.loads((study_dir / "summary.json").read_text())
-    names = dict(zip(summary["axis_values"], values))
-    for row in summary["rows"]:
-        row["axis_value"] = names[row["axis_value"]]
-    figures.plot_metric(summary | {"axis_values": values}, "AP", tmp_path / "a.png")
-    assert (tmp_path / "a.png").is_file()
+def test_any_axis_can_be_drawn(study_dir, drawn, values):
+    summary = read_summary(study_dir / "summary.json")
+    names = dict(zip(summary.axis_values, values))
+    rows = [dataclasses.replace(row, axis_value=names[row.axis_value]) for row in summary.rows]
+    figures.plot_metric(dataclasses.replace(summary, axis_values=values, rows=rows), "AP", PATH)
+    labels = [text.get_text() for text in drawn[0].get_xticklabels()]
+    assert labels == [str(value) for value in values]
+    assert len(bars(drawn[0])["BN"]) == 3

@@ -12,22 +12,22 @@ def test_the_seed_nearest_the_mean_of_best_and_worst_cell_is_shown(study_dir):
     study = read_study(study_dir)
     choices = gallery.choose(study)
     assert [choice.reason.split()[1] for choice in choices] == ["best", "worst"]
-    for choice, cell in zip(choices, (study.summary["best"], study.summary["worst"])):
-        assert choice.trial.result["arm"] == cell["arm"]
-        assert choice.trial.result["axis_value"] == cell["axis_value"]
-        own = cell["values"][str(choice.trial.result["seed"])]
-        distances = [abs(value - cell["mean"]) for value in cell["values"].values()]
-        assert abs(own - cell["mean"]) == min(distances)
+    for choice, cell in zip(choices, (study.summary.best, study.summary.worst)):
+        assert choice.trial.result.arm == cell.arm
+        assert choice.trial.result.axis_value == cell.axis_value
+        own = cell.values[choice.trial.result.seed]
+        distances = [abs(value - cell.mean) for value in cell.values.values()]
+        assert abs(own - cell.mean) == min(distances)
 
 
 def test_as_many_predictions_are_shown_as_there_are_true_boxes(study_dir, tmp_path, monkeypatch):
     seen = {}
 
-    def draw(images, boxes, classes, valid, names, **rest):
-        seen["valid"] = valid
+    def draw(pictures, names, **rest):
+        seen["valid"] = pictures["valid"]
         return Image.new("RGB", (8, 8))
 
-    monkeypatch.setattr(gallery, "draw_boxes", draw)
+    monkeypatch.setattr(gallery, "draw_pictures", draw)
     trial = read_study(study_dir).trials[0]
     gallery.draw_gallery(trial, ("RBC",), tmp_path / "g.png")
     np.testing.assert_array_equal(seen["valid"].sum(axis=1), [5, 5])

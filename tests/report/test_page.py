@@ -127,19 +127,22 @@ def test_intervals_of_means_that_leave_0_to_100_are_marked_and_explained(study_d
     assert text.count("* The interval leaves 0 to 100") == 1
 
 
-def test_second_opinions_stand_below_their_rules_and_beside_the_t_intervals(claiming_dir):
+def test_bootstrap_intervals_stand_below_their_rules_and_beside_the_t_intervals(claiming_dir):
     path = claiming_dir / "summary.json"
     summary = json.loads(path.read_text())
     assert "bootstrap" not in read(write_report(claiming_dir)).text.lower()
-    summary["second_opinions"] = [{"claim": 0, "rule": 1, "sentence": "Second opinion <here>."}]
+    summary["claim_bootstrap"] = [
+        {"claim": 0, "rule": 1, "sentence": "Bootstrap <here>.", "place": "", "low": 0, "high": 1}
+        | {"level": 0.95, "n": 3, "items": 9, "agrees": True}
+    ]
     rows = [
         r for r in summary["differences"] if (r["metric"], r["evaluation"]) == ("AP", "running")
     ]
-    rows[1]["second_opinion"] = {"low": 1.25, "high": 7.0, "items": 73, "verdict": "above"}
+    rows[1]["bootstrap"] = {"low": 1.25, "high": 7.0, "items": 73, "verdict": "above"}
     path.write_text(json.dumps(summary))
     page = read(write_report(claiming_dir))
     first, second = summary["verdicts"][0]["outcomes"]
-    at = page.text.index("Second opinion <here>.")
+    at = page.text.index("Bootstrap <here>.")
     assert page.text.index(first["sentence"]) < page.text.index(second["sentence"]) < at
     assert at < page.text.index(summary["verdicts"][1]["statement"])
     cells = "".join(page.text.split())
@@ -195,7 +198,7 @@ def test_failed_diverged_and_missing_trials_are_shown_with_their_reason(study_di
         (study_dir / "trials" / trial / "result.json").unlink()
     shutil.rmtree(study_dir / "trials" / "LN-32-0")
     with (study_dir / "trials" / "LN-32-1" / "metrics.jsonl").open("a") as file:
-        file.write('{"examples": 30000, "lo')
+        file.write('{"step": 9, "examples": 30000, "lo')
     page = read(write_report(study_dir))
     state = "8 of 12 trials are done; 1 diverged, 1 failed, 1 unfinished, 1 not started."
     assert state in page.text
@@ -300,8 +303,6 @@ def test_a_folder_that_is_no_run_is_refused_with_the_remedy(tmp_path):
 @pytest.mark.parametrize(
     ("norm_batch", "shown"),
     [
-        (None, None),
-        (16, 16),
         ({"stem": None, "head": None}, None),
         ({"stem": 16, "head": 16}, 16),
         ({"stem": None, "head": 2}, "head=2"),

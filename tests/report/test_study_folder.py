@@ -1,19 +1,21 @@
 import numpy as np
 import pytest
 
-from fpnlab.report.study_folder import read_records, read_study, read_trial
+from fpnlab.errors import RunFolderError
+from fpnlab.records.run_records import MetricRecord, read_records
+from fpnlab.report.study_folder import read_study, read_trial
 
 
 def test_torn_last_line_is_skipped(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"examples": 8, "loss": 2.0}\n{"examples": 16, "lo')
-    assert read_records(path) == [{"examples": 8, "loss": 2.0}]
+    path.write_text('{"step": 1, "examples": 8, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_records(path) == [MetricRecord(step=1, examples=8, logs={"loss": 2.0})]
 
 
 def test_a_damaged_line_before_the_last_is_refused_by_its_number(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"examples": 8}\n{"exam\n{"examples": 24}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not JSON"):
+    path.write_text('{"step": 1, "examples": 8}\n{"exam\n{"step": 3, "examples": 24}\n')
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl, line 2: not a whole record; remove"):
         read_records(path)
 
 
@@ -32,7 +34,7 @@ def test_a_trial_without_result_is_unfinished_and_a_torn_result_unreadable(study
     path.write_text(text[: len(text) // 2])
     trial = read_trial(path.parent)
     assert trial.status == "unreadable"
-    assert "result.json is not JSON" in trial.result["error"]
+    assert "result.json: cannot be read" in trial.error
 
 
 def test_a_trial_that_raised_is_known_from_the_summary(study_dir, refresh):
@@ -40,12 +42,14 @@ def test_a_trial_that_raised_is_known_from_the_summary(study_dir, refresh):
     (study_dir / "trials" / "LN-8-1" / "result.json").unlink()
     trials = {trial.name: trial for trial in read_study(study_dir).trials}
     assert trials["LN-8-1"].status == "failed"
-    assert trials["LN-8-1"].result["error"] == "out of memory"
+    assert trials["LN-8-1"].error == "out of memory"
     assert list(trials)[9] == "LN-8-1"
 
 
 def test_curves_leave_out_values_that_are_not_finite(tmp_path):
-    lines = '{"examples": 8, "loss": 2.0}\n{"examples": 16, "loss": NaN}\n{"examples": 24}\n'
+    losses = (', "loss": 2.0', ', "loss": NaN', "")
+    lines = [f'{{"step": {i}, "examples": {8 * i}{loss}}}' for i, loss in enumerate(losses, 1)]
+    lines = "\n".join(lines) + "\n"
     (tmp_path / "metrics.jsonl").write_text(lines)
     np.testing.assert_array_equal(read_trial(tmp_path).curve("loss"), [[8.0], [2.0]])
     assert [len(part) for part in read_trial(tmp_path).curve("loss_box")] == [0, 0]

@@ -1,8 +1,9 @@
+import dataclasses
 import io
-import json
 
 from rich.console import Console
 
+from fpnlab.records.study_records import ClaimBootstrap, read_summary
 from fpnlab.report.terminal import summary_table, verdict_text
 
 
@@ -13,23 +14,21 @@ def show(summary):
 
 
 def test_the_table_has_a_row_for_each_kind_of_statistics_that_matters(study_dir):
-    summary = json.loads((study_dir / "summary.json").read_text())
+    summary = read_summary(study_dir / "summary.json")
     text = show(summary)
     rows = [line for line in text.splitlines() if "BN" in line or "LN" in line]
     assert [line.split("│")[2].strip() for line in rows] == ["running", "precise", "batch", ""]
     row = next(
-        row
-        for row in summary["rows"]
-        if (row["arm"], row["axis_value"], row["metric"]) == ("LN", 8, "AP")
+        row for row in summary.rows if (row.arm, row.axis_value, row.metric) == ("LN", 8, "AP")
     )
-    assert f"{row['mean']:.1f}±{row['high'] - row['mean']:.1f}" in rows[3]
+    assert f"{row.mean:.1f}±{row.high - row.mean:.1f}" in rows[3]
     assert "12 of 12 trials done" in text
 
 
 def test_cells_without_a_measurement_are_marked(study_dir, refresh):
     gone = {"status": "failed", "error": "out of memory", "metrics": {}}
     refresh(study_dir, LN_8_0=gone, LN_8_1=gone, LN_32_0=gone)
-    text = show(json.loads((study_dir / "summary.json").read_text()))
+    text = show(read_summary(study_dir / "summary.json"))
     cells = next(line for line in text.splitlines() if "LN" in line).split("│")
     assert cells[4].strip() == "-"
     assert "±" not in cells[5]
@@ -37,50 +36,60 @@ def test_cells_without_a_measurement_are_marked(study_dir, refresh):
 
 
 def test_verdicts_are_lines_with_the_outcomes_of_their_rules(claiming_dir):
-    summary = json.loads((claiming_dir / "summary.json").read_text())
+    summary = read_summary(claiming_dir / "summary.json")
     lines = verdict_text(summary).plain.splitlines()
-    first, second = summary["verdicts"]
+    first, second = summary.verdicts
     assert lines == [
-        f"{first['verdict']}  BN changes more & sooner than LN.",
-        *(f"  - {outcome['sentence']}" for outcome in first["outcomes"]),
-        f"{second['verdict']}  LN is flat.",
-        f"  - {second['outcomes'][0]['sentence']}",
+        f"{first.verdict}  BN changes more & sooner than LN.",
+        *(f"  - {outcome.sentence}" for outcome in first.outcomes),
+        f"{second.verdict}  LN is flat.",
+        f"  - {second.outcomes[0].sentence}",
         'Each claim is tested by itself (holm_over = "claim"): where no effect is true, one or '
         "more of these 2 is decided in up to 10 % of studies.",
     ]
-    assert first["verdict"] == "SUPPORTED"
+    assert first.verdict == "SUPPORTED"
     assert verdict_text(summary).spans[0].style == "bold green"
 
 
 def test_the_terminal_says_which_family_of_tests_was_adjusted(claiming_dir):
-    summary = json.loads((claiming_dir / "summary.json").read_text())
-    last = verdict_text(summary | {"holm_over": "study"}).plain.splitlines()[-1]
+    summary = read_summary(claiming_dir / "summary.json")
+    last = verdict_text(dataclasses.replace(summary, holm_over="study")).plain.splitlines()[-1]
     assert last == (
         "p-values are adjusted by Holm's procedure over the rules of all 2 claims: where no effect "
         "is true, one or more is decided in at most 5 % of studies."
     )
-    one = summary | {"verdicts": summary["verdicts"][:1]}
+    one = dataclasses.replace(summary, verdicts=summary.verdicts[:1])
     assert "claim" not in verdict_text(one).plain.splitlines()[-1]
 
 
 def test_intervals_of_means_that_leave_0_to_100_are_marked(study_dir, refresh):
-    summary = json.loads((study_dir / "summary.json").read_text())
-    inside = [row for row in summary["rows"] if row["metric"] == "AP"]
-    for row in inside:
-        row |= {"low": row["mean"] - 1.0, "high": row["mean"] + 1.0}
-    assert "*" not in show(summary)
-    assert "leaves 0 to 100" not in show(summary)
+    summary = read_summary(study_dir / "summary.json")
+    within = lambda row: dataclasses.replace(row, low=row.mean - 1.0, high=row.mean + 1.0)
+    rows = [within(row) for row in summary.rows if row.metric == "AP"]
+    assert "*" not in show(dataclasses.replace(summary, rows=rows))
+    assert "leaves 0 to 100" not in show(dataclasses.replace(summary, rows=rows))
     for name, bound in (("high", 100.5), ("low", -0.5)):
-        row = dict(inside[0])
-        changed = [r | {name: bound} if r == row else r for r in summary["rows"]]
-        text = show(summary | {"rows": changed})
+        changed = [dataclasses.replace(rows[0], **{name: bound}), *rows[1:]]
+        text = show(dataclasses.replace(summary, rows=changed))
         assert text.count("*") == 2
         assert "* The interval leaves 0 to 100" in " ".join(text.split())
 
 
-def test_a_second_opinion_stands_below_the_rule_that_it_is_about(claiming_dir):
-    summary = json.loads((claiming_dir / "summary.json").read_text())
-    said = [{"claim": 0, "rule": 1, "sentence": "Second opinion."}]
-    lines = verdict_text(summary | {"second_opinions": said}).plain.splitlines()
+def test_a_bootstrap_interval_stands_below_its_rule(claiming_dir):
+    summary = read_summary(claiming_dir / "summary.json")
+    found = ClaimBootstrap(
+        claim=0,
+        rule=1,
+        place="",
+        low=0.0,
+        high=1.0,
+        level=0.95,
+        n=3,
+        items=9,
+        agrees=True,
+        sentence="Bootstrap.",
+    )
+    with_one = dataclasses.replace(summary, claim_bootstrap=[found])
+    lines = verdict_text(with_one).plain.splitlines()
     plain = verdict_text(summary).plain.splitlines()
-    assert lines == [*plain[:3], "    Second opinion.", *plain[3:]]
+    assert lines == [*plain[:3], "    Bootstrap.", *plain[3:]]

@@ -1,16 +1,17 @@
-import json
+import dataclasses
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
+from fpnlab.records.study_records import read_summary
 from fpnlab.report.verdict_text import plot_verdict
 
 
 @pytest.fixture
 def verdicts(claiming_dir):
-    return json.loads((claiming_dir / "summary.json").read_text())["verdicts"]
+    return read_summary(claiming_dir / "summary.json").verdicts
 
 
 @pytest.fixture
@@ -31,14 +32,14 @@ def drawn(monkeypatch):
 def test_every_number_of_every_rule_has_its_band_interval_and_seeds(verdicts, drawn, tmp_path):
     for verdict in verdicts:
         plot_verdict(verdict, tmp_path / "a.png")
-    estimates = [e for v in verdicts for o in v["outcomes"] for e in o["estimates"]]
+    estimates = [e for v in verdicts for o in v.outcomes for e in o.estimates]
     assert len(estimates) == len(drawn["barh"]) == 4
     intervals = [args[0] for args, *_ in drawn["plot"] if args[-1] != "o"]
-    assert intervals == [[e["low"], e["high"]] for e in estimates]
+    assert intervals == [[e.low, e.high] for e in estimates]
     means = [args[0] for args, *_ in drawn["plot"] if args[-1] == "o"]
-    assert means == [e["mean"] for e in estimates]
+    assert means == [e.mean for e in estimates]
     assert [args[0] for args, *_ in drawn["scatter"]] == [
-        list(e["by_seed"].values()) for e in estimates
+        list(e.by_seed.values()) for e in estimates
     ]
 
 
@@ -58,27 +59,33 @@ def test_the_band_is_what_the_rule_claims(verdicts, drawn, tmp_path):
 def test_seeds_zero_and_borders_are_in_the_frame_and_endless_intervals_are_not(
     verdicts, drawn, tmp_path
 ):
-    [outcome] = verdicts[1]["outcomes"]
-    outcome["estimates"][0] |= {"low": -500.0, "high": 500.0}
-    plot_verdict(verdicts[1], tmp_path / "a.png")
+    [outcome] = verdicts[1].outcomes
+    wide = dataclasses.replace(outcome.estimates[0], low=-500.0, high=500.0)
+    outcome = dataclasses.replace(outcome, estimates=(wide, *outcome.estimates[1:]))
+    plot_verdict(dataclasses.replace(verdicts[1], outcomes=(outcome,)), tmp_path / "a.png")
     low, high = drawn["barh"][0][2]
-    seeds = [value for e in outcome["estimates"] for value in e["by_seed"].values()]
+    seeds = [value for e in outcome.estimates for value in e.by_seed.values()]
     inside = [*seeds, -0.1, 0.1]
     assert low < min(inside)
     assert high > max(inside)
     assert high - low < 5 * (max(inside) - min(inside))
-    outcome["rule"]["margin"] = 700.0
-    plot_verdict(verdicts[1], tmp_path / "a.png")
+    rule = dataclasses.replace(outcome.rule, margin=700.0)
+    outcome = dataclasses.replace(outcome, rule=rule)
+    plot_verdict(dataclasses.replace(verdicts[1], outcomes=(outcome,)), tmp_path / "a.png")
     low, high = drawn["barh"][-1][2]
     assert low < -700 < 700 < high
 
 
 def test_what_is_not_measured_has_a_band_alone(verdicts, drawn, tmp_path):
     nothing = {"mean": None, "low": None, "high": None, "by_seed": {}}
-    for outcome in verdicts[0]["outcomes"]:
-        for estimate in outcome["estimates"]:
-            estimate |= nothing
-    plot_verdict(verdicts[0], tmp_path / "a.png")
+    outcomes = tuple(
+        dataclasses.replace(
+            outcome,
+            estimates=tuple(dataclasses.replace(e, **nothing) for e in outcome.estimates),
+        )
+        for outcome in verdicts[0].outcomes
+    )
+    plot_verdict(dataclasses.replace(verdicts[0], outcomes=outcomes), tmp_path / "a.png")
     assert len(drawn["barh"]) == 2
     assert drawn["plot"] == []
     with Image.open(tmp_path / "a.png") as picture:

@@ -1,7 +1,6 @@
 """The diagnostics of a finished run: what they were computed from, and what is in them."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +8,18 @@ import numpy as np
 import pytest
 
 from fpnlab.diagnostics.drift import statistics_drift
-from fpnlab.nn.norm_layer import BatchNorm
+from fpnlab.nn.norm_specs import BatchNorm
+from fpnlab.records.run_records import read_result
 from fpnlab.run.batches import training_view
-from fpnlab.run.diagnosis import diagnose, rate_logs
-from fpnlab.run.programs import initial_state, training_step
-from fpnlab.run.trial import restored_state
+from fpnlab.run.diagnosis import diagnose, median_rate, rounded_rates
+from fpnlab.run.measure import restored_run
+from fpnlab.run.programs import compiled_step, initial_state
 
 
 @pytest.fixture(scope="module")
 def diagnosed(experiment, unbroken, dataset):
     """(what is to be different) -> diagnostics of the unbroken run."""
-    trained = restored_state(unbroken, experiment)
+    trained = restored_run(unbroken)[1]
     views = training_view(experiment, dataset, 8)
 
     def run(state=trained.state, population=None, model=None, change=lambda leaf: leaf, **settings):
@@ -37,81 +37,81 @@ def diagnosed(experiment, unbroken, dataset):
 
 
 def test_statistics_that_are_the_populations_have_not_drifted(diagnosed):
-    rows = diagnosed()["drift"]
+    rows = diagnosed().drift
     assert len(rows) > 10
-    assert {(row["mean_shift"], row["log_variance_ratio"]) for row in rows} == {(0.0, 0.0)}
+    assert {(row.mean_shift, row.log_variance_ratio) for row in rows} == {(0.0, 0.0)}
 
 
 def test_drift_is_by_layer_and_names_the_level_itself(diagnosed, experiment, unbroken):
-    state = restored_state(unbroken, experiment).state
+    state = restored_run(unbroken)[1].state
     off = jax.tree.map(lambda leaf: leaf + 0.5, state)
-    rows = diagnosed(population=off)["drift"]
+    rows = diagnosed(population=off).drift
     for row, drift in zip(rows, statistics_drift(state, off), strict=True):
-        assert row["name"] == drift.name
-        np.testing.assert_allclose(row["mean_shift"], drift.mean_shift, rtol=1e-5)
-    heads = [row["level"] for row in rows if row["name"] == "head/class_tower/0"]
+        assert row.name == drift.name
+        np.testing.assert_allclose(row.mean_shift, drift.mean_shift, rtol=1e-5)
+    heads = [row.level for row in rows if row.name == "head/class_tower/0"]
     assert heads == [3, 4]
-    assert {row["level"] for row in rows if not row["name"].startswith("head")} == {None}
+    assert {row.level for row in rows if not row.name.startswith("head")} == {None}
 
 
 def test_signals_are_normalized_by_the_batch_as_in_training(diagnosed, experiment, unbroken):
-    state = restored_state(unbroken, experiment).state
+    state = restored_run(unbroken)[1].state
     off = jax.tree.map(lambda leaf: leaf + 0.5, state)
-    assert diagnosed(state=off)["signals"] == diagnosed()["signals"]
-    assert min(row["variance"] for row in diagnosed()["signals"]) > 0
+    assert diagnosed(state=off).signals == diagnosed().signals
+    assert min(row.variance for row in diagnosed().signals) > 0
 
 
 def test_a_runs_drift_is_that_from_the_population_of_its_precise_result(unbroken):
-    rows = json.loads((unbroken / "result.json").read_text())["diagnostics"]["drift"]
+    rows = read_result(unbroken / "result.json").diagnostics.drift
     # Twelve steps leave a part of the initial statistics in the running ones.
-    assert min(row["log_variance_ratio"] for row in rows) > 0
+    assert min(row.log_variance_ratio for row in rows) > 0
 
 
 def test_the_halfway_rates_are_those_of_the_step_before_the_record(experiment, dataset, unbroken):
     from fpnlab.run.batches import augment_key, positions
 
-    step, state = training_step(experiment), initial_state(experiment)
+    step, state = compiled_step(experiment), initial_state(experiment)
     split, key = jax.device_put(dataset.train), augment_key(experiment)
     rate = np.float32(experiment.train.peak_rate)
     before = state.params
     for _, batch in zip(range(6), positions(experiment, len(dataset.train.images), 0)):
         before = jax.tree.map(jnp.copy, state.params)
         state, _ = step(state, split, *batch, key, rate)
-    found = json.loads((unbroken / "result.json").read_text())["diagnostics"]["effective_rates"]
+    found = read_result(unbroken / "result.json").diagnostics.effective_rates
     turned = np.asarray(state.params.backbone.stem.kernel) - before.backbone.stem.kernel
     expected = np.linalg.norm(turned) / np.linalg.norm(before.backbone.stem.kernel)
-    np.testing.assert_allclose(found["rates"]["backbone/stem"], expected, rtol=1e-4)
-    rates = np.array(list(found["rates"].values()))
+    np.testing.assert_allclose(found.rates["backbone/stem"], expected, rtol=1e-4)
+    rates = np.array(list(found.rates.values()))
     assert rates.min() > 0
-    logged = rate_logs(before, state.params, halfway=False)
-    np.testing.assert_allclose(logged["effective_rate"], np.median(rates), rtol=1e-4)
+    logged = median_rate(rounded_rates(before, state.params))
+    np.testing.assert_allclose(logged, np.median(rates), rtol=1e-4)
 
 
 def test_noise_is_given_for_powers_of_two_below_the_images(diagnosed):
-    found = diagnosed(gradient_draws=3)["gradient_noise"]
-    assert (found["images"], found["draws"]) == (8, 3)
-    assert [row["norm_batch"] for row in found["rows"]] == [2, 4]
-    assert min(row["noise"] for row in found["rows"]) > 1e-2
+    found = diagnosed(gradient_draws=3).gradient_noise
+    assert (found.images, found.draws) == (8, 3)
+    assert [row.norm_batch for row in found.rows] == [2, 4]
+    assert min(row.noise for row in found.rows) > 1e-2
 
 
 def test_images_that_are_all_alike_make_no_noise(diagnosed):
     alike = lambda leaf: np.repeat(leaf[:1], len(leaf), axis=0)
-    found = diagnosed(change=alike, gradient_draws=3)["gradient_noise"]
-    assert max(row["noise"] for row in found["rows"]) < 1e-6
+    found = diagnosed(change=alike, gradient_draws=3).gradient_noise
+    assert max(row.noise for row in found.rows) < 1e-6
 
 
 def test_noise_regroups_norms_that_have_a_norm_batch_of_their_own(diagnosed, make_detector):
     own = make_detector(BatchNorm(norm_batch=4), classes=4)
     assert (
-        diagnosed(model=own, gradient_draws=3)["gradient_noise"]
-        == diagnosed(gradient_draws=3)["gradient_noise"]
+        diagnosed(model=own, gradient_draws=3).gradient_noise
+        == diagnosed(gradient_draws=3).gradient_noise
     )
 
 
 def test_noise_is_measured_where_it_is_asked_for_and_there_is_a_batch_norm(
     diagnosed, layer_norm_experiment, dataset
 ):
-    assert diagnosed()["gradient_noise"] is None
+    assert diagnosed().gradient_noise is None
     evaluate = dataclasses.replace(layer_norm_experiment.evaluate, gradient_draws=3)
     experiment = dataclasses.replace(layer_norm_experiment, evaluate=evaluate)
     state = initial_state(experiment)
@@ -123,5 +123,5 @@ def test_noise_is_measured_where_it_is_asked_for_and_there_is_a_batch_norm(
         views=training_view(experiment, dataset, 8),
         records=[],
     )
-    assert (found["gradient_noise"], found["drift"], found["effective_rates"]) == (None, [], None)
-    assert len(found["signals"]) == 3
+    assert (found.gradient_noise, found.drift, found.effective_rates) == (None, [], None)
+    assert len(found.signals) == 3

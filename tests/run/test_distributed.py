@@ -14,8 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from fpnlab.cli.main import main
-from fpnlab.config.experiment import read_run
-from fpnlab.run.trial import restored_state
+from fpnlab.run.measure import restored_run
 
 CONFIG = """
 question = "Do two processes compute what one does?"
@@ -85,7 +84,7 @@ def ends(processes):
 
 def numbers(folder):
     """Parameters, statistics, logs and results of a finished run, without clocks."""
-    state = restored_state(folder, read_run(folder))
+    state = restored_run(folder)[1]
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     clocks = ("seconds", "examples_per_second")
     logs = [{n: v for n, v in record.items() if n not in clocks} for record in records]

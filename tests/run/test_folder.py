@@ -5,14 +5,10 @@ import os
 
 import pytest
 
-from fpnlab.run.folder import (
-    RunFolderError,
-    append_line,
-    locked,
-    read_lines,
-    write_json,
-    write_lines,
-)
+from fpnlab.errors import RunFolderError
+from fpnlab.records.json_files import write_json
+from fpnlab.records.run_records import MetricRecord, append_record, read_records, write_records
+from fpnlab.run.folder import locked
 
 
 def test_json_comes_back_with_nan_as_null(tmp_path):
@@ -33,24 +29,28 @@ def test_a_value_that_is_no_json_leaves_the_old_file(tmp_path):
     assert json.loads(path.read_text()) == 1
 
 
-def test_lines_come_back_without_a_torn_last_one(tmp_path):
-    path = tmp_path / "log.jsonl"
-    assert read_lines(path) == []
-    append_line(path, {"step": 1, "loss": float("nan")})
-    append_line(path, {"step": 2})
+def record(step, loss=1.0):
+    return MetricRecord(step=step, examples=4 * step, logs={"loss": loss})
+
+
+def test_records_come_back_without_a_torn_last_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_records(path) == []
+    append_record(path, record(1, float("nan")))
+    append_record(path, record(2))
     with path.open("a") as log:
         log.write('{"step": 3, "lo')
-    assert read_lines(path) == [{"step": 1, "loss": None}, {"step": 2}]
-    write_lines(path, read_lines(path)[:1])
-    append_line(path, {"step": 4})
-    assert [record["step"] for record in read_lines(path)] == [1, 4]
+    assert read_records(path) == [record(1, None), record(2)]
+    write_records(path, read_records(path)[:1])
+    append_record(path, record(4))
+    assert [found.step for found in read_records(path)] == [1, 4]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_full_disk_is_named_with_a_remedy(tmp_path):
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
     with pytest.raises(RunFolderError, match=r"cannot be written .*No space left.*free space"):
-        append_line(tmp_path / "log.jsonl", {"step": 1})
+        append_record(tmp_path / "log.jsonl", record(1))
     (tmp_path / ".a.json.tmp").symlink_to("/dev/full")
     with pytest.raises(RunFolderError, match=r"No space left"):
         write_json(tmp_path / "a.json", 1)

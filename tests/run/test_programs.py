@@ -9,11 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from fpnlab.config.experiment import Trial
+from fpnlab.config.trials import Trial
 from fpnlab.data.dataset import stream_order
+from fpnlab.errors import Interrupted
+from fpnlab.run.folder import Run
 from fpnlab.run.interrupts import Stop
-from fpnlab.run.programs import Interrupted, Run, initial_state, stepping, training_step
-from fpnlab.run.trial import restored_state, run_trials
+from fpnlab.run.measure import restored_run
+from fpnlab.run.programs import compiled_step, initial_state, training_of
+from fpnlab.run.run import run_trials
 from fpnlab.study import packing
 from fpnlab.study.packing import packing_pays
 
@@ -40,8 +43,8 @@ def start(experiments, dataset, folder, stop_after=None):
 
     def report(seed):
         def tell(record):
-            seen.append((seed, record["step"]))
-            stop.requested |= record["step"] == stop_after
+            seen.append((seed, record.step))
+            stop.requested |= record.step == stop_after
 
         return tell
 
@@ -63,13 +66,17 @@ def timeless(table):
     return {name: value for name, value in table.items() if name not in TIMES}
 
 
+def untimed(result):
+    return dataclasses.replace(result, seconds=0.0)
+
+
 def left(folder, experiments):
     """The last state, the records and the results of each run, but times."""
     found = {}
     for e in experiments:
         path = folder / str(e.seed)
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        state = jax.tree.map(lambda leaf: np.asarray(leaf).tobytes(), restored_state(path, e))
+        state = jax.tree.map(lambda leaf: np.asarray(leaf).tobytes(), restored_run(path)[1])
         result = json.loads((path / "result.json").read_text())
         found[e.seed] = state, [timeless(line) for line in lines], timeless(result)
     return found
@@ -79,17 +86,17 @@ def test_each_seed_of_a_pack_is_what_it_is_alone(pack, seeds, dataset, unbroken,
     folder, results, _ = pack
     run(seeds[1], dataset, tmp_path)
     for seed, alone in ((0, unbroken), (1, tmp_path)):
-        mine, own = (restored_state(path, seeds[seed]) for path in (folder / f"{seed}", alone))
+        mine, own = (restored_run(path)[1] for path in (folder / f"{seed}", alone))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), mine, own)
         result = json.loads((alone / "result.json").read_text())
-        assert results[seed]["final_loss"] == pytest.approx(result["final_loss"], rel=1e-4)
-        assert results[seed]["config_hash"] == result["config_hash"]
+        assert results[seed].final_loss == pytest.approx(result["final_loss"], rel=1e-4)
+        assert results[seed].config_hash == result["config_hash"]
         for packed, single in zip(*(path_records(path) for path in (folder / f"{seed}", alone))):
             assert packed.keys() == single.keys()
             assert packed["loss"] == pytest.approx(single["loss"], rel=1e-4)
             assert packed["learning_rate"] == pytest.approx(single["learning_rate"], rel=1e-5)
             assert packed["effective_rate"] == pytest.approx(single["effective_rate"], rel=1e-2)
-    assert len({result["final_loss"] for result in results}) == 3
+    assert len({result.final_loss for result in results}) == 3
 
 
 def test_seeds_and_rates_share_a_program_and_nothing_else_does(experiment, seeds):
@@ -99,22 +106,23 @@ def test_seeds_and_rates_share_a_program_and_nothing_else_does(experiment, seeds
         at_rate(one, 0.9),
         at_rate(one, 0.9, rule="sqrt", reference_batch=8),
     ]
-    assert {training_step(other) for other in alike} == {training_step(one)}
+    assert {compiled_step(other) for other in alike} == {compiled_step(one)}
     others = [
         experiment,
         at_rate(one, 0.9, weight_decay=0.5),
         dataclasses.replace(one, train=dataclasses.replace(one.train, batch_size=2)),
     ]
-    assert len({training_step(other) for other in [one, *others]}) == 4
+    assert len({compiled_step(other) for other in [one, *others]}) == 4
 
 
-def test_a_run_in_passes_is_the_run(experiment, dataset):
+def test_a_run_in_microbatches_is_the_run(experiment, dataset):
     ends = []
     for micro_batch in (None, 2):
         one = at_rate(experiment, 0.02, norm_batch=2, micro_batch=micro_batch)
-        step, state, batches = stepping([one], dataset, [initial_state(one)], 0)
-        for _, batch in zip(range(3), batches):
-            state, logs = step(state, batch)
+        training = training_of([one], dataset, [initial_state(one)], 0)
+        state = training.state
+        for _, batch in zip(range(3), training.batches):
+            state, logs = training.step(state, batch)
         ends.append((state.params, logs))
     chex.assert_trees_all_close(*ends, rtol=1e-3, atol=1e-5)
 
@@ -131,10 +139,10 @@ def path_records(path):
 def test_the_seconds_of_a_pack_are_shared_by_its_seeds(pack):
     folder, results, seen = pack
     assert seen == [(seed, step) for step in (2, 4, 6, 8, 10, 12) for seed in SEEDS]
-    assert [result["pack"] for result in results] == [3] * 3
+    assert [result.pack for result in results] == [3] * 3
     for seed, result in zip(SEEDS, results):
         last = path_records(folder / f"{seed}")[-1]
-        assert result["seconds"] >= last["seconds"] > 0
+        assert result.seconds >= last["seconds"] > 0
         # A seed's speed is that of its share, as if the others had not been there.
         speeds = [record["examples_per_second"] for record in path_records(folder / f"{seed}")]
         assert sum(8 / speed for speed in speeds) == pytest.approx(last["seconds"], rel=0.1)
@@ -177,16 +185,16 @@ def test_a_seed_that_diverges_ends_and_the_others_go_on(pack, seeds, dataset, tm
     assert ends[0] == 2
     for seed, result in zip(SEEDS, results):
         met = [i for i in range(12) if image in stream_order(seed, 32, 4 * i, 4)]
-        assert result["status"] == "diverged"
-        assert f"at step {met[0] + 1};" in result["error"]
-        assert result["steps"] == ends[seed] == met[0] + 1 + (met[0] + 1) % 2
+        assert result.status == "diverged"
+        assert f"at step {met[0] + 1};" in result.error
+        assert result.steps == ends[seed] == met[0] + 1 + (met[0] + 1) % 2
     assert len(set(ends.values())) > 1
     # Killed before the results were written, the pack trains nothing again.
     for seed in SEEDS:
         (tmp_path / str(seed) / "result.json").unlink()
     again, seen = start(seeds, bad, tmp_path)
     assert seen == []
-    assert list(map(timeless, again)) == list(map(timeless, results))
+    assert list(map(untimed, again)) == list(map(untimed, results))
 
 
 @pytest.mark.parametrize(

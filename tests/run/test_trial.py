@@ -21,19 +21,21 @@ import orbax.checkpoint as ocp
 import pytest
 
 from fpnlab import compiler
-from fpnlab.config.experiment import config_hash, resolved
+from fpnlab.config.validate import config_hash, resolved, training_hash
 from fpnlab.data.dataset import Dataset, stream_order
+from fpnlab.errors import CheckpointError, ConfigError, Interrupted, RunFolderError
 from fpnlab.evaluate.average_precision import Evaluation
-from fpnlab.nn.norm_layer import NoNorm
-from fpnlab.run import trial as trial_module
+from fpnlab.nn.norm_specs import NoNorm
+from fpnlab.records.run_records import read_result
+from fpnlab.run import measure
 from fpnlab.run.batches import batch_at, training_view
-from fpnlab.run.folder import RunFolderError
-from fpnlab.run.programs import Interrupted, initial_state
-from fpnlab.run.trial import evaluate_run, first_of_step, restored_state
+from fpnlab.run.folder import claim_folder
+from fpnlab.run.measure import evaluate_run, first_of_step, restored_run
+from fpnlab.run.programs import initial_state
 from fpnlab.study.verify import verify
-from fpnlab.train.checkpoint import CheckpointError, Checkpoints
+from fpnlab.train.checkpoint import Checkpoints
 from fpnlab.train.step import step_loss
-from fpnlab.types import Batch
+from fpnlab.types import Batch, Detections
 
 STEPS_LOGGED = [2, 4, 6, 8, 10, 12]
 CLOCKS = ("seconds", "examples_per_second")
@@ -56,7 +58,7 @@ def timeless(record):
 
 def fingerprint(folder, experiment):
     """SHA-256 of every leaf of the last checkpoint."""
-    state = restored_state(folder, experiment)
+    state = restored_run(folder)[1]
     return {
         jax.tree_util.keystr(path): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -87,44 +89,48 @@ def test_a_run_leaves_all_its_files_and_a_full_result(unbroken, experiment, data
         "result.json",
     }
     config = json.loads((unbroken / "config.json").read_text())
-    assert config == {"hash": config_hash(experiment), "experiment": resolved(experiment)}
+    assert config == {
+        "hash": config_hash(experiment),
+        "training_hash": training_hash(experiment),
+        "experiment": resolved(experiment),
+    }
     assert "jax" in json.loads((unbroken / "env.json").read_text())["versions"]
-    result = json.loads((unbroken / "result.json").read_text())
-    assert (result["status"], result["error"]) == ("done", None)
-    assert (result["steps"], result["examples"]) == (12, 48)
-    assert set(result["norm_batch"].values()) == {4}
-    assert list(result["norm_batch"]) == [
+    result = read_result(unbroken / "result.json")
+    assert (result.status, result.error) == ("done", None)
+    assert (result.steps, result.examples) == (12, 48)
+    assert set(result.norm_batch.values()) == {4}
+    assert list(result.norm_batch) == [
         *("stem", "branch", "last", "shortcut", "lateral", "output", "head")
     ]
-    assert result["smallest_count"] == 4 * 2 * 2
-    assert list(result["metrics"]) == ["running", "precise", "batch"]
-    assert result["final_loss"] == records(unbroken)[-1]["loss"]
+    assert result.smallest_count == 4 * 2 * 2
+    assert list(result.metrics) == ["running", "precise", "batch"]
+    assert result.final_loss == records(unbroken)[-1]["loss"]
     state = initial_state(experiment)
-    assert result["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert result.parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
     for record, step in zip(records(unbroken), STEPS_LOGGED):
         assert (record["step"], record["examples"]) == (step, 4 * step)
         assert record["loss"] > 0
         assert ("effective_rates" in record) == (step == 6)
-    found = result["diagnostics"]
-    assert {row["name"] for row in found["drift"]} >= {"backbone/stem", "neck/output/3"}
-    assert [row["name"] for row in found["signals"]] == [
+    found = result.diagnostics
+    assert {row.name for row in found.drift} >= {"backbone/stem", "neck/output/3"}
+    assert [row.name for row in found.signals] == [
         "stem",
         "stage 0 block 0",
         "stage 1 block 0",
     ]
-    assert (found["effective_rates"]["step"], found["effective_rates"]["examples"]) == (6, 24)
-    assert found["effective_rates"]["rates"] == records(unbroken)[2]["effective_rates"]
-    assert found["gradient_noise"] is None
+    assert (found.effective_rates.step, found.effective_rates.examples) == (6, 24)
+    assert found.effective_rates.rates == records(unbroken)[2]["effective_rates"]
+    assert found.gradient_noise is None
 
 
 def test_the_numbers_of_a_result_are_those_of_the_checkpoint_it_leaves(
     unbroken, experiment, dataset
 ):
     """open-mmlab/mmaction2#524: statistics re-estimated after the checkpoint was written."""
-    result = json.loads((unbroken / "result.json").read_text())
-    again = evaluate_run(unbroken, experiment, dataset)
+    result = read_result(unbroken / "result.json")
+    again = evaluate_run(unbroken, dataset)
     assert set(again) == {"running", "precise", "batch"}
-    for source, metrics in result["metrics"].items():
+    for source, metrics in result.metrics.items():
         assert {n: v if np.isfinite(v) else None for n, v in again[source].items()} == metrics
 
 
@@ -135,7 +141,7 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(unbroken, experiment, data
     assert not (tmp_path / "result.json").exists()
     result, steps = run(experiment, dataset, tmp_path)
     assert steps == [12]
-    assert result["status"] == "done"
+    assert result.status == "done"
     assert outcome(tmp_path, experiment) == outcome(unbroken, experiment)
 
 
@@ -173,9 +179,9 @@ def test_a_run_that_goes_on_on_a_wrong_backend_is_doubted(
     with pytest.warns(compiler.WrongResultWarning, match="jaxlib 0.99.0 computes wrong numbers"):
         run(experiment, dataset, folder)
     compiler._warn_if_wrong.cache_clear()
-    (fault,) = verify(folder).faults
-    assert "its backend failed the known cases (wrong: a product)" in fault.what
-    assert verify(unbroken).faults == []
+    (problem,) = verify(folder).problems
+    assert "its backend failed the known cases (wrong: a product)" in problem.what
+    assert verify(unbroken).problems == []
 
 
 def test_a_killed_run_logs_each_step_once_and_drops_a_torn_line(
@@ -198,7 +204,7 @@ def test_a_killed_run_logs_each_step_once_and_drops_a_torn_line(
 def test_a_finished_run_is_not_run_again(unbroken, experiment, no_data, run):
     result, steps = run(experiment, no_data, unbroken)
     assert steps == []
-    assert result == json.loads((unbroken / "result.json").read_text())
+    assert result == read_result(unbroken / "result.json")
 
 
 def test_another_config_is_refused_by_the_fields_that_differ(unbroken, experiment, no_data, run):
@@ -331,7 +337,7 @@ def test_a_read_only_folder_is_refused_and_left_as_it_was(
         with unprivileged():
             with pytest.raises(RunFolderError, match=r"Permission denied.*choose another folder"):
                 run(experiment, no_data, folder)
-            assert verify(folder).faults == []
+            assert verify(folder).problems == []
         assert there() == before
         for path in [folder, *before]:
             path.chmod(0o755 if path.is_dir() else 0o644)
@@ -360,14 +366,14 @@ def test_a_diverged_run_keeps_its_last_finite_parameters_and_is_measured(
     diverging, dataset, run, tmp_path
 ):
     result, steps = run(diverging, dataset, tmp_path)
-    assert result["status"] == "diverged"
-    assert result["steps"] == steps[-1] < 12
-    first = int(re.match(r"loss or gradient not finite at step (\d+); first", result["error"])[1])
+    assert result.status == "diverged"
+    assert result.steps == steps[-1] < 12
+    first = int(re.match(r"loss or gradient not finite at step (\d+); first", result.error)[1])
     assert steps[-1] - 2 < first <= steps[-1]
-    assert result["final_loss"] is None
-    assert (set(result["norm_batch"].values()), result["smallest_count"]) == ({None}, None)
-    assert set(result["metrics"]) == {"running", "precise", "batch"}
-    state = restored_state(tmp_path, diverging)
+    assert result.final_loss is None
+    assert (set(result.norm_batch.values()), result.smallest_count) == ({None}, None)
+    assert set(result.metrics) == {"running", "precise", "batch"}
+    state = restored_run(tmp_path)[1]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.state)))
     # Killed before the result was written, it is measured again, and does not train on.
     whole = outcome(tmp_path, diverging)
@@ -387,13 +393,13 @@ def test_a_poisoned_batch_is_never_applied_nor_any_after_it_and_its_step_is_told
     images[image] = np.nan
     bad = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, images=images))
     result, steps = run(experiment, bad, tmp_path / "bad")
-    assert (result["status"], steps) == ("diverged", [2, 4, 6])
-    assert result["error"] == (
+    assert (result.status, steps) == ("diverged", [2, 4, 6])
+    assert result.error == (
         "loss or gradient not finite at step 5; first not finite: batch/images (input)"
     )
     with pytest.raises(Interrupted):
         run(experiment, sound, tmp_path / "sound", stop_after=4)
-    kept, good = (restored_state(tmp_path / name, experiment) for name in ("bad", "sound"))
+    kept, good = (restored_run(tmp_path / name)[1] for name in ("bad", "sound"))
     assert (int(kept.step), int(kept.refused)) == (6, 2)
     chex.assert_trees_all_equal(
         dataclasses.replace(kept, step=good.step, refused=good.refused), good
@@ -401,18 +407,22 @@ def test_a_poisoned_batch_is_never_applied_nor_any_after_it_and_its_step_is_told
 
 
 def test_a_folder_without_a_checkpoint_cannot_be_evaluated(experiment, dataset, tmp_path):
+    with pytest.raises(ConfigError, match="not the config of a run"):
+        evaluate_run(tmp_path, dataset)
+    claim_folder(tmp_path, experiment)
     with pytest.raises(RunFolderError, match="no checkpoint in it; give a folder"):
-        evaluate_run(tmp_path, experiment, dataset)
+        evaluate_run(tmp_path, dataset)
 
 
 def test_averaged_weights_are_the_ones_that_are_measured(
     unbroken, experiment, dataset, monkeypatch
 ):
     measured = []
-    keep = lambda *args, **_: measured.append(args[2]) or Evaluation({}, None, None)
-    monkeypatch.setattr("fpnlab.tasks.task.evaluate_detector", keep)
-    evaluate_run(unbroken, experiment, dataset)
-    state = restored_state(unbroken, experiment)
+    nothing = Detections(boxes=None, scores=None, classes=None, valid=None)
+    keep = lambda *args, **_: measured.append(args[2]) or Evaluation({}, nothing, None)
+    monkeypatch.setattr("fpnlab.tasks.detection.evaluate_detector", keep)
+    evaluate_run(unbroken, dataset)
+    state = restored_run(unbroken)[1]
     chex.assert_trees_all_equal(measured, [state.average])
     with pytest.raises(AssertionError):
         chex.assert_trees_all_close(state.average, state.params, rtol=1e-3)
@@ -436,20 +446,22 @@ def test_a_moved_run_folder_is_still_the_same_run(unbroken, experiment, no_data,
     assert fingerprint(moved, experiment) == fingerprint(unbroken, experiment)
 
 
-def test_a_diverged_step_is_replayed_in_the_passes_of_training(experiment, dataset, monkeypatch):
+def test_a_diverged_step_is_replayed_in_the_microbatches_of_training(
+    experiment, dataset, monkeypatch
+):
     split = dataclasses.replace(experiment.train, micro_batch=2, batch_size=4, norm_batch=2)
     split = dataclasses.replace(experiment, train=split)
     replayed = []
 
-    def spy(model, objective, train, state, batch, watch, number):
+    def spy(task, train, state, batch, number):
         replayed.append((len(batch.images), int(number)))
-        return step_loss(model, objective, train, state, batch, watch, number)
+        return step_loss(task, train, state, batch, number)
 
-    monkeypatch.setattr(trial_module, "step_loss", spy)
+    monkeypatch.setattr(measure, "step_loss", spy)
     state = initial_state(split)
     assert first_of_step(split, state, batch_at(split, dataset, 0)) is None
     assert set(replayed) == {(2, 0), (2, 1)}
-    assert len(replayed) == 4  # each traced for the loss, and for the statistics after it
+    assert len(replayed) == 2
 
 
 def test_fields_that_do_not_change_the_weights_are_measured_anew(
@@ -462,9 +474,9 @@ def test_fields_that_do_not_change_the_weights_are_measured_anew(
     again, steps = run(other, dataset, tmp_path)
     assert steps == []
     assert "its config now differs in evaluate.area_bounds.0 (" in caplog.text
-    assert again["config_hash"] == config_hash(other) != result["config_hash"]
-    assert again["final_loss"] == result["final_loss"]
-    assert verify(tmp_path).faults == []
+    assert again.config_hash == config_hash(other) != result.config_hash
+    assert again.final_loss == result.final_loss
+    assert verify(tmp_path).problems == []
     barred = dataclasses.replace(other, seed=other.seed + 1)
     with pytest.raises(RunFolderError, match="a run of another config; it differs in seed"):
         run(barred, dataset, tmp_path)

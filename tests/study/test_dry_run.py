@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from fpnlab.config.experiment import trials
 from fpnlab.config.study import Axis, Study
-from fpnlab.evaluate.average_precision import Evaluate
-from fpnlab.nn.norm_layer import LayerNorm
+from fpnlab.config.trials import trials
+from fpnlab.evaluate.options import Evaluate
+from fpnlab.nn.norm_specs import LayerNorm
+from fpnlab.run.programs import Training
 from fpnlab.study import dry_run
 from fpnlab.study.dry_run import (
     Cost,
@@ -129,13 +130,13 @@ def test_an_evaluation_is_timed_on_a_few_batches_and_counted_for_all(
     now, images = [0.0], []
     monkeypatch.setattr(dry_run.time, "monotonic", lambda: now[0])
 
-    def measure(experiment, some, params, state, views):
+    def measure(experiment, some, state, views):
         images.append((len(some.test.images), len(views.images)))
         now[0] += len(some.test.images) / 4 + 10 * len(views.images) / 4
         now[0] += 100.0 if len(images) == 1 else 0.0
         return types.SimpleNamespace(population=None)
 
-    monkeypatch.setattr(dry_run, "measure", measure)
+    monkeypatch.setattr(dry_run, "evaluate_state", measure)
     monkeypatch.setattr(dry_run, "diagnose", lambda *_, **__: None)
     whole = jax.tree.map(lambda leaf: np.concatenate([leaf] * 5), dataset.test)
     evaluate = Evaluate(batch_size=4, population_examples=16)
@@ -152,7 +153,7 @@ def test_a_step_has_its_share_of_a_record(experiment, dataset, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(dry_run.time, "monotonic", lambda: now[0])
 
-    def record(before, after, *, halfway):
+    def record(before, after):
         now[0] += 3600.0
 
     def stepping(experiments, dataset, states, at):
@@ -161,10 +162,10 @@ def test_a_step_has_its_share_of_a_record(experiment, dataset, monkeypatch):
             return state, {}
 
         assert experiments[0].train.steps > 1000
-        return step, states[0], iter(range(1000))
+        return Training(step, states[0], iter(range(1000)), 1)
 
-    monkeypatch.setattr(dry_run, "rate_logs", record)
-    monkeypatch.setattr(dry_run, "stepping", stepping)
+    monkeypatch.setattr(dry_run, "rounded_rates", record)
+    monkeypatch.setattr(dry_run, "training_of", stepping)
     found = measure_steps(experiment, dataset)
     assert found.seconds == pytest.approx(0.25 + 3600.0 / 2)
     assert found.compilation == 0.0

@@ -13,16 +13,18 @@ import time
 
 import pytest
 
-from fpnlab.config.experiment import trials
 from fpnlab.config.study import Axis, Study
-from fpnlab.run.interrupts import EXIT_INTERRUPTED, Stop
-from fpnlab.run.programs import Interrupted
+from fpnlab.config.trials import trials
+from fpnlab.errors import Interrupted, WorkersLostError
+from fpnlab.records.run_records import RunResult, last_record, write_result
+from fpnlab.run.interrupts import Stop
 from fpnlab.study import runner as study_run
 from fpnlab.study import worker
+from fpnlab.study.context import StudyListener, open_study
 from fpnlab.study.executors.local import Local, machine_share, worker_command
 from fpnlab.study.ledger import Ledger
-from fpnlab.study.runner import WorkersGone, last_record, run_study
-from fpnlab.study.worker import Watcher, open_site, work
+from fpnlab.study.runner import run_study
+from fpnlab.study.worker import work
 
 LAYER = {"kind": "layer_norm", "axes": "hwc"}
 GRID = Study(
@@ -64,10 +66,10 @@ class Crew:
 
     def _work(self, owner, folder):
         try:
-            work(open_site(folder), owner, stop=Stop(), watcher=Watcher())
+            work(open_study(folder), owner, stop=Stop(), listener=StudyListener())
             self.codes[owner] = 0
         except Interrupted:
-            self.codes[owner] = EXIT_INTERRUPTED
+            self.codes[owner] = Interrupted.exit_code
         except BaseException:  # A thread that "dies" leaves the ledger as a killed process would.
             self.codes[owner] = -9
 
@@ -83,11 +85,11 @@ class Crew:
     def kill(self):
         self.killed = True
 
-    def last_words(self, owner):
+    def last_output(self, owner):
         return "its last words"
 
 
-class Told(Watcher):
+class Told(StudyListener):
     def __init__(self):
         self.told = []
 
@@ -104,7 +106,7 @@ class Told(Watcher):
         self.told.append(("pause", trial.name))
 
     def end(self, trial, result):
-        self.told.append(("end", trial.name, result["status"]))
+        self.told.append(("end", trial.name, result.status))
 
     def of(self, kind):
         return [told[1] for told in self.told if told[0] == kind]
@@ -115,15 +117,16 @@ def pretended(trial, folder, stop, steps=3):
     folder.mkdir(parents=True, exist_ok=True)
     for step in range(1, steps + 1):
         with (folder / "metrics.jsonl").open("a") as log:
-            log.write(json.dumps({"step": step}) + "\n")
+            log.write(json.dumps({"step": step, "examples": 4 * step}) + "\n")
         time.sleep(0.03)
         if stop.requested:
             raise Interrupted("saved")
     metrics = {source: {"AP50": 0.5} for source in ("running", "precise", "batch")}
     names = {"trial": trial.name, "arm": trial.arm, "axis_value": trial.axis_value}
-    result = {**names, "seed": trial.seed, "status": "done", "error": None, "metrics": metrics}
-    result |= {"examples": 48, "seconds": 1.0}
-    (folder / "result.json").write_text(json.dumps(result))
+    result = RunResult(
+        **names, seed=trial.seed, status="done", metrics=metrics, examples=48, seconds=1.0
+    )
+    write_result(folder / "result.json", result)
     return result
 
 
@@ -144,7 +147,7 @@ def pretend(monkeypatch):
 def go(study, dataset, folder, crew, stop=None):
     told = Told()
     summary = run_study(
-        study, dataset, folder, command="x", stop=stop or Stop(), watcher=told, executor=crew
+        study, dataset, folder, command="x", stop=stop or Stop(), listener=told, executor=crew
     )
     return summary, told
 
@@ -160,8 +163,8 @@ def test_a_runner_tells_what_its_workers_do(study, dataset, tmp_path, pretend):
     for name in names:
         order = [what for what, *rest in told.told[1:] if rest[0] == name]
         assert order == ["begin", *["record"] * (len(order) - 2), "end"]
-    assert summary["counts"] == {"planned": 8, "missing": 0, "done": 8}
-    assert json.loads((tmp_path / "summary.json").read_text())["counts"] == summary["counts"]
+    assert summary.counts == {"planned": 8, "missing": 0, "done": 8}
+    assert json.loads((tmp_path / "summary.json").read_text())["counts"] == summary.counts
 
 
 def test_a_worker_that_vanishes_in_a_trial_is_replaced_and_the_trial_run(
@@ -178,7 +181,7 @@ def test_a_worker_that_vanishes_in_a_trial_is_replaced_and_the_trial_run(
     pretend(run)
     crew = Crew(2)
     summary, _ = go(study, dataset, tmp_path, crew)
-    assert summary["counts"]["done"] == 8
+    assert summary.counts["done"] == 8
     rows = Ledger(tmp_path / "ledger.sqlite").rows()
     assert rows["ln-batch_size-2-seed-0"].attempts == 2
     assert crew.started == [2, 1]
@@ -195,8 +198,8 @@ def test_a_trial_that_kills_every_worker_fails_and_the_others_are_run(
 
     pretend(run)
     summary, _ = go(study, dataset, tmp_path, Crew(1))
-    assert summary["counts"] == {"planned": 8, "missing": 0, "done": 7, "failed": 1}
-    assert "3 workers vanished while they ran it" in summary["left_out"][0]["error"]
+    assert summary.counts == {"planned": 8, "missing": 0, "done": 7, "failed": 1}
+    assert "3 workers died while they ran it" in summary.left_out[0].error
 
 
 def test_a_job_that_still_waits_for_a_machine_does_not_hold_up_a_study_that_is_done(
@@ -214,18 +217,18 @@ def test_a_job_that_still_waits_for_a_machine_does_not_hold_up_a_study_that_is_d
     pretend(pretended)
     crew = Queue(2)
     summary, _ = go(study, dataset, tmp_path, crew)
-    assert summary["counts"]["done"] == 8
+    assert summary.counts["done"] == 8
     assert crew.killed
 
 
-def test_workers_that_cannot_even_begin_end_the_study_with_their_last_words(
+def test_workers_that_cannot_even_begin_end_the_study_with_their_last_output(
     study, dataset, tmp_path, monkeypatch
 ):
     def broken(folder):
         raise ImportError("no such module")
 
-    monkeypatch.setattr(sys.modules[__name__], "open_site", broken)
-    with pytest.raises(WorkersGone, match=r"8 trials are \(exit code -9: its last words\);"):
+    monkeypatch.setattr(sys.modules[__name__], "open_study", broken)
+    with pytest.raises(WorkersLostError, match=r"8 trials are \(exit code -9: its last words\);"):
         go(study, dataset, tmp_path, Crew(2))
 
 
@@ -248,7 +251,7 @@ def test_a_stop_reaches_all_workers_and_the_study_goes_on_later(study, dataset, 
 
     pretend(pretended)
     summary, told = go(study, dataset, tmp_path, Crew(2))
-    assert summary["counts"]["done"] == 8
+    assert summary.counts["done"] == 8
     assert len(told.of("begin")) == 8 - done
 
 
@@ -257,17 +260,19 @@ def test_the_last_record_of_a_growing_log_is_its_last_whole_line(tmp_path):
     assert last_record(log) is None
     log.write_text('{"st')
     assert last_record(log) is None
-    log.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert last_record(log) == {"step": 2}
-    log.write_text("".join(json.dumps({"step": i, "x": "y" * 1000}) + "\n" for i in range(200)))
-    assert last_record(log)["step"] == 199
+    log.write_text('{"step": 1, "examples": 4}\n{"step": 2, "examples": 8}\n{"st')
+    assert last_record(log).step == 2
+    log.write_text(
+        "".join(json.dumps({"step": i, "examples": i}).ljust(1000) + "\n" for i in range(200))
+    )
+    assert last_record(log).step == 199
 
 
 def test_each_worker_has_a_gpu_of_its_own_and_a_replaced_one_that_of_the_old(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     say = "import os, sys, time; print(os.environ['CUDA_VISIBLE_DEVICES']); sys.stdout.flush()"
     executor = Local(2, tmp_path)
-    gpu = lambda owner: executor.last_words(owner).partition(" ")[0]
+    gpu = lambda owner: executor.last_output(owner).partition(" ")[0]
     executor.start({"one": [sys.executable, "-c", say, "#"]})
     executor.start({"two": [sys.executable, "-c", f"{say}; time.sleep(60)", "#"]})
     while "one" not in executor.ended():
@@ -293,8 +298,8 @@ def test_workers_of_a_machine_share_its_cores_unless_the_user_says_otherwise(mon
     while local.running():
         codes |= local.ended()
     assert codes == {"one": 0, "two": 0}
-    assert local.last_words("one").startswith("2 (")
-    assert local.last_words("two").startswith("7 (")
+    assert local.last_output("one").startswith("2 (")
+    assert local.last_output("two").startswith("7 (")
 
 
 def test_a_worker_that_is_killed_has_ended_with_its_signal(tmp_path):
@@ -303,7 +308,7 @@ def test_a_worker_that_is_killed_has_ended_with_its_signal(tmp_path):
     assert (local.running(), local.ended()) == (1, {})
     local.kill()
     assert local.ended() == {"one": -signal.SIGKILL}
-    assert "it said nothing" in local.last_words("one")
+    assert "no output" in local.last_output("one")
 
 
 CONFIG = """
@@ -348,7 +353,7 @@ def test_processes_are_killed_and_interrupted_and_the_study_ends_all_the_same(tm
         until(process, lambda: logs() == 2)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
-    assert process.returncode == EXIT_INTERRUPTED, errors
+    assert process.returncode == Interrupted.exit_code, errors
     assert re.search(r"stopped with \d trials left, all saved", errors)
     assert running() == []
     assert len(list(folder.glob("trials/*/checkpoints/*"))) >= 2

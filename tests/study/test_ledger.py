@@ -10,11 +10,11 @@ import threading
 
 import pytest
 
-from fpnlab.run.folder import RunFolderError
+from fpnlab.errors import RunFolderError
 from fpnlab.study.ledger import MOST_ATTEMPTS, Entry, Ledger
 
 ENTRIES = [Entry("b", "1"), Entry("a", "2"), Entry("c", "3")]
-DONE = {"status": "done", "error": None, "metrics": {"running": {"AP": 0.5}}}
+DONE = ("done", None, 0.5)
 
 
 class Clock:
@@ -49,16 +49,15 @@ def test_trials_are_claimed_in_the_order_of_the_study_and_each_once(ledger):
     assert [row.owner for row in ledger.rows().values()] == ["x", "y", "z"]
 
 
-def test_a_result_is_kept_with_its_status_and_an_error_without(ledger):
+def test_an_outcome_is_kept_with_its_score_and_its_error(ledger):
     for _ in range(3):
         ledger.claim("x", 60.0)
-    assert ledger.finish("a", "x", {"status": "diverged", "error": "not finite"})
-    assert ledger.finish("b", "x", DONE)
+    assert ledger.finish("a", "x", "diverged", "not finite", None)
+    assert ledger.finish("b", "x", *DONE)
     assert ledger.fail("c", "x", "OSError: no")
     assert statuses(ledger) == {"b": "done", "a": "diverged", "c": "failed"}
     assert ledger.rows()["c"].error == "OSError: no"
-    assert list(ledger.results()) == ["b", "a"]
-    assert ledger.results(["b", "c"]) == {"b": DONE}
+    assert [row.score for row in ledger.rows().values()] == [0.5, None, None]
     assert ledger.open() == 0
     assert ledger.claim("x", 60.0) is None
 
@@ -66,28 +65,28 @@ def test_a_result_is_kept_with_its_status_and_an_error_without(ledger):
 def test_only_the_owner_writes_and_only_once(ledger):
     name = ledger.claim("x", 60.0)
     for change in (
-        lambda: ledger.finish(name, "y", DONE),
+        lambda: ledger.finish(name, "y", *DONE),
         lambda: ledger.fail(name, "y", "no"),
         lambda: ledger.release(name, "y"),
         lambda: ledger.renew(name, "y", 60.0),
     ):
         assert not change()
-    assert ledger.rows()[name] == ("running", "x", 1, None)
-    assert ledger.finish(name, "x", DONE)
-    assert not ledger.finish(name, "x", DONE | {"status": "diverged"})
-    assert ledger.results()[name]["status"] == "done"
+    assert ledger.rows()[name] == ("running", "x", 1, None, None)
+    assert ledger.finish(name, "x", *DONE)
+    assert not ledger.finish(name, "x", "diverged", None, None)
+    assert ledger.rows()[name].status == "done"
 
 
-def test_a_lease_that_ran_out_is_taken_up_and_its_first_owner_writes_no_more(ledger, clock):
+def test_a_lease_that_ran_out_can_be_claimed_and_its_first_owner_writes_no_more(ledger, clock):
     name = ledger.claim("x", 60.0)
     clock.now += 59
     assert ledger.claim("y", 60.0) != name
     clock.now += 2
     assert ledger.claim("y", 60.0) == name
     assert not ledger.renew(name, "x", 60.0)
-    assert not ledger.finish(name, "x", DONE)
-    assert ledger.finish(name, "y", DONE | {"by": "y"})
-    assert ledger.results()[name]["by"] == "y"
+    assert not ledger.finish(name, "x", *DONE)
+    assert ledger.finish(name, "y", "done", None, 0.7)
+    assert ledger.rows()[name].score == 0.7
 
 
 def test_a_renewed_lease_is_kept(ledger, clock):
@@ -102,7 +101,7 @@ def test_a_renewed_lease_is_kept(ledger, clock):
 def test_a_worker_may_finish_late_if_nobody_else_has_begun(ledger, clock):
     name = ledger.claim("x", 60.0)
     clock.now += 1e6
-    assert ledger.finish(name, "x", DONE)
+    assert ledger.finish(name, "x", *DONE)
 
 
 def test_a_clock_that_is_set_back_makes_no_lease_endless(ledger, clock):
@@ -127,7 +126,7 @@ def test_a_clock_that_jumps_ahead_loses_the_lease_and_nothing_else(ledger, clock
     assert ledger.claim("x", 60.0) != name
     clock.now += 31
     assert ledger.claim("x", 60.0) == name
-    assert ledger.finish(name, "x", DONE)
+    assert ledger.finish(name, "x", *DONE)
 
 
 def test_a_worker_that_waited_for_the_lock_takes_no_trial_that_was_claimed_meanwhile(
@@ -146,31 +145,31 @@ def test_a_worker_that_waited_for_the_lock_takes_no_trial_that_was_claimed_meanw
     assert ledger.claim("x", 60.0) == "a"
 
 
-def test_what_is_given_back_waits_as_if_it_had_not_been_claimed(ledger):
+def test_a_released_trial_waits_as_if_it_had_not_been_claimed(ledger):
     name = ledger.claim("x", 60.0)
     assert ledger.release(name, "x")
-    assert ledger.rows()[name] == ("waiting", None, 0, None)
+    assert ledger.rows()[name] == ("waiting", None, 0, None, None)
     assert ledger.claim("y", 60.0) == name
 
 
-def test_a_trial_that_makes_its_workers_vanish_fails_after_some_and_the_next_has_its_turn(ledger):
+def test_a_trial_that_kills_its_workers_fails_after_some_and_the_next_has_its_turn(ledger):
     for i in range(MOST_ATTEMPTS):
         assert ledger.claim(f"x{i}", 60.0) == "b"
-        assert ledger.vanished(f"x{i}") == ["b"]
+        assert ledger.expire(f"x{i}") == ["b"]
     assert ledger.claim("y", 60.0) == "a"
     row = ledger.rows()["b"]
     assert row.status == "failed"
-    assert row.error == "3 workers vanished while they ran it (killed, or out of memory)"
+    assert row.error == "3 workers died while they ran it (killed, or out of memory)"
     ledger.reopen(["b"])
-    assert ledger.rows()["b"] == ("waiting", None, 0, None)
+    assert ledger.rows()["b"] == ("waiting", None, 0, None, None)
 
 
-def test_a_reopened_trial_has_no_result(ledger):
+def test_a_reopened_trial_has_no_score(ledger):
     name = ledger.claim("x", 60.0)
-    ledger.finish(name, "x", DONE)
+    ledger.finish(name, "x", *DONE)
     ledger.reopen([name])
     assert statuses(ledger)[name] == "waiting"
-    assert ledger.results() == {}
+    assert ledger.rows()[name].score is None
 
 
 def test_a_trial_waits_for_those_that_tune_its_cell_and_for_no_others(tmp_path):
@@ -185,9 +184,9 @@ def test_a_trial_waits_for_those_that_tune_its_cell_and_for_no_others(tmp_path):
         ]
     )
     assert [ledger.claim("x", 60.0) for _ in range(4)] == ["tune-1", "tune-2", "tune-3", None]
-    ledger.finish("tune-3", "x", DONE)
+    ledger.finish("tune-3", "x", *DONE)
     assert ledger.claim("x", 60.0) == "second"
-    ledger.finish("tune-1", "x", DONE)
+    ledger.finish("tune-1", "x", *DONE)
     assert ledger.claim("x", 60.0) is None
     ledger.fail("tune-2", "x", "no")
     assert ledger.claim("x", 60.0) == "first"
@@ -207,51 +206,51 @@ def running(ledger, owner):
 
 def test_seeds_of_one_cell_that_wait_are_offered_together_up_to_so_many(cells):
     assert cells.claim("x", 60.0) == "p0"
-    assert cells.company("p0", "x", 60.0, 1) == (["p0"], False)
-    assert cells.company("p0", "x", 60.0, 3) == (["p0", "p1", "p2"], False)
+    assert cells.claim_pack("p0", "x", 60.0, 1) == (["p0"], False)
+    assert cells.claim_pack("p0", "x", 60.0, 3) == (["p0", "p1", "p2"], False)
     assert running(cells, "x") == ["p0", "p1", "p2"]
     assert cells.claim("y", 60.0) == "q0"
-    assert cells.company("q0", "y", 60.0, 8) == (["q0", "q1"], False)
+    assert cells.claim_pack("q0", "y", 60.0, 8) == (["q0", "q1"], False)
     assert cells.claim("z", 60.0) == "p3"
-    assert cells.company("p3", "z", 60.0, 8) == (["p3"], False)
+    assert cells.claim_pack("p3", "z", 60.0, 8) == (["p3"], False)
 
 
-def test_what_was_settled_to_be_trained_together_is_claimed_together_ever_after(cells):
+def test_a_pack_is_claimed_together_ever_after(cells):
     cells.claim("x", 60.0)
-    names, _ = cells.company("p0", "x", 60.0, 3)
-    cells.settle(names, together=True)
-    assert cells.vanished("x") == names
+    names, _ = cells.claim_pack("p0", "x", 60.0, 3)
+    cells.set_pack(names, together=True)
+    assert cells.expire("x") == names
     assert cells.claim("y", 60.0) == "p0"
     assert running(cells, "y") == names
-    assert cells.company("p0", "y", 60.0, 1) == (names, True)
+    assert cells.claim_pack("p0", "y", 60.0, 1) == (names, True)
     # One that has ended is not run again.
-    cells.finish("p0", "y", DONE)
+    cells.finish("p0", "y", *DONE)
     for name in ("p1", "p2"):
         cells.release(name, "y")
     assert [cells.claim("z", 60.0) for _ in range(2)] == ["q0", "p1"]
-    assert cells.company("p1", "z", 60.0, 8) == (["p1", "p2"], True)
+    assert cells.claim_pack("p1", "z", 60.0, 8) == (["p1", "p2"], True)
 
 
-def test_what_was_settled_to_be_trained_alone_is_never_offered(cells):
+def test_a_trial_that_is_to_be_trained_alone_is_in_no_pack(cells):
     cells.claim("x", 60.0)
-    names, _ = cells.company("p0", "x", 60.0, 3)
-    cells.settle(names, together=False)
+    names, _ = cells.claim_pack("p0", "x", 60.0, 3)
+    cells.set_pack(names, together=False)
     for name in names:
         cells.release(name, "x")
     assert cells.claim("y", 60.0) == "p0"
     assert running(cells, "y") == ["p0"]
-    assert cells.company("p0", "y", 60.0, 8) == (["p0"], True)
+    assert cells.claim_pack("p0", "y", 60.0, 8) == (["p0"], True)
 
 
 def test_the_last_attempt_at_each_trial_of_a_pack_is_by_itself(cells):
     cells.claim("x0", 60.0)
-    names, _ = cells.company("p0", "x0", 60.0, 2)
-    cells.settle(names, together=True)
+    names, _ = cells.claim_pack("p0", "x0", 60.0, 2)
+    cells.set_pack(names, together=True)
     for i in range(1, MOST_ATTEMPTS - 1):
-        cells.vanished(f"x{i - 1}")
+        cells.expire(f"x{i - 1}")
         assert cells.claim(f"x{i}", 60.0) == "p0"
         assert running(cells, f"x{i}") == names
-    cells.vanished(f"x{MOST_ATTEMPTS - 2}")
+    cells.expire(f"x{MOST_ATTEMPTS - 2}")
     assert [cells.claim(owner, 60.0) for owner in "wyz"] == ["p0", "q0", "p1"]
     assert [running(cells, owner) for owner in "wyz"] == [["p0"], ["q0"], ["p1"]]
 
@@ -266,7 +265,7 @@ def test_workers_are_asked_to_stop_until_they_no_longer_are(ledger):
 
 def test_a_ledger_is_opened_again_as_it_was(ledger):
     ledger.claim("x", 60.0)
-    ledger.finish("b", "x", DONE)
+    ledger.finish("b", "x", *DONE)
     again = Ledger(ledger.path)
     again.expect(ENTRIES)
     assert statuses(again) == {"b": "done", "a": "waiting", "c": "waiting"}
@@ -291,8 +290,36 @@ def test_a_ledger_of_another_version_is_refused(tmp_path):
     with sqlite3.connect(tmp_path / "ledger.sqlite") as database:
         database.execute("create table trials (name text, hash text, status text)")
     database.close()
-    with pytest.raises(RunFolderError, match="another version of fpnlab has written it; choose"):
+    with pytest.raises(
+        RunFolderError,
+        match=r"written by another version .*version 0; expected 4.*; choose",
+    ):
         Ledger(tmp_path / "ledger.sqlite")
+
+
+OLD = """
+create table trials (
+    name text primary key, hash text not null, cell text not null, split text not null,
+    status text not null default 'waiting', owner text, lease_until real not null default 0,
+    attempts integer not null default 0, error text, result text, pack text
+);
+create table control (stopping integer not null);
+insert into control values (0);
+insert into trials (name, hash, cell, split, status, result) values
+    ('a', '1', 'c', 'validation', 'done', '{"status": "done"}'),
+    ('b', '2', 'c', 'test', 'waiting', null);
+pragma user_version = 3;
+"""
+
+
+def test_a_ledger_that_kept_results_is_migrated(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as database:
+        database.executescript(OLD)
+    for ledger in (Ledger(tmp_path / "ledger.sqlite"), Ledger(tmp_path / "ledger.sqlite")):
+        assert statuses(ledger) == {"a": "done", "b": "waiting"}
+        assert [e.path for e in ledger.entries().values()] == ["tuning/a", "trials/b"]
+    assert ledger.claim("x", 60.0) == "b"
+    assert ledger.finish("b", "x", *DONE)
 
 
 def test_a_file_that_is_no_ledger_is_named(tmp_path):
@@ -311,7 +338,7 @@ def test_workers_that_claim_at_once_never_get_the_same_trial(journal, tmp_path):
         ledger = Ledger(path)
         while (name := ledger.claim(owner, 60.0)) is not None:
             claimed[owner].append(name)
-            assert ledger.finish(name, owner, DONE)
+            assert ledger.finish(name, owner, *DONE)
 
     threads = [threading.Thread(target=take, args=(owner,)) for owner in claimed]
     for thread in threads:

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
+from fpnlab.errors import UnavailableError
 from fpnlab.study.executors.ray import Ray
-from fpnlab.study.executors.remote import Unavailable, last_line, run_worker
+from fpnlab.study.executors.remote import last_line, run_worker
 from fpnlab.study.executors.slurm import Slurm
 
 SAY = [sys.executable, "-c", "import os, sys; print(os.environ['PJRT_NPROC']); sys.exit(3)", "#"]
@@ -24,7 +25,7 @@ def test_a_remote_worker_has_its_threads_its_folder_and_a_parent(tmp_path, monke
     monkeypatch.setenv("PJRT_NPROC", "7")
     assert run_worker(SAY, str(tmp_path), 5) == (3, "7\n")
     assert last_line("a\n b \n\n") == "b"
-    assert last_line("\n") == "it said nothing"
+    assert last_line("\n") == "no output"
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_a_remote_worker_has_its_threads_its_folder_and_a_parent(tmp_path, monke
 def test_without_its_package_an_executor_names_the_extra(package, start, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, package, None)
     extra = {"ray": "ray", "submitit": "slurm"}[package]
-    with pytest.raises(Unavailable, match=rf"^{package}: .*; pip install fpnlab\[{extra}\]"):
+    with pytest.raises(UnavailableError, match=rf"^{package}: .*; pip install fpnlab\[{extra}\]"):
         start(tmp_path)
 
 
@@ -60,7 +61,7 @@ while executor.running() and time.monotonic() - begun < 240:
     codes |= executor.ended()
     time.sleep(0.1)
 assert codes == {"one": 3, "two": 0}, codes
-assert executor.last_words("one") == "7"
+assert executor.last_output("one") == "7"
 executor.start({"three": [sys.executable, "-c", "import time; time.sleep(600)", "#"]})
 assert (executor.running(), executor.ended()) == (1, {})
 executor.kill()
@@ -85,7 +86,7 @@ def test_jobs_tell_how_they_ended(tmp_path):
     executor.start({"one": SAY})
     executor.start({"two": [sys.executable, "-c", "pass", "#"]})
     assert ended(executor) == {"one": 3, "two": 0}
-    assert executor.last_words("one").isdecimal()
+    assert executor.last_output("one").isdecimal()
     executor.start({"three": [sys.executable, "-c", "import time; time.sleep(600)", "#"]})
     assert (executor.running(), executor.ended()) == (1, {})
     executor.kill()

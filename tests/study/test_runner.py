@@ -8,17 +8,20 @@ import time
 import pytest
 
 from fpnlab.config.claims import Claim, Difference
-from fpnlab.config.experiment import ConfigError, points, trials
 from fpnlab.config.study import Axis, Study
-from fpnlab.run.folder import RunFolderError, locked
+from fpnlab.config.trials import points, trials
+from fpnlab.errors import ConfigError, Interrupted, RunFolderError
+from fpnlab.records.run_records import read_result
+from fpnlab.records.study_records import read_summary
+from fpnlab.run.folder import locked
 from fpnlab.run.interrupts import Stop
-from fpnlab.run.programs import Interrupted
 from fpnlab.study import worker
+from fpnlab.study.context import StudyContext, StudyListener
 from fpnlab.study.ledger import Ledger
-from fpnlab.study.runner import _take_up, run_study
+from fpnlab.study.runner import _reopen, run_study
 
 BATCH, LAYER = {"kind": "batch_norm"}, {"kind": "layer_norm", "axes": "hwc"}
-ORGANS = ("model.backbone.norm", "model.neck.norm", "model.head.norm")
+PLACES = ("model.backbone.norm", "model.neck.norm", "model.head.norm")
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +37,14 @@ def study(experiment):
         study=Study(
             axes=(Axis(field="train.batch_size", values=(2, 4)),),
             seeds=(0, 1),
-            arms={"BN": dict.fromkeys(ORGANS, BATCH), "LN": dict.fromkeys(ORGANS, LAYER)},
+            arms={"BN": dict.fromkeys(PLACES, BATCH), "LN": dict.fromkeys(PLACES, LAYER)},
             metric="AP50",
         ),
     )
 
 
-class Recorder(worker.Watcher):
-    """A watcher that notes what it is told, and asks for a stop at a record if it is to."""
+class Recorder(StudyListener):
+    """A listener that notes what it is told, and asks for a stop at a record if it is to."""
 
     def __init__(self, stop=None, stop_at=None):
         self.told, self.stop, self.stop_at = [], stop, stop_at
@@ -53,25 +56,25 @@ class Recorder(worker.Watcher):
         self.told.append(("begin", trial.name))
 
     def record(self, trial, record):
-        self.told.append(("record", record["step"]))
+        self.told.append(("record", record.step))
         if self.stop_at is not None and len(self.of("record")) == self.stop_at:
             self.stop.requested = True
 
     def end(self, trial, result):
-        self.told.append(("end", trial.name, result["status"]))
+        self.told.append(("end", trial.name, result.status))
 
     def of(self, kind):
         return [told for told in self.told if told[0] == kind]
 
 
 def start(study, dataset, folder, stop_at=None):
-    """Runs a study and returns its summary, what its watcher was told, and its ledger."""
+    """Runs a study and returns its summary, what its listener was told, and its ledger."""
     stop = Stop()
-    watcher = Recorder(stop, stop_at)
+    listener = Recorder(stop, stop_at)
     summary = run_study(
-        study, dataset, folder, command="fpnlab study x", stop=stop, watcher=watcher
+        study, dataset, folder, command="fpnlab study x", stop=stop, listener=listener
     )
-    return summary, watcher, statuses_in(folder)
+    return summary, listener, statuses_in(folder)
 
 
 def statuses_in(folder):
@@ -89,20 +92,20 @@ def results(folder):
 
 @pytest.fixture(scope="module")
 def whole(study, dataset, tmp_path_factory):
-    """Folder, summary, watcher and ledger of the unbroken study; only to be read."""
+    """Folder, summary, listener and ledger of the unbroken study; only to be read."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, *start(study, dataset, folder)
 
 
 def test_every_trial_is_run_once_in_the_order_of_the_plan(whole, study):
-    folder, _, watcher, statuses = whole
+    folder, _, listener, statuses = whole
     names = [trial.name for trial in trials(study)]
     assert len(names) == 8
-    assert watcher.told[0] == ("start", names)
-    assert watcher.of("begin") == [("begin", name) for name in names]
-    assert watcher.of("end") == [("end", name, "done") for name in names]
+    assert listener.told[0] == ("start", names)
+    assert listener.of("begin") == [("begin", name) for name in names]
+    assert listener.of("end") == [("end", name, "done") for name in names]
     # Records of each batch of two (8 steps, every second) and of four (4 steps, every one).
-    assert len(watcher.of("record")) == 8 * 4
+    assert len(listener.of("record")) == 8 * 4
     assert list(statuses.items()) == [(name, "done") for name in names]
     assert set(results(folder)) == set(names)
 
@@ -116,7 +119,7 @@ def test_the_folder_holds_what_a_report_needs(whole, study, dataset):
     assert (described["arms"], described["axis_values"]) == (["BN", "LN"], [2, 4])
     assert described["dataset"]["class_names"] == list(dataset.class_names)
     written = json.loads((folder / "summary.json").read_text())
-    assert written == json.loads(json.dumps(summary))
+    assert read_summary(folder / "summary.json") == summary
     assert written["counts"] == {"planned": 8, "missing": 0, "done": 8}
     cells = {(r["arm"], r["axis_value"], r["n"]) for r in written["rows"] if r["metric"] == "AP50"}
     assert cells == {(arm, value, 2) for arm in ("BN", "LN") for value in (2, 4)}
@@ -144,20 +147,20 @@ def test_an_interrupted_study_goes_on_where_it_was_and_ends_the_same(
     assert list(statuses_in(tmp_path).values()) == ["done"] * 2 + ["waiting"] * 6
     assert json.loads((tmp_path / "summary.json").read_text())["counts"]["missing"] == 6
 
-    summary, watcher, statuses = start(study, dataset, tmp_path)
+    summary, listener, statuses = start(study, dataset, tmp_path)
     assert set(statuses.values()) == {"done"}
     # Two trials were finished, the third had two of its four records: 32 - 10 are left.
-    assert len(watcher.of("record")) == 22
-    assert [told[1] for told in watcher.of("end")] == names
+    assert len(listener.of("record")) == 22
+    assert [told[1] for told in listener.of("end")] == names
     assert results(tmp_path) == results(whole[0])
-    assert summary["rows"] == whole[1]["rows"]
-    assert summary["findings"] == whole[1]["findings"]
+    assert summary.rows == whole[1].rows
+    assert summary.findings == whole[1].findings
 
 
 def test_a_finished_study_trains_nothing(whole, study, dataset):
-    _, watcher, _ = start(study, dataset, whole[0])
-    assert watcher.of("record") == []
-    assert len(watcher.of("end")) == 8
+    _, listener, _ = start(study, dataset, whole[0])
+    assert listener.of("record") == []
+    assert len(listener.of("end")) == 8
 
 
 def test_a_trial_that_raises_becomes_a_row_and_the_others_finish(
@@ -174,35 +177,35 @@ def test_a_trial_that_raises_becomes_a_row_and_the_others_finish(
     summary, _, statuses = start(study, dataset, tmp_path)
     assert statuses["ln-batch_size-2-seed-0"] == "failed"
     assert sorted(statuses.values()) == ["done"] * 7 + ["failed"]
-    assert summary["counts"] == {"planned": 8, "missing": 0, "done": 7, "failed": 1}
-    [row] = summary["left_out"]
-    assert (row["trial"], row["error"]) == ("ln-batch_size-2-seed-0", "RuntimeError: no such luck")
+    assert summary.counts == {"planned": 8, "missing": 0, "done": 7, "failed": 1}
+    [row] = summary.left_out
+    assert (row.trial, row.error) == ("ln-batch_size-2-seed-0", "RuntimeError: no such luck")
     trace = (tmp_path / "trials" / "ln-batch_size-2-seed-0" / "error.txt").read_text()
     assert "Traceback" in trace
 
     # Run again, only that trial is tried anew.
     monkeypatch.undo()
-    summary, watcher, statuses = start(study, dataset, tmp_path)
+    summary, listener, statuses = start(study, dataset, tmp_path)
     assert set(statuses.values()) == {"done"}
-    assert len(watcher.of("record")) == 4
+    assert len(listener.of("record")) == 4
     assert results(tmp_path) == results(whole[0])
 
 
 def test_a_trial_whose_folder_is_gone_is_run_again(whole, study, dataset, tmp_path):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "trials" / "bn-batch_size-4-seed-1")
-    _, watcher, _ = start(study, dataset, tmp_path)
-    assert watcher.of("begin") == [("begin", "bn-batch_size-4-seed-1")]
+    _, listener, _ = start(study, dataset, tmp_path)
+    assert listener.of("begin") == [("begin", "bn-batch_size-4-seed-1")]
     assert results(tmp_path) == results(whole[0])
 
 
 def test_results_are_found_again_without_their_ledger(whole, study, dataset, tmp_path):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     (tmp_path / "ledger.sqlite").unlink()
-    summary, watcher, statuses = start(study, dataset, tmp_path)
-    assert watcher.of("record") == []
+    summary, listener, statuses = start(study, dataset, tmp_path)
+    assert listener.of("record") == []
     assert set(statuses.values()) == {"done"}
-    assert summary["rows"] == whole[1]["rows"]
+    assert summary.rows == whole[1].rows
 
 
 def test_a_runner_takes_up_at_once_what_a_dead_one_left_running(whole, study, dataset, tmp_path):
@@ -224,9 +227,9 @@ def test_taking_up_leaves_a_trial_to_the_process_that_runs_it(whole, study, data
     names = ["bn-batch_size-2-seed-0", "ln-batch_size-2-seed-0"]
     ledger.reopen(names)
     assert [ledger.claim("other", 60.0) for _ in names] == names
-    site = worker.Site(tmp_path, study, {p.name: p for p in points(study)}, dataset, ledger)
+    site = StudyContext(tmp_path, study, {p.name: p for p in points(study)}, dataset, ledger)
     with locked(site.run_folder(names[0])):
-        _take_up(site)
+        _reopen(site)
     held, left = (ledger.rows()[name] for name in names)
     assert (held.status, held.owner, held.attempts) == ("running", "other", 1)
     assert (left.status, left.owner, left.attempts) == ("waiting", None, 0)
@@ -235,13 +238,11 @@ def test_taking_up_leaves_a_trial_to_the_process_that_runs_it(whole, study, data
     assert not ledger.renew(names[1], "other", 60.0)
 
 
-def test_the_ledger_leaves_to_the_folders_what_no_summary_needs(whole):
-    results = Ledger(whole[0] / "ledger.sqlite").results()
-    stored = json.loads((whole[0] / "trials/bn-batch_size-2-seed-0/result.json").read_text())
-    assert stored["diagnostics"]
-    assert results["bn-batch_size-2-seed-0"] == {
-        name: value for name, value in stored.items() if name != "diagnostics"
-    }
+def test_the_ledger_has_the_score_and_the_folder_of_each_result(whole):
+    ledger = Ledger(whole[0] / "ledger.sqlite")
+    for name, entry in ledger.entries().items():
+        result = read_result(whole[0] / entry.path / "result.json")
+        assert ledger.rows()[name].score == result.metrics["precise"]["AP50"]
 
 
 def test_another_study_in_the_folder_is_refused_before_anything_is_written(whole, study, dataset):
@@ -267,8 +268,8 @@ def test_a_study_whose_evaluation_changes_is_measured_anew_and_not_trained(
     before = results(folder)
     evaluate = dataclasses.replace(study.evaluate, area_bounds=(9.0, 100.0))
     other = dataclasses.replace(study, question="Where does it matter?", evaluate=evaluate)
-    _, watcher, statuses = start(other, dataset, folder)
-    assert watcher.of("record") == []
+    _, listener, statuses = start(other, dataset, folder)
+    assert listener.of("record") == []
     assert set(statuses.values()) == {"done"}
     found = results(folder)
     assert found.keys() == before.keys()

@@ -12,12 +12,12 @@ import time
 import pytest
 
 from fpnlab.config.study import Axis, Study
+from fpnlab.errors import UnavailableError
 from fpnlab.run.interrupts import Stop
-from fpnlab.study.executors.remote import Unavailable
+from fpnlab.study.context import StudyListener
 from fpnlab.study.executors.slurm import Slurm
 from fpnlab.study.ledger import Ledger
 from fpnlab.study.runner import run_study
-from fpnlab.study.worker import Watcher
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 CONFIG = """
@@ -108,11 +108,11 @@ def wait_for(condition, folder):
 def test_without_slurm_the_remedy_is_named(monkeypatch, tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed (extra slurm)")
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(Unavailable, match="no sbatch here; start the study where jobs are"):
+    with pytest.raises(UnavailableError, match="no sbatch here; start the study where jobs are"):
         Slurm(1, tmp_path, {})
 
 
-class Disturber(Watcher):
+class Disturber(StudyListener):
     """Has Slurm queue one job again and cancel the other, once both are at work."""
 
     def __init__(self):
@@ -137,27 +137,27 @@ def test_an_array_of_workers_ends_a_study_although_one_is_requeued_and_one_cance
     )
     train = dataclasses.replace(experiment.train, examples=960)
     study = dataclasses.replace(experiment, train=train, study=grid, log_examples=4)
-    watcher, jobs, folder = Disturber(), tmp_path / "jobs", tmp_path / "study"
+    listener, jobs, folder = Disturber(), tmp_path / "jobs", tmp_path / "study"
     summary = run_study(
         study,
         dataset,
         folder,
         command="fpnlab study",
         stop=Stop(),
-        watcher=watcher,
+        listener=listener,
         executor=Slurm(2, jobs, {"timeout_min": "30"}),
     )
     # Two tasks of one array, and one job for that which was cancelled.
-    array = watcher.requeued.removesuffix("_0")
-    assert watcher.cancelled == f"{array}_1"
+    array = listener.requeued.removesuffix("_0")
+    assert listener.cancelled == f"{array}_1"
     submitted = {path.name.partition("_submitted")[0] for path in jobs.glob("*_submitted.pkl")}
-    (other,) = submitted - {watcher.requeued, watcher.cancelled}
+    (other,) = submitted - {listener.requeued, listener.cancelled}
     assert other.isdecimal()
     # The requeued task is the same worker twice.
-    assert (jobs / f"{watcher.requeued}_0_log.out").read_text().count("Starting with") == 2
+    assert (jobs / f"{listener.requeued}_0_log.out").read_text().count("Starting with") == 2
 
     assert summary["counts"] == {"planned": 6, "missing": 0, "done": 6}
-    assert sorted(status for _, status in watcher.ended) == ["done"] * 6
+    assert sorted(status for _, status in listener.ended) == ["done"] * 6
     rows = Ledger(folder / "ledger.sqlite").rows()
     assert [row.attempts for row in rows.values()] == [1] * 6
     for log in folder.glob("trials/*/metrics.jsonl"):

@@ -11,14 +11,16 @@ from click.testing import CliRunner
 
 from fpnlab.cli.main import main
 from fpnlab.config.study import Axis, Study
-from fpnlab.run.folder import FolderLocked, RunFolderError, locked, read_lines, write_lines
+from fpnlab.errors import FolderLockedError, Interrupted, RunFolderError
+from fpnlab.records.run_records import read_records, write_records
+from fpnlab.run.folder import locked
 from fpnlab.run.interrupts import Stop
-from fpnlab.run.programs import Interrupted
+from fpnlab.study.context import StudyListener
 from fpnlab.study.runner import run_study
 from fpnlab.study.verify import verify
-from fpnlab.study.worker import Watcher
 
 RUN = "trials/bn-batch_size-4-seed-0"
+RECORD = '{"step": 2, "examples": 8, "loss": 1.0}\n'
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def finished(small, dataset, tmp_path_factory):
     )
     folder = tmp_path_factory.mktemp("study")
     studied = dataclasses.replace(small, study=study)
-    run_study(studied, dataset, folder, command="", stop=Stop(), watcher=Watcher())
+    run_study(studied, dataset, folder, command="", stop=Stop(), listener=StudyListener())
     return folder
 
 
@@ -50,7 +52,7 @@ def study(finished, tmp_path):
 
 
 def lines(folder):
-    return [str(fault).removeprefix(f"{folder}/") for fault in verify(folder).faults]
+    return [str(fault).removeprefix(f"{folder}/") for fault in verify(folder).problems]
 
 
 def change(path, **fields):
@@ -59,7 +61,7 @@ def change(path, **fields):
 
 def test_a_sound_study_and_a_sound_run_have_no_faults(study):
     found = verify(study)
-    assert found.faults == []
+    assert found.problems == []
     assert str(found).endswith(f": sound (runs 2, checkpoints 4, leaves {found.leaves})")
     assert found.leaves > 4 * 20
     assert str(verify(study / RUN)).startswith(f"{study / RUN}: sound (runs 1, checkpoints 2")
@@ -103,11 +105,11 @@ def test_every_fault_is_found_at_once_with_file_and_remedy(study):
     (study / "trials/bn-batch_size-4-seed-1/result.json").unlink()
     found = lines(study)
     for start, says in [
-        (f"{RUN}/env.json: cannot be read", "its numbers are not"),
+        (f"{RUN}/env.json: cannot be read", "the numbers are not"),
         (f"{RUN}/config.json: its hash is not that of its experiment", "remove the folder"),
         (f"{RUN}/result.json: it is done after step 3, and the config has 4", "remove the folder"),
         (f"{RUN}/result.json: 3 steps are not 16 examples", "remove the folder"),
-        (f"{RUN}/result.json: the ledger has another final_loss, steps", "remove the folder"),
+        (f"{RUN}/result.json: it is of step 3, and the last record", "remove the folder"),
         (f"{RUN}/metrics.jsonl: line 5 is no whole record", "it drops the line"),
         (f"{RUN}/gallery.npz: is not what was saved", "it is measured anew"),
         ("trials/unknown: the ledger does not know it", "move it"),
@@ -119,12 +121,12 @@ def test_every_fault_is_found_at_once_with_file_and_remedy(study):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("config.json", "[]", "config.json: holds no table"),
+        ("config.json", "[]", "config.json: expected a table; found list"),
         ("config.json", '{"experiment": {"seeed": 1}}', "config.json: not the config of a run"),
-        ("metrics.jsonl", '{"step": 2}\n{"step": 2}\n', "step 2 comes after step 2"),
-        ("metrics.jsonl", '{"step": 1}\n3\n{"step": 4}\n', "line 2 is no whole record"),
-        ("metrics.jsonl", '{"step": 2}\n', "it is of step 4, and the last record of"),
-        ("result.json", "{}", "its status is None, neither done nor diverged"),
+        ("metrics.jsonl", f"{RECORD}{RECORD}", "step 2 comes after step 2"),
+        ("metrics.jsonl", f"{RECORD}3\n{RECORD}", "line 2 is no whole record"),
+        ("metrics.jsonl", RECORD, "it is of step 4, and the last record of"),
+        ("result.json", "{}", "result.json: not the result of a run (trial: Field required)"),
         ("result.json", "{", "result.json: cannot be read"),
         ("gallery.npz", "", "gallery.npz: is not what was saved"),
         ("items.npz", "", "items.npz: is not what was saved"),
@@ -134,6 +136,17 @@ def test_a_damaged_file_of_a_run_is_named(name, content, says, study):
     (study / RUN / name).write_text(content)
     for folder in (study, study / RUN):
         assert any(says in line for line in lines(folder)), lines(folder)
+
+
+def test_a_changed_number_of_a_result_is_found(study):
+    result = json.loads((study / RUN / "result.json").read_text())
+    change(study / RUN / "result.json", final_loss=0.5)
+    [line] = lines(study)
+    assert "its final_loss is not that of the last record of metrics.jsonl" in line
+    result["metrics"]["precise"]["AP50"] += 0.01
+    change(study / RUN / "result.json", **result)
+    [line] = lines(study)
+    assert f"{RUN}/result.json: the ledger has another AP50" in line
 
 
 def test_files_of_another_run_are_found(small, dataset, run, tmp_path, study):
@@ -151,14 +164,16 @@ def test_files_of_another_run_are_found(small, dataset, run, tmp_path, study):
     shutil.rmtree(study / RUN)
     shutil.copytree(other, study / RUN)
     assert lines(study / RUN) == []
-    assert any("the ledger has another" in line for line in lines(study))
+    assert any("another config than the study gives" in line for line in lines(study))
 
 
 def test_a_ledger_that_differs_from_the_study_or_is_damaged_is_named(study):
     ledger = study / "ledger.sqlite"
     with sqlite3.connect(ledger) as database:
         database.execute("update trials set hash = 'x' where name like '%seed-0'")
-        database.execute("insert into trials (name, hash, cell, split) values ('n', 'h', '', '')")
+        database.execute(
+            "insert into trials (name, hash, cell, split, path) values ('n', 'h', '', '', 'n')"
+        )
     database.close()
     found = lines(study)
     assert "study.json: bn-batch_size-4-seed-0 has another config in the ledger" in " ".join(found)
@@ -176,16 +191,17 @@ def test_a_ledger_that_differs_from_the_study_or_is_damaged_is_named(study):
 
 def test_a_folder_in_use_is_not_judged(study):
     for folder in (study, study / RUN):
-        with locked(folder), pytest.raises(FolderLocked, match="wait until it has ended"):
+        with locked(folder), pytest.raises(FolderLockedError, match="wait until it has ended"):
             verify(study)
 
 
 def test_the_command_prints_each_fault_and_a_summary_and_exits_with_5(study):
     done = CliRunner().invoke(main, ["verify", str(study)])
     assert (done.exit_code, done.stdout) == (0, f"{verify(study)}\n")
-    write_lines(study / RUN / "metrics.jsonl", read_lines(study / RUN / "metrics.jsonl")[:-1])
+    log = study / RUN / "metrics.jsonl"
+    write_records(log, read_records(log)[:-1])
     done = CliRunner().invoke(main, ["verify", str(study)])
     assert done.exit_code == 5
     fault, summary = done.stdout.splitlines()
     assert fault.startswith(f"{study / RUN / 'result.json'}: it is of step 4, and the last record")
-    assert summary.startswith(f"{study}: faults: 1 (runs 2, checkpoints 4")
+    assert summary.startswith(f"{study}: problems: 1 (runs 2, checkpoints 4")

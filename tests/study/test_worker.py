@@ -1,4 +1,4 @@
-"""Workers: each trial once, whoever vanishes, whatever the clock does; and what they tune."""
+"""Workers: each trial once, whoever dies, whatever the clock does; and tuning."""
 
 import dataclasses
 import threading
@@ -7,14 +7,18 @@ import time
 import pytest
 
 from fpnlab.analysis.tuning import best_value
-from fpnlab.config.experiment import config_hash, points, resolved, trials, validate
 from fpnlab.config.study import Axis, Study, Tune
-from fpnlab.run.folder import FolderLocked, RunFolderError
+from fpnlab.config.trials import points, trials
+from fpnlab.config.validate import config_hash, resolved, validate
+from fpnlab.data.dataset import Dataset
+from fpnlab.errors import FolderLockedError, Interrupted, RunFolderError
+from fpnlab.records.run_records import RunResult, write_result
 from fpnlab.run.interrupts import Stop
-from fpnlab.run.programs import Interrupted
-from fpnlab.study import worker
+from fpnlab.study import context, lease, worker
+from fpnlab.study.context import StudyContext, StudyListener, open_study
 from fpnlab.study.ledger import Entry, Ledger
-from fpnlab.study.worker import Site, Watcher, open_site, work
+from fpnlab.study.worker import work
+from fpnlab.types import Batch
 
 LAYER = {"kind": "layer_norm", "axes": "hwc"}
 GRID = Study(
@@ -28,11 +32,13 @@ GRID = Study(
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Leases and looks of fractions of a second."""
-    monkeypatch.setattr(worker, "LEASE_SECONDS", 0.6)
-    monkeypatch.setattr(worker, "TICK_SECONDS", 0.02)
+    for module in (worker, lease):
+        monkeypatch.setattr(module, "LEASE_SECONDS", 0.6)
+        monkeypatch.setattr(module, "TICK_SECONDS", 0.02)
 
 
-VALIDATION = object()
+NOTHING = Batch(images=None, boxes=None, classes=None, valid=None, extent=None, index=None)
+VALIDATION = Dataset(name="validation", class_names=(), train=NOTHING, test=NOTHING)
 """Stands for the data of which images are held out."""
 
 
@@ -44,7 +50,9 @@ def make_site(experiment, dataset, tmp_path):
         ledger.expect(
             Entry(t.name, config_hash(t.experiment), t.cell, t.split) for t in trials(studied)
         )
-        return Site(tmp_path, studied, {p.name: p for p in points(studied)}, dataset, ledger)
+        return StudyContext(
+            tmp_path, studied, {p.name: p for p in points(studied)}, dataset, ledger
+        )
 
     return make
 
@@ -52,8 +60,15 @@ def make_site(experiment, dataset, tmp_path):
 def result_of(trial, ap=0.5, **fields):
     metrics = {source: {"AP50": ap} for source in ("running", "precise", "batch")}
     names = {"trial": trial.name, "arm": trial.arm, "axis_value": trial.axis_value}
-    base = {"seed": trial.seed, "tuned": trial.tuned, "status": "done", "error": None}
-    return {**names, **base, "metrics": metrics, "diagnostics": {"big": [0] * 100}} | fields
+    base = {"seed": trial.seed, "tuned": trial.tuned, "status": "done", "metrics": metrics}
+    return RunResult(**names | base | fields)
+
+
+def written(folder, result):
+    """The result, after writing it where a run does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_result(folder / "result.json", result)
+    return result
 
 
 @pytest.fixture
@@ -62,15 +77,17 @@ def pretend(monkeypatch):
 
     def put(run):
         def run_trials(runs, dataset, *, stop):
-            return [run(each.trial, dataset, each.folder, stop) for each in runs]
+            return [
+                written(each.folder, run(each.trial, dataset, each.folder, stop)) for each in runs
+            ]
 
         monkeypatch.setattr(worker, "run_trials", run_trials)
 
     return put
 
 
-class Told(Watcher):
-    """A watcher that notes what it is told."""
+class Told(StudyListener):
+    """A listener that notes what it is told."""
 
     def __init__(self):
         self.told = []
@@ -87,7 +104,7 @@ class Told(Watcher):
 
 def go(site, owner="x", stop=None, **kwargs):
     told = Told()
-    work(site, owner, stop=stop or Stop(), watcher=told, **kwargs)
+    work(site, owner, stop=stop or Stop(), listener=told, **kwargs)
     return told.told
 
 
@@ -112,7 +129,6 @@ def test_workers_side_by_side_run_each_trial_once(make_site, pretend):
     assert sorted(name for _, name in ran) == sorted(site.points)
     assert len({owner for owner, _ in ran}) > 1
     assert set(statuses(site)) == {"done"}
-    assert all("diagnostics" not in result for result in site.ledger.results().values())
 
 
 def test_a_trial_longer_than_its_lease_stays_its_workers(make_site, pretend):
@@ -170,14 +186,14 @@ def test_a_result_that_comes_after_the_lease_was_lost_is_not_written(make_site, 
         if trial.name == first and site.ledger.rows()[first].owner == "x":
             site.ledger.reopen([first])
             site.ledger.claim("other", 60.0)
-            site.ledger.finish(first, "other", result_of(trial, by="other"))
-        return result_of(trial, by="x")
+            site.ledger.finish(first, "other", "done", None, 0.9)
+        return result_of(trial, 0.1)
 
     pretend(run)
     told = go(site)
     assert told[:2] == [("begin", first), ("pause", first)]
-    by = [result["by"] for result in site.ledger.results().values()]
-    assert by == ["other"] + ["x"] * 7
+    scores = [row.score for row in site.ledger.rows().values()]
+    assert scores == [0.9] + [0.1] * 7
 
 
 def test_a_trial_whose_folder_is_locked_is_put_back_and_has_its_turn_later(make_site, pretend):
@@ -187,7 +203,7 @@ def test_a_trial_whose_folder_is_locked_is_put_back_and_has_its_turn_later(make_
     def run(trial, *_):
         order.append(trial.name)
         if order.count(first) == 1 and trial.name == first:
-            raise FolderLocked("another process is running this")
+            raise FolderLockedError("another process is running this")
         return result_of(trial)
 
     pretend(run)
@@ -199,7 +215,7 @@ def test_a_trial_whose_folder_is_locked_is_put_back_and_has_its_turn_later(make_
     assert set(statuses(site)) == {"done"}
 
 
-def test_what_a_vanished_worker_had_is_taken_up_when_its_lease_runs_out(make_site, pretend):
+def test_the_trial_of_a_dead_worker_is_claimed_when_its_lease_runs_out(make_site, pretend):
     site = make_site()
     first = site.ledger.claim("dead", worker.LEASE_SECONDS)
     pretend(lambda trial, *_: result_of(trial))
@@ -212,7 +228,7 @@ def test_what_a_vanished_worker_had_is_taken_up_when_its_lease_runs_out(make_sit
 def test_a_worker_that_is_to_stop_saves_and_gives_its_trial_back(ask, make_site, pretend):
     site, stop, alone = make_site(), Stop(), []
 
-    def run(trial, dataset, folder, lease):
+    def run(trial, dataset, folder, requested):
         match ask:
             case "ledger":
                 site.ledger.stop(True)
@@ -220,7 +236,7 @@ def test_a_worker_that_is_to_stop_saves_and_gives_its_trial_back(ask, make_site,
                 alone.append(True)
             case "signal":
                 stop.requested = True
-        while not lease.requested:
+        while not requested.requested:
             time.sleep(0.01)
         raise Interrupted("stopped after step 2 of 4, saved")
 
@@ -262,7 +278,7 @@ def test_seeds_are_trained_together_where_it_pays(packs, monkeypatch):
     def run_trials(runs, dataset, *, stop):
         trained.append([each.trial.name for each in runs])
         assert [each.folder.name for each in runs] == trained[-1]
-        return [result_of(each.trial) for each in runs]
+        return [written(each.folder, result_of(each.trial)) for each in runs]
 
     monkeypatch.setattr(worker, "run_trials", run_trials)
     told = go(packs)
@@ -292,7 +308,7 @@ def test_a_pack_that_raises_is_run_one_by_one_and_only_the_faulty_trial_fails(pa
         trained.append(len(runs))
         if any(each.trial.name == first for each in runs):
             raise OSError("its folder cannot be written")
-        return [result_of(each.trial) for each in runs]
+        return [written(each.folder, result_of(each.trial)) for each in runs]
 
     monkeypatch.setattr(worker, "run_trials", run_trials)
     go(packs)
@@ -311,15 +327,15 @@ def test_a_pack_that_loses_one_trial_gives_the_others_back(packs, monkeypatch):
             assert packs.ledger.claim("other", 60.0) == first
             while not stop.requested:
                 time.sleep(0.01)
-            packs.ledger.finish(first, "other", result_of(runs[0].trial, by="other"))
+            packs.ledger.finish(first, "other", "done", None, 0.9)
             raise Interrupted("saved")
-        return [result_of(each.trial) for each in runs]
+        return [written(each.folder, result_of(each.trial)) for each in runs]
 
     monkeypatch.setattr(worker, "run_trials", run_trials)
     go(packs)
     mate = trained[0][1]
     assert [mate] in trained[1:]
-    assert packs.ledger.results()[first]["by"] == "other"
+    assert packs.ledger.rows()[first].score == 0.9
     assert set(statuses(packs)) == {"done"}
 
 
@@ -337,7 +353,7 @@ def test_a_ledger_that_cannot_be_used_ends_the_worker(make_site, pretend):
 
 def test_a_folder_without_a_study_is_refused(tmp_path):
     with pytest.raises(RunFolderError, match="no study has begun in it"):
-        open_site(tmp_path)
+        open_study(tmp_path)
 
 
 @pytest.fixture
@@ -358,7 +374,7 @@ def test_the_values_that_are_tried_are_trained_together_where_it_pays(tuned_site
 
     def run_trials(runs, dataset, *, stop):
         trained.append((len(runs), dataset is VALIDATION))
-        return [result_of(each.trial) for each in runs]
+        return [written(each.folder, result_of(each.trial)) for each in runs]
 
     monkeypatch.setattr(worker, "run_trials", run_trials)
     go(dataclasses.replace(tuned_site, pack=8))
@@ -367,7 +383,7 @@ def test_the_values_that_are_tried_are_trained_together_where_it_pays(tuned_site
 
 
 def test_the_best_rate_on_validation_images_is_that_of_the_trials_that_count(tuned_site, pretend):
-    seen = []
+    seen, rates = [], {}
     best = {("BN", 2): 0.04, ("BN", 4): 0.02, ("LN", 2): 0.01, ("LN", 4): 0.04}
 
     def run(trial, dataset, folder, stop):
@@ -375,14 +391,14 @@ def test_the_best_rate_on_validation_images_is_that_of_the_trials_that_count(tun
         seen.append((trial.split, dataset is VALIDATION, folder.parent.name))
         if trial.split == "test":
             assert trial.tuned == {"train.learning_rate": rate}
-            return result_of(trial, rate=rate)
+            rates[trial.arm, trial.axis_value] = rate
+            return result_of(trial)
         return result_of(trial, 1 - abs(rate - best[trial.arm, trial.axis_value]))
 
     pretend(run)
     go(tuned_site)
     assert seen == [("validation", True, "tuning")] * 12 + [("test", False, "trials")] * 4
-    counted = [r for r in tuned_site.ledger.results().values() if "rate" in r]
-    assert {(r["arm"], r["axis_value"]): r["rate"] for r in counted} == best
+    assert rates == best
 
 
 def test_a_tuned_value_is_chosen_by_no_result_on_test_images(
@@ -395,11 +411,11 @@ def test_a_tuned_value_is_chosen_by_no_result_on_test_images(
 
     def choose(metric, results):
         results = list(results)
-        compared.append({site.points[result["trial"]].split for result in results})
+        compared.append({site.points[result.trial].split for result in results})
         assert len(results) == len(study.tune.factors)
         return best_value(metric, results)
 
-    monkeypatch.setattr(worker, "best_value", choose)
+    monkeypatch.setattr(context, "best_value", choose)
     pretend(lambda trial, *_: result_of(trial))
     go(site)
     assert set(statuses(site)) == {"done"}

@@ -1,6 +1,7 @@
 """Classifiers as trials: trained, interrupted, measured three ways, shown, and studied."""
 
 import dataclasses
+import inspect
 import json
 import shutil
 
@@ -8,27 +9,28 @@ import jax
 import numpy as np
 import pytest
 
-from fpnlab.cli.preview import draw
+from fpnlab.cli.preview import draw_preview
 from fpnlab.config.claims import Claim, Equivalence
-from fpnlab.config.experiment import ConfigError, Experiment, resolved, validate
+from fpnlab.config.experiment import Experiment
 from fpnlab.config.study import Axis, Study
+from fpnlab.config.validate import resolved, validate
 from fpnlab.data.augmentation.classifier_augment import AugmentImages
 from fpnlab.data.augmentation.detector_augment import Augment
 from fpnlab.data.dataset import Dataset
 from fpnlab.data.sources.digits import Digits
-from fpnlab.evaluate.average_precision import Evaluate
+from fpnlab.errors import ConfigError, Interrupted
+from fpnlab.evaluate.options import Evaluate
 from fpnlab.nn.classifier import Classifier
-from fpnlab.nn.norm_layer import BatchNorm
+from fpnlab.nn.norm_specs import BatchNorm
 from fpnlab.nn.resnet import cifar_resnet
 from fpnlab.report import write_report, write_run_report
 from fpnlab.run.interrupts import Stop
-from fpnlab.run.programs import Interrupted
-from fpnlab.run.trial import evaluate_run
+from fpnlab.run.measure import evaluate_run
 from fpnlab.stats.resampling import hierarchical_bootstrap
+from fpnlab.study.context import StudyListener
 from fpnlab.study.runner import run_study
 from fpnlab.study.verify import verify
-from fpnlab.study.worker import Watcher
-from fpnlab.tasks.task import random_views
+from fpnlab.tasks.classification import Classification
 from fpnlab.train.objective import CrossEntropy
 from fpnlab.train.step import Train
 from fpnlab.types import LabelledBatch
@@ -122,7 +124,7 @@ def test_an_interrupted_classifier_goes_on_to_the_same_result(
 
 
 def test_a_checkpoint_is_measured_again_to_the_same_numbers(experiment, dataset, folder):
-    assert evaluate_run(folder, experiment, dataset) == read(folder)["metrics"]
+    assert evaluate_run(folder, dataset) == read(folder)["metrics"]
 
 
 def test_a_runs_page_has_its_pictures_with_labels_and_no_boxes(folder):
@@ -133,13 +135,10 @@ def test_a_runs_page_has_its_pictures_with_labels_and_no_boxes(folder):
     assert (folder / "figures" / "gallery.png").stat().st_size > 2000
 
 
-def test_show_draws_labels_and_what_a_run_says_of_them(experiment, dataset, folder, monkeypatch):
-    from fpnlab.cli import preview as show
-
-    monkeypatch.setattr(show, "read_run", lambda _: experiment)
-    truth = draw(experiment, dataset, None, split="test", count=4, score=0.3)
-    told = draw(experiment, dataset, folder, split="test", count=4, score=0.3)
-    mixed = draw(experiment, dataset, None, split="train", count=4, score=0.3)
+def test_a_preview_has_labels_and_predictions(experiment, dataset, folder):
+    truth = draw_preview(experiment, dataset, None, split="test", count=4, score=0.3)
+    told = draw_preview(experiment, dataset, folder, split="test", count=4, score=0.3)
+    mixed = draw_preview(experiment, dataset, None, split="train", count=4, score=0.3)
     assert truth.size == told.size == mixed.size
     assert truth.tobytes() != told.tobytes()
 
@@ -167,7 +166,7 @@ def studied(experiment):
 
 
 def study(studied, dataset, folder):
-    return run_study(studied, dataset, folder, command="", stop=Stop(), watcher=Watcher())
+    return run_study(studied, dataset, folder, command="", stop=Stop(), listener=StudyListener())
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +177,7 @@ def finished(studied, dataset, tmp_path_factory):
     return folder
 
 
-def test_an_ended_study_has_second_opinions_from_its_trials_items(finished):
+def test_an_ended_study_has_bootstrap_intervals_from_its_trials_items(finished):
     summary = json.loads((finished / "summary.json").read_text())
     right = lambda arm, size, seed: items(
         finished / "trials" / f"{arm}-batch_size-{size}-seed-{seed}"
@@ -193,25 +192,26 @@ def test_an_ended_study_has_second_opinions_from_its_trials_items(finished):
             == ("accuracy", "running", size)
         ]
         assert row["mean"] == pytest.approx(expected.mean)
-        assert (row["second_opinion"]["low"], row["second_opinion"]["items"]) == (expected.low, 40)
-    assert [o["place"][-1] for o in summary["second_opinions"]] == ["4", "8"]
-    assert verify(finished).faults == []
+        assert (row["bootstrap"]["low"], row["bootstrap"]["items"]) == (expected.low, 40)
+    assert [o["place"][-1] for o in summary["claim_bootstrap"]] == ["4", "8"]
+    assert verify(finished).problems == []
     page = write_report(finished).read_text()
-    assert all(opinion["sentence"] in page for opinion in summary["second_opinions"])
+    assert all(row["sentence"] in page for row in summary["claim_bootstrap"])
     assert page.count(">bootstrap</th>") == 1
 
 
-def test_an_old_study_without_items_is_reported_without_second_opinions(
+def test_an_old_study_without_items_is_reported_without_bootstrap_intervals(
     studied, dataset, finished, tmp_path
 ):
     folder = shutil.copytree(finished, tmp_path / "old")
     for path in folder.glob("trials/*/items.npz"):
         path.unlink()
     summary = study(studied, dataset, folder)
-    assert summary["counts"]["done"] == 8
-    assert "second_opinion" not in json.dumps(summary)
+    assert summary.counts["done"] == 8
+    assert summary.claim_bootstrap == []
+    assert all(row.bootstrap is None for row in summary.differences)
     assert "bootstrap" not in write_report(folder).read_text().lower()
-    assert verify(folder).faults == []
+    assert verify(folder).problems == []
 
 
 def test_damaged_items_are_named_and_measured_anew_as_told(studied, dataset, finished, tmp_path):
@@ -220,19 +220,23 @@ def test_damaged_items_are_named_and_measured_anew_as_told(studied, dataset, fin
     content = (run / "items.npz").read_bytes()
     (run / "items.npz").write_bytes(content[:-40])
     summary = study(studied, dataset, folder)
-    assert list(summary["items_left_out"]) == [run.name]
+    assert list(summary.items_left_out) == [run.name]
     assert f"{run.name} (items.npz cannot be used (" in write_report(folder).read_text()
-    assert [opinion["place"][-1] for opinion in summary["second_opinions"]] == ["4"]
-    [fault] = verify(folder).faults
-    assert str(fault).startswith(f"{run / 'items.npz'}: is not what was saved")
+    assert [row.place[-1] for row in summary.claim_bootstrap] == ["4"]
+    [problem] = verify(folder).problems
+    assert str(problem).startswith(f"{run / 'items.npz'}: is not what was saved")
     (run / "result.json").unlink()
-    assert len(study(studied, dataset, folder)["second_opinions"]) == 2
-    assert verify(folder).faults == []
+    assert len(study(studied, dataset, folder).claim_bootstrap) == 2
+    assert verify(folder).problems == []
 
 
-def test_views_of_another_task_are_refused(dataset, key):
-    with pytest.raises(TypeError, match="Augment gives no views of a LabelledBatch; Augment is"):
-        random_views(Augment(), jax.random.split(key, 64), dataset.train, CLASSES)
+def test_an_augmentation_of_another_task_is_refused(experiment, dataset, key):
+    augment = inspect.unwrap(Classification.augment)
+    keys = jax.random.split(key, 64)
+    with pytest.raises(TypeError, match="Augment is not for images with labels; give Augment"):
+        augment(experiment.task, Augment(), keys, dataset.train)
+    with pytest.raises(TypeError, match="a Classifier takes a LabelledBatch; got a tuple"):
+        inspect.unwrap(Classification.augment)(experiment.task, AugmentImages(), key, (1, 2))
 
 
 TABLE = {

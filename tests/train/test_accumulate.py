@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.nn.norm_layer import BatchNorm, LayerNorm
+from fpnlab.nn.norm_specs import BatchNorm, LayerNorm
+from fpnlab.tasks.kinds import task_of
 from fpnlab.train.accumulate import gradient
 from fpnlab.train.objective import Objective
 from fpnlab.train.schedule import Steps
@@ -57,8 +58,15 @@ def test_loss_and_gradient_are_those_of_the_whole_batch_however_much_a_pass_coun
 
 
 def stepped(detector, train, batch, state=None, **options):
-    state = state or init_train(jax.random.key(0), detector, train)
-    step = jax.jit(functools.partial(train_step, detector, Objective(), train, **options))
+    state = state or init_train(jax.random.key(0), task_of(detector, Objective()), train)
+    step = jax.jit(
+        functools.partial(
+            train_step,
+            task_of(detector, Objective(), norm_batch=train.statistics_group),
+            train,
+            **options,
+        )
+    )
     return step(state, batch)
 
 

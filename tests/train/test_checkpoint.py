@@ -14,8 +14,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from fpnlab.errors import CheckpointError, DamagedCheckpointError
 from fpnlab.nn.norm_layer import NormState
-from fpnlab.train.checkpoint import CheckpointError, Checkpoints, Damaged, read_checkpoint
+from fpnlab.train.checkpoint import Checkpoints, read_checkpoint
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_none_of_a_thousand_flipped_bits_is_accepted(checkpoints, tree):
     folder = checkpoints.folder / "1"
     hit, refused = collections.Counter(), 0
     for bit in bits(folder, 1200):
-        with flipped(folder, bit) as name, pytest.raises(Damaged) as caught:
+        with flipped(folder, bit) as name, pytest.raises(DamagedCheckpointError) as caught:
             read_checkpoint(folder)
         hit[name] += 1
         refused += 1
@@ -133,9 +134,12 @@ def test_the_leaf_that_a_flipped_bit_lies_in_is_named_and_no_other(checkpoints):
                 for path, begin in zip(paths, begins)
                 if part in path.read_bytes()
             ]
-            with flipped(folder, int(8 * byte + draw.integers(800))), pytest.raises(Damaged) as e:
+            with (
+                flipped(folder, int(8 * byte + draw.integers(800))),
+                pytest.raises(DamagedCheckpointError) as e,
+            ):
                 read_checkpoint(folder)
-            assert [fault for fault in e.value.faults if fault.startswith("leaf")] == [
+            assert [fault for fault in e.value.problems if fault.startswith("leaf")] == [
                 f"leaf {name} is not what was saved"
             ]
 

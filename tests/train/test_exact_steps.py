@@ -19,7 +19,8 @@ from fpnlab.evaluate.bn_statistics import population_state
 from fpnlab.nn.classifier import Classifier
 from fpnlab.nn.detector import Anchors, Detector, apply_detector
 from fpnlab.nn.fpn import Fpn
-from fpnlab.nn.norm_layer import (
+from fpnlab.nn.norm_edit import replace_batch_norms
+from fpnlab.nn.norm_specs import (
     BatchNorm,
     DynamicTanh,
     FilterResponseNorm,
@@ -29,11 +30,10 @@ from fpnlab.nn.norm_layer import (
     NoNorm,
     Renorm,
     RmsNorm,
-    replace_batch_norms,
 )
 from fpnlab.nn.resnet import ResNet, Stem
 from fpnlab.nn.retina_head import RetinaHead
-from fpnlab.train.model_loss import model_loss
+from fpnlab.tasks.kinds import task_of
 from fpnlab.train.objective import CrossEntropy, Objective
 from fpnlab.train.schedule import Steps
 from fpnlab.train.step import Train, init_train, train_step
@@ -42,7 +42,7 @@ from fpnlab.types import Batch, LabelledBatch, Mode
 NORMS = {
     "batch": BatchNorm(),
     "ghost": BatchNorm(norm_batch=1),
-    "standardized": BatchNorm(kernel="standardized"),
+    "standardized": BatchNorm(),
     "layer_hwc": LayerNorm(axes="hwc"),
     "layer_c": LayerNorm(axes="c"),
     "group": GroupNorm(groups=2),
@@ -59,17 +59,17 @@ TRAIN = Train(
 )
 
 
-def resnet(norm):
+def resnet(norm, kernel="free"):
     stem = Stem(size=3, stride=1, pool=False)
-    return ResNet(depths=(1, 1), widths=(4, 8), stem=stem, norm=norm)
+    return ResNet(depths=(1, 1), widths=(4, 8), stem=stem, norm=norm, kernel=kernel)
 
 
-def detector(norm):
+def detector(norm, kernel="free"):
     return Detector(
         classes=2,
-        backbone=resnet(norm),
-        neck=Fpn(channels=4, min_level=1, max_level=3, norm=norm),
-        head=RetinaHead(depth=1, norm=norm),
+        backbone=resnet(norm, kernel),
+        neck=Fpn(channels=4, min_level=1, max_level=3, norm=norm, kernel=kernel),
+        head=RetinaHead(depth=1, norm=norm, kernel=kernel),
         anchors=Anchors(scale=3.0, octaves=1, ratios=(1.0,)),
     )
 
@@ -78,11 +78,11 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3)).astype(np.uint8)
 
 
-def problem(kind, norm):
+def problem(kind, norm, kernel="free"):
     """A model, its objective and a batch."""
     if kind == "classifier":
         batch = LabelledBatch(images=images(), labels=np.array([0, 1]), index=np.arange(2))
-        return Classifier(classes=2, backbone=resnet(norm)), CrossEntropy(), batch
+        return Classifier(classes=2, backbone=resnet(norm, kernel)), CrossEntropy(), batch
     batch = Batch(
         images=images(),
         boxes=np.tile(np.array([[4, 4, 40, 40], [50, 60, 120, 125.0]], np.float32), (2, 1, 1)),
@@ -91,7 +91,7 @@ def problem(kind, norm):
         extent=np.full((2, 2), SIZE, np.float32),
         index=np.arange(2),
     )
-    return detector(norm), Objective(), batch
+    return detector(norm, kernel), Objective(), batch
 
 
 def exactly(run, train, *trees):
@@ -114,11 +114,19 @@ def check_close(found, exact, start, digits=2e-3):
         np.testing.assert_allclose(a, b, rtol=0, atol=digits * max(np.abs(b).max(), 1e-2 * scale))
 
 
-def compare_steps(kind, norm, train=TRAIN, before=0):
+def step_of(model, objective):
+    def step(train, state, batch):
+        task = task_of(model, objective, norm_batch=train.statistics_group)
+        return train_step(task, train, state, batch)
+
+    return step
+
+
+def compare_steps(kind, norm, train=TRAIN, before=0, kernel="free"):
     """Compares the step that comes after ``before`` others."""
-    model, objective, batch = problem(kind, norm)
-    state = init_train(jax.random.key(0), model, train)
-    step = lambda train, state, batch: train_step(model, objective, train, state, batch)
+    model, objective, batch = problem(kind, norm, kernel)
+    state = init_train(jax.random.key(0), task_of(model, objective), train)
+    step = step_of(model, objective)
     compiled = jax.jit(step, static_argnums=0)
     for _ in range(before):
         state, _ = compiled(train, state, batch)
@@ -139,7 +147,7 @@ def test_a_compiled_step_is_the_exact_one(kind):
 @pytest.mark.parametrize("kind", ["classifier", "detector"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_compiled_step_is_the_exact_one_for_every_norm(norm, kind):
-    compare_steps(kind, NORMS[norm])
+    compare_steps(kind, NORMS[norm], kernel="standardized" if norm == "standardized" else "free")
 
 
 @pytest.mark.slow
@@ -159,8 +167,10 @@ def test_a_step_in_passes_is_the_exact_one():
 @pytest.mark.parametrize("norm", ["batch", "layer_hwc"])
 def test_a_packed_step_is_the_exact_one_of_each_seed(norm):
     model, objective, batch = problem("detector", NORMS[norm])
-    states = [init_train(jax.random.key(seed), model, TRAIN) for seed in range(3)]
-    step = lambda train, state, batch: train_step(model, objective, train, state, batch)
+    states = [
+        init_train(jax.random.key(seed), task_of(model, objective), TRAIN) for seed in range(3)
+    ]
+    step = step_of(model, objective)
     packed = jax.jit(jax.vmap(functools.partial(step, TRAIN), in_axes=(0, None)))
     after, _ = packed(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), batch)
     for i, state in enumerate(states):
@@ -172,8 +182,8 @@ def test_a_packed_step_is_the_exact_one_of_each_seed(norm):
 
 @pytest.mark.slow
 def test_precise_statistics_and_drift_are_the_exact_ones():
-    model, _, batch = problem("detector", BatchNorm())
-    state = init_train(jax.random.key(0), model, TRAIN)
+    model, objective, batch = problem("detector", BatchNorm())
+    state = init_train(jax.random.key(0), task_of(model, objective), TRAIN)
 
     def statistics(train, params, running, batch):
         collect = lambda state, pictures: apply_detector(
@@ -194,8 +204,8 @@ def test_precise_statistics_and_drift_are_the_exact_ones():
 
 @pytest.mark.slow
 def test_signals_are_the_exact_ones():
-    model, _, batch = problem("classifier", BatchNorm())
-    state = init_train(jax.random.key(0), model, TRAIN)
+    model, objective, batch = problem("classifier", BatchNorm())
+    state = init_train(jax.random.key(0), task_of(model, objective), TRAIN)
     mode = Mode(stats="batch", update="none", stochastic=False)
 
     def signals(train, params, running, images):
@@ -212,8 +222,8 @@ def test_signals_are_the_exact_ones():
 @pytest.mark.slow
 def test_effective_rates_are_the_exact_ones():
     model, objective, batch = problem("detector", BatchNorm())
-    state = init_train(jax.random.key(0), model, TRAIN)
-    step = lambda train, state, batch: train_step(model, objective, train, state, batch)
+    state = init_train(jax.random.key(0), task_of(model, objective), TRAIN)
+    step = step_of(model, objective)
     after, _ = jax.jit(step, static_argnums=0)(TRAIN, state, batch)
     exact, _ = exactly(step, TRAIN, state, batch)
     found = effective_rates(state.params, after.params)
@@ -227,14 +237,12 @@ def test_gradient_noise_of_the_grouping_is_the_exact_one():
     model, objective, batch = problem("classifier", BatchNorm())
     double = lambda leaf: np.concatenate([leaf, leaf[:, ::-1] // 2 if leaf.ndim > 1 else leaf])
     batch = jax.tree.map(double, batch)
-    state = init_train(jax.random.key(0), model, TRAIN)
+    state = init_train(jax.random.key(0), task_of(model, objective), TRAIN)
     mode = Mode(stats="batch", update="running", stochastic=False)
 
     def gradient(train, group, params, running, batch):
         spec = replace_batch_norms(model, lambda n: dataclasses.replace(n, norm_batch=group))
-        loss = lambda params: model_loss(
-            spec,
-            objective,
+        loss = lambda params: task_of(spec, objective).loss(
             params,
             running,
             batch,

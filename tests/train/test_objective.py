@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.nn.detector import DetectorOutput
+from fpnlab.nn.retina_head import HeadOutput
 from fpnlab.ops.boxes import encode
 from fpnlab.train.objective import Objective, detection_loss
 from fpnlab.types import Batch
@@ -32,7 +32,7 @@ def batch():
 
 @pytest.fixture
 def output(key):
-    return DetectorOutput(
+    return HeadOutput(
         logits=jax.random.normal(key, (2, 5, 2)),
         deltas=0.1 * jax.random.normal(jax.random.fold_in(key, 1), (2, 5, 4)),
     )

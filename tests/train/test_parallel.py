@@ -18,9 +18,10 @@ from jax.sharding import Mesh
 
 from fpnlab.nn.detector import Anchors, Detector
 from fpnlab.nn.fpn import Fpn
-from fpnlab.nn.norm_layer import BatchNorm, LayerNorm
+from fpnlab.nn.norm_specs import BatchNorm, LayerNorm
 from fpnlab.nn.resnet import ResNet, Stem
 from fpnlab.nn.retina_head import RetinaHead
+from fpnlab.tasks.kinds import task_of
 from fpnlab.train.objective import Objective
 from fpnlab.train.parallel import AXIS, data_mesh, jit_step, one_copy, replicate, shard
 from fpnlab.train.step import Train, init_train, train_step
@@ -77,8 +78,13 @@ def trained(name, devices):
     mesh = None if devices == 1 else Mesh(np.array(jax.devices()[:devices]), (AXIS,))
     model, micro_batch = detector(NORMS[name]), IMAGES // 2 if name == "passes" else None
     train = dataclasses.replace(TRAIN, micro_batch=micro_batch)
-    step = jit_step(functools.partial(train_step, model, Objective(), train), mesh)
-    state, images = init_train(jax.random.key(0), model, train), batch()
+    step = jit_step(
+        functools.partial(
+            train_step, task_of(model, Objective(), norm_batch=train.statistics_group), train
+        ),
+        mesh,
+    )
+    state, images = init_train(jax.random.key(0), task_of(model, Objective()), train), batch()
     state, images = replicate(mesh, state), shard(mesh, images)
     compiled = step.lower(state, images).compile()
     for _ in range(STEPS):

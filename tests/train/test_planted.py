@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from fpnlab.nn.classifier import Classifier
-from fpnlab.nn.detector import DetectorOutput
-from fpnlab.nn.norm_layer import BatchNorm, LayerNorm
+from fpnlab.nn.norm_specs import BatchNorm, LayerNorm
 from fpnlab.nn.resnet import ResNet, Stem
-from fpnlab.nn.retina_head import RetinaHead, apply_head, init_head
+from fpnlab.nn.retina_head import HeadOutput, RetinaHead, apply_head, init_head
 from fpnlab.ops.boxes import encode
+from fpnlab.tasks.kinds import task_of
 from fpnlab.train.checkpoint import Checkpoints
 from fpnlab.train.objective import CrossEntropy, Objective, detection_loss
 from fpnlab.train.schedule import Steps
@@ -33,11 +33,15 @@ def test_weight_decay_moves_kernels_and_nothing_else_also_where_levels_have_scal
     model = dataclasses.replace(detector, head=head)
     recipe = dataclasses.replace(TRAIN, optimizer=optimizer, learning_rate=1e-3)
     decays, plain = (dataclasses.replace(recipe, weight_decay=decay) for decay in (0.5, 0.0))
-    state = init_train(jax.random.key(0), model, recipe)
+    state = init_train(jax.random.key(0), task_of(model, Objective()), recipe)
     # No leaf is zero, so that decay would show in each.
     state = dataclasses.replace(state, params=jax.tree.map(lambda p: p + 0.1, state.params))
     after = [
-        jax.jit(functools.partial(train_step, model, Objective(), train))(state, batch)[0].params
+        jax.jit(
+            functools.partial(
+                train_step, task_of(model, Objective(), norm_batch=train.statistics_group), train
+            )
+        )(state, batch)[0].params
         for train in (decays, plain)
     ]
     paths, _ = jax.tree_util.tree_flatten_with_path(jax.tree.map(jnp.array_equal, *after))
@@ -50,8 +54,10 @@ def test_the_gradient_is_clipped_before_weight_decay_is_added(detector, batch):
     train = dataclasses.replace(
         TRAIN, optimizer=Sgd(momentum=0.0), clip_norm=1e-6, weight_decay=0.25
     )
-    state = init_train(jax.random.key(0), detector, train)
-    step = functools.partial(train_step, detector, Objective(), train)
+    state = init_train(jax.random.key(0), task_of(detector, Objective()), train)
+    step = functools.partial(
+        train_step, task_of(detector, Objective(), norm_batch=train.statistics_group), train
+    )
     after, _ = jax.jit(step)(state, batch)
     kernel = state.params.backbone.stem.kernel
     # Clipped to nothing, the gradient leaves the decay alone.
@@ -65,12 +71,12 @@ def test_each_step_drops_other_features(key):
     model = Classifier(classes=2, backbone=backbone, dropout=0.5)
     images = jax.random.uniform(key, (4, 8, 8, 3)) * 255
     batch = LabelledBatch(images=images, labels=jnp.arange(4) % 2, index=jnp.arange(4))
-    state = init_train(key, model, TRAIN)
+    state = init_train(key, task_of(model, CrossEntropy()), TRAIN)
 
     @jax.jit
     def loss(step):
         at = dataclasses.replace(state, step=step)
-        return step_loss(model, CrossEntropy(), TRAIN, at, batch)(state.params)[0]
+        return step_loss(task_of(model, CrossEntropy()), TRAIN, at, batch)(state.params)[0]
 
     losses = [float(loss(jnp.int32(step))) for step in (0, 1, 2, 0)]
     assert len(set(losses[:3])) == 3
@@ -88,7 +94,7 @@ def test_the_loss_is_per_positive_anchor_inside_of_the_picture():
         extent=jnp.array([[16.0, 5.0]]),
         index=jnp.zeros(1, jnp.int32),
     )
-    output = DetectorOutput(logits=jnp.zeros((1, 3, 1)), deltas=jnp.zeros((1, 3, 4)))
+    output = HeadOutput(logits=jnp.zeros((1, 3, 1)), deltas=jnp.zeros((1, 3, 4)))
     _, parts = detection_loss(Objective(smooth_l1_beta=1.0), output, anchors, batch)
     assert float(parts["count"]) == 1
     error = encode(batch.boxes[0], anchors[:1])
@@ -106,12 +112,12 @@ def test_a_second_save_of_a_step_takes_the_place_of_the_first(tmp_path):
 
 def test_running_statistics_that_levels_share_take_in_each_level_in_turn(key):
     norm = BatchNorm(decay=0.5, reference_batch=2)
-    head = RetinaHead(depth=1, norm=norm, level_statistics="shared")
-    params, state = init_head(key, head, channels=2, levels=2, anchors=1, classes=1)
+    head = RetinaHead(depth=1, norm=norm, level_statistics="shared", anchors_per_cell=1, classes=1)
+    params, state = init_head(key, head, channels=2, levels=2)
     maps = {3: jax.random.normal(key, (2, 4, 4, 2)), 4: 3 + jax.random.normal(key, (2, 2, 2, 2))}
     *_, after = apply_head(head, params, state, maps, Mode.TRAIN)
     separate = dataclasses.replace(head, level_statistics="separate")
-    _, start = init_head(key, separate, channels=2, levels=2, anchors=1, classes=1)
+    _, start = init_head(key, separate, channels=2, levels=2)
     *_, own = apply_head(separate, params, start, maps, Mode.TRAIN)
     fine, coarse = own.class_tower[0].mean  # each half of its level's mean: the start was 0
     np.testing.assert_allclose(after.class_tower[0].mean, 0.5 * fine + coarse, rtol=1e-5)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.evaluate.average_precision import Evaluate
+from fpnlab.evaluate.options import Evaluate
 from fpnlab.spec import SpecError
 from fpnlab.train.objective import Objective
 from fpnlab.train.schedule import Cosine, Steps, scheduled

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.nn.norm_layer import BatchNorm, LayerNorm
-from fpnlab.run.loop import fit
+from fpnlab.nn.norm_specs import BatchNorm, LayerNorm
+from fpnlab.tasks.kinds import task_of
 from fpnlab.train.objective import Objective
 from fpnlab.train.schedule import Steps
 from fpnlab.train.step import AdamW, Sgd, Train, init_train, train_step
@@ -26,17 +26,28 @@ def stepping(detector):
 
     @functools.cache
     def make(train, detector=detector):
-        state = init_train(jax.random.key(0), detector, train)
-        return state, jax.jit(functools.partial(train_step, detector, Objective(), train))
+        state = init_train(jax.random.key(0), task_of(detector, Objective()), train)
+        return state, jax.jit(
+            functools.partial(
+                train_step, task_of(detector, Objective(), norm_batch=train.statistics_group), train
+            )
+        )
 
     return make
+
+
+def steps(step, state, batch, count):
+    """Logs of steps on the same batch."""
+    for _ in range(count):
+        state, logs = step(state, batch)
+        yield logs
 
 
 @pytest.mark.parametrize("optimizer", [Sgd(), AdamW()], ids=lambda o: o.kind)
 def test_training_on_one_batch_lowers_its_loss(optimizer, stepping, batch):
     train = dataclasses.replace(TRAIN, optimizer=optimizer, learning_rate=0.01)
     state, step = stepping(train)
-    losses = [float(logs["loss"]) for _, logs in fit(step, state, [batch] * 16)]
+    losses = [float(logs["loss"]) for logs in steps(step, state, batch, 16)]
     assert losses[-1] < 0.7 * losses[0]
     assert np.isfinite(losses).all()
 
@@ -155,7 +166,7 @@ def test_an_update_that_would_overflow_the_parameters_is_refused(stepping, batch
 def test_the_learning_rate_follows_examples_not_steps(stepping, batch):
     train = dataclasses.replace(TRAIN, schedule=Steps(warmup=0.0, milestones=(0.125,)))
     state, step = stepping(train)
-    rates = [float(logs["learning_rate"]) for _, logs in fit(step, state, [batch] * 3)]
+    rates = [float(logs["learning_rate"]) for logs in steps(step, state, batch, 3)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01], rtol=1e-6)
 
 
@@ -171,7 +182,7 @@ def test_the_schedule_ends_with_the_updates(stepping, batch):
     drop = Steps(warmup=0.0, milestones=(0.5,))
     train = dataclasses.replace(TRAIN, examples=None, updates=4, schedule=drop)
     state, step = stepping(train)
-    rates = [float(logs["learning_rate"]) for _, logs in fit(step, state, [batch] * 4)]
+    rates = [float(logs["learning_rate"]) for logs in steps(step, state, batch, 4)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01], rtol=1e-6)
 
 
@@ -185,7 +196,10 @@ def test_the_schedule_ends_with_the_updates(stepping, batch):
         ({"norm_batch": 3}, "norm_batch is 3, and batch_size=4 .*; these do: 1, 2, 4"),
         ({"norm_batch": 8}, "norm_batch is 8, and batch_size=4 .*; these do: 1, 2, 4"),
         ({"norm_batch": 0}, "norm_batch is 0"),
-        ({"micro_batch": 3}, "micro_batch is 3, and batch_size=4 .* passes; these do: 1, 2, 4"),
+        (
+            {"micro_batch": 3},
+            "micro_batch is 3, and batch_size=4 .* microbatches; these do: 1, 2, 4",
+        ),
         ({"micro_batch": 0}, "micro_batch is 0"),
         ({"micro_batch": 2, "norm_batch": 4}, "norm_batch is 4, and micro_batch=2 .*: 1, 2$"),
     ],
@@ -218,8 +232,14 @@ def test_the_recipes_norm_batch_is_that_of_the_norms_that_leave_it_open(
 def test_the_step_lowers_for_cpu_cuda_and_tpu(precision, norm, make_detector, batch):
     detector = make_detector(norm)
     train = dataclasses.replace(TRAIN, precision=precision)
-    state = jax.eval_shape(lambda: init_train(jax.random.key(0), detector, train))
-    step = jax.jit(functools.partial(train_step, detector, Objective(), train))
+    state = jax.eval_shape(
+        lambda: init_train(jax.random.key(0), task_of(detector, Objective()), train)
+    )
+    step = jax.jit(
+        functools.partial(
+            train_step, task_of(detector, Objective(), norm_batch=train.statistics_group), train
+        )
+    )
     exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(state, batch)
     assert exported.platforms == ("cpu", "cuda", "tpu")
     assert ("bf16" in exported.mlir_module()) == (precision == "bfloat16")
@@ -235,7 +255,7 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32(stepping, batch):
 
 def test_packed_seeds_are_the_same_seeds_in_turn(detector, stepping, batch):
     _, step = stepping(TRAIN)
-    make = lambda seed: init_train(jax.random.key(seed), detector, TRAIN)
+    make = lambda seed: init_train(jax.random.key(seed), task_of(detector, Objective()), TRAIN)
     packed = jax.vmap(make)(jnp.arange(2))
     together, logs = jax.jit(jax.vmap(step, in_axes=(0, None)))(packed, batch)
     for seed in range(2):

@@ -16,7 +16,7 @@ from fpnlab.types import Key, LabelledBatch
 
 @spec
 class AugmentImages:
-    """What is drawn anew each time a labelled image is seen; the defaults are those for CIFAR.
+    """Augmentation of labelled images; the defaults are those for CIFAR.
 
     Padding, random crops of the old size and mirror images: arXiv:1512.03385, section 4.2.
     """

@@ -16,7 +16,7 @@ from fpnlab.types import Batch, Key
 
 @spec
 class Augment:
-    """What is drawn anew each time a training image with boxes is seen."""
+    """Augmentation of images with boxes."""
 
     kind: Literal["detection"] = "detection"
     flip: Annotated[float, Share] = 0.5

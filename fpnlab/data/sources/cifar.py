@@ -40,7 +40,7 @@ class CifarBinary:
     classes: Literal[10, 100] = 10
     """10 for CIFAR-10; 100 for CIFAR-100 with its fine labels."""
     split: Split = Split()
-    """Which images are used."""
+    """Split and subset of the images."""
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ class Digits:
 
     kind: Literal["digits"] = "digits"
     split: Split = Split()
-    """Which images are used."""
+    """Split and subset of the images."""
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -25,15 +25,15 @@ class Idx:
     root: str
     """Folder that holds files like train-images-idx3-ubyte and train-labels-idx1-ubyte.gz."""
     train: str = "train"
-    """What the names of the files to train on begin with, before -images and -labels."""
+    """Prefix of the names of the training files, before -images and -labels."""
     test: str = "t10k"
-    """What the names of the held-out files begin with."""
+    """Prefix of the names of the held-out files."""
     image_size: Annotated[tuple[int, int], Side] = (28, 28)
     """Height and width in pixels of the images in the files."""
     class_names: tuple[str, ...] = tuple("0123456789")
     """Names of classes 0 to k - 1."""
     split: Split = Split()
-    """Which images are used."""
+    """Split and subset of the images."""
 
     def __post_init__(self) -> None:
         """Refuses names that fit no data."""

@@ -36,7 +36,7 @@ class ImageFolder:
     class_names: tuple[str, ...]
     """Names of classes 0 to k - 1: those of their folders; images of other folders are not used."""
     split: Split = Split()
-    """Which images are used."""
+    """Split and subset of the images."""
 
     def __post_init__(self) -> None:
         """Checks the names of the classes and of the splits."""

@@ -50,7 +50,7 @@ class Voc:
 
 @dataclasses.dataclass
 class _Findings:
-    """What reading turns up: ``faults`` stop the load once all are known, problems do not."""
+    """Faults, which stop the load once all are known, and problems, which do not."""
 
     faults: list[Exception] = dataclasses.field(default_factory=list)
     problems: list[Problem] = dataclasses.field(default_factory=list)

@@ -58,7 +58,7 @@ class Local:
         return found
 
     def running(self) -> int:
-        """Returns how many have not ended, by what `ended` has said."""
+        """Returns how many have not ended, by what `ended` has returned."""
         return len(self._running)
 
     def kill(self) -> None:
@@ -67,11 +67,11 @@ class Local:
             process.kill()
             process.wait()
 
-    def last_words(self, owner: str) -> str:
+    def last_output(self, owner: str) -> str:
         """Returns the last line that a worker printed, and where the rest is."""
         path = self.logs / f"{owner}.log"
-        said = path.read_text(errors="replace") if path.exists() else ""
-        return f"{last_line(said)} ({path})"
+        output = path.read_text(errors="replace") if path.exists() else ""
+        return f"{last_line(output)} ({path})"
 
 
 def cores() -> int:

@@ -3,8 +3,9 @@
 import os
 from typing import Any
 
+from fpnlab.errors import UnavailableError
 from fpnlab.study.executors.local import cores
-from fpnlab.study.executors.remote import Unavailable, last_line, load_extra, run_worker
+from fpnlab.study.executors.remote import last_line, load_extra, run_worker
 
 
 class Ray:
@@ -18,7 +19,7 @@ class Ray:
           address: of a cluster whose machines see the study's folder, or ``local``.
 
         Raises:
-          Unavailable: Ray is not installed, or there is no cluster at the address.
+          UnavailableError: Ray is not installed, or there is no cluster at the address.
         """
         ray = load_extra("ray", "ray")
         self.workers, self.over_network = workers, address != "local"
@@ -28,13 +29,15 @@ class Ray:
         try:
             ray.init(**place, include_dashboard=False, log_to_driver=False, logging_level="error")
         except ConnectionError as error:
-            raise Unavailable(f"ray: {error}; give the address of a cluster, or local") from None
+            raise UnavailableError(
+                f"ray: {error}; give the address of a cluster, or local"
+            ) from None
         self._threads = 1 if self.over_network else max(cores() // workers, 1)
         accelerators = 1 if ray.cluster_resources().get("GPU") else 0
         options = ray.remote(num_cpus=1, num_gpus=accelerators, max_retries=0)
         self._task = options(run_worker)
         self._running: dict[str, Any] = {}
-        self._said: dict[str, str] = {}
+        self._output: dict[str, str] = {}
 
     def start(self, commands: dict[str, list[str]]) -> None:
         """Starts workers by owner, each as soon as the cluster has room for it."""
@@ -48,14 +51,14 @@ class Ray:
         found = {}
         for owner in [owner for owner, task in self._running.items() if task in ready]:
             try:
-                code, said = self._ray.get(self._running.pop(owner))
+                code, output = self._ray.get(self._running.pop(owner))
             except self._ray.exceptions.RayError as error:
-                code, said = -1, str(error)
-            found[owner], self._said[owner] = code, last_line(said)
+                code, output = -1, str(error)
+            found[owner], self._output[owner] = code, last_line(output)
         return found
 
     def running(self) -> int:
-        """Returns how many have not ended, by what `ended` has said."""
+        """Returns how many have not ended, by what `ended` has returned."""
         return len(self._running)
 
     def kill(self) -> None:
@@ -64,6 +67,6 @@ class Ray:
             self._ray.cancel(task, force=True)
         self._ray.shutdown()
 
-    def last_words(self, owner: str) -> str:
+    def last_output(self, owner: str) -> str:
         """Returns the last line that a worker printed."""
-        return self._said[owner]
+        return self._output[owner]

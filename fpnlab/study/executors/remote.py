@@ -1,29 +1,25 @@
-"""What workers on other machines have in common: their command, run there by a small function."""
+"""Workers on other machines: their command, run there by a small function."""
 
 import importlib
 import os
 import subprocess
 from typing import Any
 
+from fpnlab.errors import UnavailableError
+
 TAIL_BYTES = 4000
-
-
-class Unavailable(Exception):
-    """What starts workers is not there."""
-
-    exit_code = 2
 
 
 def load_extra(extra: str, package: str) -> Any:
     """Returns a package that an extra of fpnlab brings.
 
     Raises:
-      Unavailable: it is not installed.
+      UnavailableError: it is not installed.
     """
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise Unavailable(f"{package}: {error}; pip install fpnlab[{extra}]") from None
+        raise UnavailableError(f"{package}: {error}; pip install fpnlab[{extra}]") from None
 
 
 def run_worker(command: list[str], folder: str, threads: int) -> tuple[int, str]:
@@ -52,4 +48,4 @@ def run_worker(command: list[str], folder: str, threads: int) -> tuple[int, str]
 def last_line(text: str) -> str:
     """Returns the last line of a text that says anything."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "no output"

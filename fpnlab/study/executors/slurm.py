@@ -8,15 +8,15 @@ import subprocess
 import time
 from typing import Any
 
-from fpnlab.run.interrupts import EXIT_INTERRUPTED
-from fpnlab.study.executors.remote import Unavailable, last_line, load_extra, run_worker
+from fpnlab.errors import Interrupted, UnavailableError
+from fpnlab.study.executors.remote import last_line, load_extra, run_worker
 
 COMMON = ("timeout_min", "cpus_per_task", "mem_gb", "gpus_per_node", "name")
 """Options that submitit knows for any cluster; others are Slurm's own."""
 LOST = -1
 """Stands for the exit code of a worker whose job has none."""
 QUEUE_SECONDS = 10.0
-"""How often Slurm is asked for its queue, at most."""
+"""Time between two queries of the queue, at least."""
 
 
 class Slurm:
@@ -46,11 +46,13 @@ class Slurm:
           cluster: one of submitit's.
 
         Raises:
-          Unavailable: submitit is not installed, or this machine has no ``sbatch``.
+          UnavailableError: submitit is not installed, or this machine has no ``sbatch``.
         """
         submitit = load_extra("slurm", "submitit")
         if cluster == "slurm" and shutil.which("sbatch") is None:
-            raise Unavailable("slurm: no sbatch here; start the study where jobs are submitted")
+            raise UnavailableError(
+                "slurm: no sbatch here; start the study where jobs are submitted"
+            )
         self.workers, self._cluster = workers, cluster
         self._executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
         number = lambda text: int(text) if text.isdecimal() else text
@@ -61,7 +63,7 @@ class Slurm:
         self._executor.update_parameters(**defaults | named)
         self._threads = int(options.get("cpus_per_task", 1))
         self._running: dict[str, Any] = {}
-        self._said: dict[str, str] = {}
+        self._output: dict[str, str] = {}
         self._queue: set[str] = set()
         self._asked = -QUEUE_SECONDS
 
@@ -79,12 +81,12 @@ class Slurm:
         found = {}
         for owner, job in list(self._running.items()):
             queued = self._queued(job)
-            code, said = _outcome(job)
+            code, output = _outcome(job)
             # What a job left behind before it was queued again is no result.
-            if queued and code in (LOST, EXIT_INTERRUPTED):
+            if queued and code in (LOST, Interrupted.exit_code):
                 continue
             del self._running[owner]
-            found[owner], self._said[owner] = code, last_line(said)
+            found[owner], self._output[owner] = code, last_line(output)
         return found
 
     def _queued(self, job):
@@ -103,7 +105,7 @@ class Slurm:
         return job.job_id in self._queue
 
     def running(self) -> int:
-        """Returns how many have not ended, by what `ended` has said."""
+        """Returns how many have not ended, by what `ended` has returned."""
         return len(self._running)
 
     def kill(self) -> None:
@@ -111,13 +113,13 @@ class Slurm:
         for job in self._running.values():
             job.cancel(check=False)
 
-    def last_words(self, owner: str) -> str:
+    def last_output(self, owner: str) -> str:
         """Returns the last line that a worker printed, or what became of its job."""
-        return self._said[owner]
+        return self._output[owner]
 
 
 def _outcome(job):
-    """Returns the exit code of a job's worker and what it said, as far as there is a result."""
+    """Returns the exit code of a job's worker and its output, as far as there is a result."""
     if not job.paths.result_pickle.exists():
         return LOST, f"job {job.job_id} has left no result"
     error = job.exception()

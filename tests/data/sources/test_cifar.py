@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fpnlab.data.load import load
+from fpnlab.data.load_data import load
 from fpnlab.data.sources.cifar import CLASS_NAMES, CifarBinary
 from fpnlab.data.split import Split
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from fpnlab.data.load import load
+from fpnlab.data.load_data import load
 from fpnlab.data.sources.digits import Digits
 from fpnlab.data.split import Split
 

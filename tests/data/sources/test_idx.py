@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from fpnlab.data.load import load
+from fpnlab.data.load_data import load
 from fpnlab.data.sources.idx import Idx
 from fpnlab.data.split import Split
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fpnlab.data.load import load
+from fpnlab.data.load_data import load
 from fpnlab.data.sources import cifar
 from fpnlab.data.sources.image_folder import ImageFolder
 from fpnlab.data.split import Split

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from fpnlab.data.image_io import decode_rgb
-from fpnlab.data.load import load
+from fpnlab.data.load_data import load
 from fpnlab.data.sources.voc import Voc
 
 NAMES = ("RBC", "WBC", "Platelets")

@@ -3,15 +3,19 @@
 import dataclasses
 
 from fpnlab.nn.classifier import Classifier
-from fpnlab.nn.norm_layer import BatchNorm, GroupNorm, LayerNorm
-from fpnlab.nn.positions import norm_batches, norm_positions
+from fpnlab.nn.norm_edit import fill_norm_batch, norm_batches
+from fpnlab.nn.norm_specs import BatchNorm, GroupNorm, LayerNorm
 from fpnlab.nn.resnet import cifar_resnet
+
+
+def groups_of(model):
+    return norm_batches(fill_norm_batch(model, 16).norm_positions)
 
 
 def test_a_head_with_groups_of_its_own_is_told_from_its_backbone(make_detector):
     detector = make_detector(LayerNorm(axes="c"))
     head = dataclasses.replace(detector.head, norm=BatchNorm(norm_batch=2))
-    found = norm_batches(dataclasses.replace(detector, head=head), 16)
+    found = groups_of(dataclasses.replace(detector, head=head))
     assert found == dict.fromkeys(found) | {"head": 2}
     assert list(found) == ["stem", "branch", "last", "shortcut", "lateral", "output", "head"]
 
@@ -21,10 +25,10 @@ def test_norms_that_leave_it_open_have_the_groups_of_training(make_detector):
     backbone = dataclasses.replace(
         detector.backbone, stem_norm=BatchNorm(norm_batch=4), last_norm=GroupNorm()
     )
-    found = norm_batches(dataclasses.replace(detector, backbone=backbone), 16)
+    found = groups_of(dataclasses.replace(detector, backbone=backbone))
     assert (found["stem"], found["branch"], found["last"], found["head"]) == (4, 16, None, 16)
 
 
 def test_a_classifier_has_no_pyramid_and_padded_shortcuts_no_norm():
     classifier = Classifier(classes=2, backbone=cifar_resnet(8, norm=BatchNorm()))
-    assert list(norm_positions(classifier)) == ["stem", "branch", "last"]
+    assert list(classifier.norm_positions) == ["stem", "branch", "last"]

@@ -1,7 +1,7 @@
 import pydantic
 import pytest
 
-from fpnlab.data.load import Data, load
+from fpnlab.data.load_data import Data, load
 from fpnlab.data.sources.cifar import CifarBinary
 from fpnlab.data.sources.digits import Digits
 from fpnlab.data.sources.idx import Idx

@@ -1,6 +1,8 @@
 """Training a classifier: its loss by its definition, and a network that learns by it."""
 
 import functools
+import inspect
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,10 @@ import numpy as np
 import pytest
 
 from fpnlab.nn.classifier import Classifier
-from fpnlab.nn.norm_layer import BatchNorm
+from fpnlab.nn.norm_specs import BatchNorm
 from fpnlab.nn.resnet import ResNet, Stem
+from fpnlab.tasks.classification import Classification
+from fpnlab.tasks.kinds import task_of
 from fpnlab.train.objective import CrossEntropy, Objective, classification_loss
 from fpnlab.train.step import Train, init_train, train_step
 from fpnlab.types import LabelledBatch
@@ -50,8 +54,14 @@ def test_a_classifier_learns_colours(key):
     labels = np.arange(12) % 3
     images = 255.0 * np.eye(3, dtype="f4")[labels][:, None, None] * np.ones((12, 4, 4, 3), "f4")
     train = Train(examples=12 * 30, batch_size=12, learning_rate=0.1)
-    step = jax.jit(functools.partial(train_step, CLASSIFIER, CrossEntropy(), train))
-    state = init_train(key, CLASSIFIER, train)
+    step = jax.jit(
+        functools.partial(
+            train_step,
+            task_of(CLASSIFIER, CrossEntropy(), norm_batch=train.statistics_group),
+            train,
+        )
+    )
+    state = init_train(key, task_of(CLASSIFIER, CrossEntropy()), train)
     batch, losses = batch_of(labels, images), []
     for _ in range(train.steps):
         state, logs = step(state, batch)
@@ -66,8 +76,7 @@ def test_a_smoothing_of_everything_is_refused():
         CrossEntropy(label_smoothing=1.0)
 
 
-def test_an_objective_of_another_task_is_refused_with_what_fits(key):
-    train = Train(examples=12, batch_size=12, learning_rate=0.1)
-    state = init_train(key, CLASSIFIER, train)
+def test_an_objective_of_another_task_is_refused_with_what_fits():
+    check = inspect.unwrap(Classification.__post_init__)
     with pytest.raises(TypeError, match=r"Classifier cannot be trained by Objective.*CrossEntropy"):
-        train_step(CLASSIFIER, Objective(), train, state, batch_of(np.zeros(12, "i4")))
+        check(types.SimpleNamespace(objective=Objective()))

@@ -1,0 +1,179 @@
+"""Tables of JSON values to a validated `Experiment`, and back; hashes of experiments."""
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pydantic
+
+from fpnlab.config.claims import near
+from fpnlab.config.experiment import Experiment
+from fpnlab.config.hints import spec_members, with_none
+from fpnlab.config.messages import combination_faults, field_faults, number_faults
+from fpnlab.data.load_data import Data
+from fpnlab.errors import ConfigError
+from fpnlab.nn.norm_specs import BatchNorm
+from fpnlab.nn.resnet import STANDARD, ResNet, cifar_resnet, resnet
+from fpnlab.records.json_files import JsonObject
+from fpnlab.tasks.kinds import TASKS
+
+PRESETS: dict[str, Callable[[], ResNet]] = {
+    **{f"resnet{layers}": functools.partial(resnet, layers, BatchNorm()) for layers in STANDARD},
+    **{
+        f"cifar_resnet{depth}": functools.partial(cifar_resnet, depth, norm=BatchNorm())
+        for depth in (8, 14, 20, 32, 44, 56, 110)
+    },
+}
+"""Published backbones by name, with batch norm; another norm is set by ``model.backbone.norm``."""
+
+
+MEASURED_ONLY = ("question", "evaluate", "log_examples", "checkpoint_seconds", "study")
+"""Fields that do not change the weights; nor does ``data.root``, where the data are."""
+
+
+def validate(table: dict[str, Any]) -> Experiment:
+    """Returns the experiment in ``table``, checked as far as that goes without data or training.
+
+    The text "none" is None, for which TOML has no word, where a field admits that. The kinds that
+    follow from the data's, and the metric of a study, may be left out; a backbone may be one of
+    `PRESETS` by its name.
+
+    Raises:
+      ConfigError: unknown fields, wrong types, impossible combinations; all of them.
+    """
+    try:
+        table = with_none(_with_kinds(table), Experiment)
+        faults = list(number_faults(table))
+        text = json.dumps(table, default=str)
+    except (RecursionError, ValueError) as error:  # A number of thousands of digits, e.g.
+        raise ConfigError(f"a value that no field can have: {error}") from None
+    try:
+        # Strict, in JSON mode: "8" is no number, but a list may be a tuple.
+        experiment = _adapter().validate_json(text, strict=True)
+    except pydantic.ValidationError as error:
+        faults = dict.fromkeys(faults + field_faults(error, table, Experiment))
+        raise ConfigError("\n".join(faults)) from None
+    if faults := faults or list(combination_faults(experiment)):
+        raise ConfigError("\n".join(faults))
+    return experiment
+
+
+def resolved(experiment: Experiment) -> dict[str, Any]:
+    """Returns every field of ``experiment``, defaults included, as JSON values."""
+    return _adapter().dump_python(experiment, mode="json")
+
+
+def config_hash(experiment: Experiment) -> str:
+    """Returns the SHA-256 of the resolved experiment, as hexadecimal digits."""
+    return hash_of(resolved(experiment))
+
+
+def training_hash(experiment: Experiment) -> str:
+    """Returns the SHA-256 of the fields that decide the weights: all but `MEASURED_ONLY`."""
+    return training_hash_of(resolved(experiment))
+
+
+def hash_of(table: Any) -> str:
+    """Returns the SHA-256 of a resolved experiment, given as JSON values."""
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
+def training_hash_of(table: Any) -> str:
+    """Returns ``training_hash`` of a resolved experiment, given as JSON values."""
+    return hash_of(_trained(table))
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Returns the places where two JSON values differ, as dotted paths with both values."""
+    if isinstance(old, list) and isinstance(new, list):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(set(old) | set(new))
+        return [d for n in names for d in differences(old.get(n), new.get(n), f"{prefix}.{n}")]
+    return [] if old == new else [f"{prefix.lstrip('.')} ({old} there, {new} here)"]
+
+
+def same_training(there: Any, here: Any) -> bool:
+    """Returns whether two resolved experiments, as JSON values, train the same weights."""
+    return _trained(there) == _trained(here)
+
+
+def _trained(table):
+    kept = {name: value for name, value in table.items() if name not in MEASURED_ONLY}
+    return kept | {"data": {k: v for k, v in table["data"].items() if k != "root"}}
+
+
+@functools.cache
+def _adapter():
+    return pydantic.TypeAdapter(Experiment)
+
+
+def _with_kinds(table: JsonObject) -> JsonObject:
+    """Returns ``table`` with what follows from the kind of its data, where it says nothing."""
+    data = table.get("data")
+    given = data.get("kind") if isinstance(data, dict) else None
+    if isinstance(data, dict) and given == "cifar_binary":  # Its name until 0.1.
+        given = "cifar"
+        table = table | {"data": data | {"kind": given}}
+    kinds = {member.kind: member for member in spec_members(Data)}
+    named = kinds.get(given) if isinstance(given, str) else None
+    task = next((t for t in TASKS if named in t.data_kinds), TASKS[0])
+    filled = {"objective": {}} | _with_kernel(_with_preset(table))
+    for field, kind in task.spec_kinds.items():
+        if isinstance(value := filled.get(field), dict):
+            filled[field] = {"kind": kind} | value
+    if task is not TASKS[0] and isinstance(study := table.get("study"), dict):
+        filled["study"] = {"metric": task.metrics[0]} | study
+    return filled
+
+
+def _with_kernel(table: JsonObject) -> JsonObject:
+    """Returns ``table`` with the kernel parametrization where it stands now.
+
+    Until 0.1 it was a field of each norm.
+    """
+    model = table.get("model")
+    if not isinstance(model, dict):
+        return table
+    moved = {}
+    for part in ("backbone", "neck", "head"):
+        layer = model.get(part)
+        if not isinstance(layer, dict):
+            continue
+        norms = {name: norm for name, norm in layer.items() if isinstance(norm, dict)}
+        found = {name: norm["kernel"] for name, norm in norms.items() if "kernel" in norm}
+        if not found:
+            continue
+        first, kernel = next(iter(found.items()))
+        if other := [name for name in found if found[name] != kernel]:
+            raise ConfigError(
+                f"model.{part}.{other[0]}.kernel: is {found[other[0]]!r}, and that of {first} "
+                f"{kernel!r}; set model.{part}.kernel, one for all convolutions"
+            )
+        if kernel != "free":
+            _log_renamed(f"model.{part}.{first}.kernel", f"model.{part}.kernel")
+        without = {
+            name: {k: v for k, v in norm.items() if k != "kernel"} for name, norm in norms.items()
+        }
+        moved[part] = layer | without | {"kernel": kernel}
+    return table | {"model": model | moved} if moved else table
+
+
+@functools.cache
+def _log_renamed(old: str, new: str) -> None:
+    logging.getLogger(__name__).warning("%s: renamed to %s", old, new)
+
+
+def _with_preset(table):
+    """Returns ``table`` with the backbone that it names written out."""
+    model = table.get("model")
+    backbone = model.get("backbone") if isinstance(model, dict) else None
+    if not isinstance(backbone, str):
+        return table
+    if backbone not in PRESETS:
+        raise ConfigError(f"model.backbone: is {backbone!r}{near(backbone, list(PRESETS))}")
+    written = pydantic.TypeAdapter(ResNet).dump_python(PRESETS[backbone](), mode="json")
+    return table | {"model": model | {"backbone": written}}

@@ -1,0 +1,101 @@
+"""JSON files that are whole or absent, whatever interrupts their writing."""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import pydantic
+
+from fpnlab.errors import RunFolderError
+
+T = TypeVar("T")
+JsonObject = dict[str, object]
+"""A table of JSON values."""
+AxisValue = str | int | float | bool | None
+"""Value of a study's axis, as JSON has it."""
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+    """Turns an error of the system while writing into a `RunFolderError` that names ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder}: cannot be written ({error}); free space, or choose another folder with "
+            "--out, then run the same command again"
+        ) from error
+
+
+def write_json(path: pathlib.Path, value: object) -> None:
+    """Writes ``value`` to ``path`` in one move: a reader sees the old file or the new one.
+
+    NaN and infinity become null, because JSON has neither.
+    """
+    replace_file(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: pathlib.Path) -> JsonObject:
+    """Returns the table in a JSON file.
+
+    Raises:
+      RunFolderError: It cannot be read, or holds no table.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise RunFolderError(f"{path}: expected a table; found {type(value).__name__}")
+    return value
+
+
+def read_record(path: pathlib.Path, kind: type[T], what: str) -> T:
+    """Returns the dataclass ``kind`` in a JSON file; fields that it does not know are left out.
+
+    Raises:
+      RunFolderError: The file cannot be read, or lacks a field.
+    """
+    try:
+        return _adapter(kind).validate_python(read_json(path))
+    except pydantic.ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise RunFolderError(f"{path}: not {what} ({where}: {problem['msg']})") from error
+
+
+@functools.cache
+def _adapter(kind: type) -> Any:
+    return pydantic.TypeAdapter(kind)
+
+
+def json_line(value: object) -> str:
+    """Returns ``value`` as one line of JSON, with its end."""
+    return json.dumps(_finite(value), allow_nan=False) + "\n"
+
+
+def replace_file(path: pathlib.Path, text: str) -> None:
+    """Writes a text file in one move, after its content has reached the disk."""
+    scratch = path.with_name(f".{path.name}.tmp")
+    with writing(path.parent):
+        with scratch.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+
+
+def _finite(value: object) -> object:
+    match value:
+        case dict():
+            return {k: _finite(v) for k, v in value.items()}
+        case list() | tuple():
+            return [_finite(v) for v in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value

@@ -1,0 +1,184 @@
+"""Measurement of a trained model: metrics, pictures, diagnostics, and why a run diverged."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from fpnlab.config.experiment import Experiment
+from fpnlab.config.trials import Trial
+from fpnlab.data.dataset import Dataset
+from fpnlab.diagnostics.nonfinite import first_not_finite
+from fpnlab.errors import RunFolderError
+from fpnlab.nn.norm_edit import norm_batches
+from fpnlab.nn.norm_layer import NormState
+from fpnlab.records.json_files import writing
+from fpnlab.records.run_records import RunResult, read_records
+from fpnlab.run.batches import batch_at, population_size, training_view
+from fpnlab.run.diagnosis import diagnose
+from fpnlab.run.folder import RunFolder
+from fpnlab.run.programs import initial_state
+from fpnlab.tasks.task import Measured
+from fpnlab.train.accumulate import split_microbatches
+from fpnlab.train.step import TrainState, step_loss
+from fpnlab.types import Intermediates
+
+
+def measure(
+    trial: Trial, dataset: Dataset, files: RunFolder, state: TrainState, seconds: float
+) -> RunResult:
+    """Returns the result of a trained trial, after writing its pictures.
+
+    Args:
+      trial: The trial.
+      dataset: Its data.
+      files: Its folder, with its log.
+      state: The state after its last step.
+      seconds: Training time.
+
+    Raises:
+      RunFolderError: The folder cannot be written.
+    """
+    experiment = trial.experiment
+    views = training_view(experiment, dataset, population_size(experiment))
+    measured = evaluate(experiment, dataset, state, views)
+    with writing(files.path):
+        for name, arrays in (("gallery.npz", measured.gallery), ("items.npz", measured.items)):
+            if arrays:
+                np.savez_compressed(files.path / name, **arrays)  # type: ignore[arg-type]
+    steps, records = int(state.step), read_records(files.metrics)
+    diverged = int(state.refused) > 0
+    return RunResult(
+        trial=trial.name,
+        config_hash=files.stored().hash,
+        arm=trial.arm,
+        axis_value=trial.axis_value,
+        seed=trial.seed,
+        tuned=trial.tuned,
+        status="diverged" if diverged else "done",
+        error=_divergence(experiment, dataset, state) if diverged else None,
+        examples=steps * experiment.train.batch_size,
+        steps=steps,
+        class_names=list(dataset.class_names),
+        norm_batch=norm_batches(experiment.task.model.norm_positions),
+        smallest_count=_smallest_count(state.state),
+        final_loss=records[-1].logs["loss"] if records else None,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        pack=records[-1].pack if records else 1,
+        metrics={source: dict(numbers) for source, numbers in measured.metrics.items()},
+        test_loss=None if measured.test_loss is None else dict(measured.test_loss),
+        diagnostics=diagnose(
+            experiment,
+            weights(state),
+            state.state,
+            population=measured.population,
+            views=views,
+            records=records,
+        ),
+        seconds=seconds,
+    )
+
+
+def evaluate(experiment: Experiment, dataset: Dataset, state: TrainState, views: Any) -> Measured:
+    """Returns everything that is measured on the test images.
+
+    Args:
+      experiment: The experiment.
+      dataset: Its data.
+      state: The state after training.
+      views: Training images as training saw them, for population statistics.
+    """
+    return experiment.task.evaluate(
+        experiment.evaluate,
+        weights(state),
+        state.state,
+        population=views,
+        dataset=dataset,
+        precision=experiment.train.precision,
+    )
+
+
+def evaluate_run(folder: pathlib.Path, dataset: Dataset) -> dict[str, dict[str, float]]:
+    """Returns the metrics of a run folder's last checkpoint, by source of statistics.
+
+    Raises:
+      ConfigError: It is not a run folder.
+      RunFolderError: The folder has no checkpoint.
+      CheckpointError: None is sound.
+    """
+    experiment, state = restored_run(folder)
+    views = training_view(experiment, dataset, population_size(experiment))
+    return evaluate(experiment, dataset, state, views).metrics
+
+
+def restored_run(folder: pathlib.Path) -> tuple[Experiment, TrainState]:
+    """Returns the experiment of a run folder and the state in its last checkpoint.
+
+    Raises:
+      ConfigError: It is not a run folder.
+      RunFolderError: The folder has no checkpoint.
+      CheckpointError: None is sound.
+    """
+    files = RunFolder(folder)
+    experiment = files.stored().experiment
+    like = jax.eval_shape(lambda: initial_state(experiment))
+    found = files.checkpoints().restore(like)
+    if found is None:
+        raise RunFolderError(
+            f"{folder}: no checkpoint in it; give a folder that `fpnlab train` has written to"
+        )
+    return experiment, found[1]
+
+
+def weights(state: TrainState) -> Any:
+    """Returns the parameters that are measured: averaged ones where there are."""
+    return state.params if state.average is None else state.average
+
+
+def _smallest_count(state: Any) -> int | None:
+    is_state = lambda node: isinstance(node, NormState)
+    nodes = [node for node in jax.tree.leaves(state, is_leaf=is_state) if is_state(node)]
+    return min((int(node.count.min()) for node in nodes), default=None)
+
+
+def _divergence(experiment: Experiment, dataset: Dataset, state: TrainState) -> str:
+    """Returns which update was the first to be refused, and where it went wrong.
+
+    Every later one was refused too, so that the state is the one before it but for its count.
+    """
+    at = int(state.step) - int(state.refused)
+    before = dataclasses.replace(state, step=jnp.asarray(at))
+    where = first_of_step(experiment, before, batch_at(experiment, dataset, at)) or "the update"
+    return f"loss or gradient not finite at step {at + 1}; first not finite: {where}"
+
+
+def first_of_step(experiment: Experiment, state: TrainState, batch: Any) -> str | None:
+    """Returns the first value of a training step that is not finite; None if all are finite.
+
+    Args:
+      experiment: The experiment.
+      state: The state before the step.
+      batch: Its images; replayed in the microbatches of training.
+    """
+    task, train = experiment.task, experiment.train
+    for i, images in enumerate(split_microbatches(batch, train.microbatches)):
+        number = jnp.asarray(i, jnp.int32) if train.microbatches > 1 else None
+        loss_of = step_loss(task, train, state, images, number)
+        inputs = {"batch": images, "state": state.state}
+        if first := first_not_finite(_with_intermediates(loss_of), state.params, inputs):
+            return first
+        _, (_, statistics, _) = jax.jit(loss_of)(state.params)
+        state = dataclasses.replace(state, state=statistics)
+    return None
+
+
+def _with_intermediates(loss_of: Any) -> Any:
+    def run(params: Any) -> tuple[Float[Array, ""], Intermediates]:
+        loss, output = loss_of(params)
+        return loss, output.intermediates
+
+    return run

@@ -1,0 +1,161 @@
+"""Training runs: begun, interrupted, gone on with, measured, and written down."""
+
+import contextlib
+import pathlib
+import tempfile
+from collections.abc import Callable, Sequence
+
+import jax
+
+from fpnlab import compiler
+from fpnlab.config.trials import Trial
+from fpnlab.data.dataset import Dataset
+from fpnlab.errors import Interrupted
+from fpnlab.records.json_files import read_json, write_json, writing
+from fpnlab.records.run_records import MetricRecord, RunResult, read_result, write_result
+from fpnlab.run.folder import Run, RunFolder, claim_folder, locked
+from fpnlab.run.hooks import (
+    LogMetrics,
+    Pack,
+    SaveCheckpoints,
+    StopOnDivergence,
+    StopOnRequest,
+    cut_log,
+    log_interval,
+)
+from fpnlab.run.interrupts import Stop
+from fpnlab.run.loop import train_loop
+from fpnlab.run.measure import measure
+from fpnlab.run.programs import initial_state, training_of
+from fpnlab.train.parallel import of_first
+from fpnlab.train.step import TrainState
+
+
+def run_trial(
+    trial: Trial,
+    dataset: Dataset,
+    folder: pathlib.Path,
+    *,
+    stop: Stop,
+    report: Callable[[MetricRecord], None],
+) -> RunResult:
+    """Returns the result of a trial, going on from whatever ``folder`` holds of it.
+
+    Args:
+      trial: The trial.
+      dataset: Its data.
+      folder: The run folder; made if absent.
+      stop: Asked after each step.
+      report: Called with each record of metrics.
+
+    Raises:
+      FpnlabError: See ``run_trials``.
+    """
+    return run_trials([Run(trial, folder, report)], dataset, stop=stop)[0]
+
+
+def run_trials(runs: Sequence[Run], dataset: Dataset, *, stop: Stop) -> list[RunResult]:
+    """Returns the results of trials, going on from whatever their folders hold of them.
+
+    A trial whose result is there is not run again. One of which loss or gradient became infinite
+    or NaN has the status ``diverged``: its last finite parameters are kept and measured.
+
+    Args:
+      runs: One, or several whose experiments share a program: they are trained together.
+      dataset: Their data.
+      stop: Asked after each step.
+
+    Raises:
+      Interrupted: ``stop`` was set; a checkpoint of each was saved first.
+      RunFolderError: A folder cannot be written, belongs to another config, or another process
+        is running it.
+      CheckpointError: A checkpoint could not be written, or none is sound.
+    """
+    with contextlib.ExitStack() as locks:
+        for run in runs:
+            with writing(run.folder):
+                run.folder.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(locked(run.folder))
+            claim_folder(run.folder, run.trial.experiment)
+        left = [run for run in runs if not of_first(run.files.finished() is not None)]
+        if left:
+            _check_backend([run.files for run in left])
+            for run, (state, seconds) in zip(left, _train(left, dataset, stop)):
+                result = measure(run.trial, dataset, run.files, state, seconds)
+                write_result(run.files.result, result)
+        return [read_result(run.files.result) for run in runs]
+
+
+def follow_trial(trial: Trial, dataset: Dataset, *, stop: Stop) -> None:
+    """Takes part in the steps of a trial that process 0 runs with ``run_trial``.
+
+    Raises:
+      Interrupted: ``stop`` was set in one of the processes; process 0 saved.
+    """
+    if of_first(False):
+        return
+    # It writes the same files as process 0, which nobody needs twice.
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+        claim_folder(folder, trial.experiment)
+        try:
+            _train([Run(trial, folder)], dataset, stop)
+        except Interrupted:
+            raise Interrupted("stopped together with process 0, which saved") from None
+
+
+def _train(runs: Sequence[Run], dataset: Dataset, stop: Stop) -> list[tuple[TrainState, float]]:
+    """Returns the last state of each run, and its seconds of training in all sessions of it."""
+    found = _restored(runs)
+    steps, states = [step for step, _ in found], [state for _, state in found]
+    live = [i for i in range(len(runs)) if not _has_ended(runs[i], steps[i], states[i])]
+    if not live:
+        return [(state, cut_log(run, step)) for run, (step, state) in zip(runs, found)]
+    start = steps[live[0]]
+    training = training_of([run.trial.experiment for run in runs], dataset, states, start)
+    pack = Pack(runs, training, live, steps)
+    hooks = [
+        LogMetrics(pack),
+        StopOnDivergence(pack),
+        StopOnRequest(pack, stop),
+        SaveCheckpoints(pack),
+    ]
+    train_loop(training.step, training.state, training.batches, hooks, start=start)
+    before = dict(enumerate(zip(states, pack.before)))
+    return [(before | pack.ended)[i] for i in range(len(runs))]
+
+
+def _restored(runs: Sequence[Run]) -> list[tuple[int, TrainState]]:
+    """Returns step and state of each run; those that have not ended are at the same step."""
+    like = jax.eval_shape(lambda: initial_state(runs[0].trial.experiment))
+    checkpoints = [run.files.checkpoints() for run in runs]
+    newest = None
+    while True:
+        found = []
+        for run, own in zip(runs, checkpoints):
+            saved = own.restore(like, newest)
+            step, state = of_first(saved or (0, initial_state(run.trial.experiment)))
+            found.append((int(step), state))
+        steps = [
+            step for run, (step, state) in zip(runs, found) if not _has_ended(run, step, state)
+        ]
+        if len(set(steps)) < 2:
+            return found
+        # One has saved, or ended, later than another: all go on from where the last of them is.
+        newest = min(steps)
+
+
+def _has_ended(run: Run, step: int, state: TrainState) -> bool:
+    experiment = run.trial.experiment
+    return step >= experiment.train.steps or (
+        int(state.refused) > 0 and step % log_interval(experiment) == 0
+    )
+
+
+def _check_backend(folders: Sequence[RunFolder]) -> None:
+    """Warns of a backend that computes wrong numbers, and notes it in runs that began before."""
+    compiler.check_backend()
+    known_cases = compiler.summary()
+    for path in [files.environment for files in folders]:
+        if known_cases.startswith("wrong") and path.exists():
+            write_json(path, read_json(path) | {"known_cases": known_cases})

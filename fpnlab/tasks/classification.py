@@ -1,0 +1,187 @@
+"""Image classification: images with a label each, a classifier, accuracy."""
+
+import dataclasses
+import functools
+from typing import Any, ClassVar, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from fpnlab.data.augmentation.classifier_augment import AugmentImages, augment_images
+from fpnlab.data.dataset import Dataset
+from fpnlab.data.sources.cifar import CifarBinary
+from fpnlab.data.sources.digits import Digits
+from fpnlab.data.sources.idx import Idx
+from fpnlab.data.sources.image_folder import ImageFolder
+from fpnlab.evaluate.accuracy import class_logits, evaluate_classifier
+from fpnlab.evaluate.options import Evaluate
+from fpnlab.nn.classifier import Classifier, capture_classifier, init_classifier
+from fpnlab.nn.pixels import standardize_pixels
+from fpnlab.nn.resnet import ResNet
+from fpnlab.tasks.task import GALLERY_IMAGES, Measured
+from fpnlab.train.objective import CrossEntropy, classification_loss
+from fpnlab.train.step import LossOutput
+from fpnlab.types import Key, LabelledBatch, Mode
+
+ClassificationMetric = Literal["accuracy", "top5"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """The `fpnlab.tasks.task.Task` of classifiers."""
+
+    model: Classifier
+    objective: CrossEntropy
+
+    data_kinds: ClassVar = (ImageFolder, CifarBinary, Idx, Digits)
+    truth: ClassVar = "a label each"
+    spec_kinds: ClassVar = {
+        "model": "classifier",
+        "objective": "cross_entropy",
+        "augment": "classification",
+    }
+    metrics: ClassVar = get_args(ClassificationMetric)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.objective, CrossEntropy):
+            raise TypeError(
+                f"a Classifier cannot be trained by {type(self.objective).__name__}; give a "
+                "CrossEntropy"
+            )
+
+    @property
+    def backbone(self) -> ResNet:
+        """The backbone of the classifier."""
+        return self.model.backbone
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Empty: there is no pyramid."""
+        return ()
+
+    def init(self, key: Key) -> tuple[Any, Any]:
+        """Returns parameters and state before training."""
+        return init_classifier(key, self.model)
+
+    def loss(
+        self, params: Any, state: Any, batch: LabelledBatch, mode: Mode, *, precision: str, key: Key
+    ) -> tuple[Float[Array, ""], LossOutput]:
+        """Returns the loss of a batch, its parts, the new state and the outputs of all layers."""
+        _check_batch(batch)
+        images = jnp.asarray(batch.images).astype(precision)
+        logits, new, outputs = capture_classifier(self.model, params, state, images, mode, key=key)
+        loss, logs = classification_loss(self.objective, logits, batch)
+        return loss, LossOutput(logs, new, outputs)
+
+    def augment(
+        self, augmentation: AugmentImages, keys: Key, batch: LabelledBatch
+    ) -> LabelledBatch:
+        """Returns ``batch`` with each image in a random view, and with mixed labels for mixup."""
+        _check_batch(batch)
+        if not isinstance(augmentation, AugmentImages):
+            raise TypeError(
+                f"{type(augmentation).__name__} is not for images with labels; give AugmentImages"
+            )
+        return augment_images(augmentation, keys, batch, classes=self.model.classes)
+
+    def evaluate(
+        self,
+        evaluate: Evaluate,
+        params: Any,
+        state: Any,
+        *,
+        population: LabelledBatch,
+        dataset: Dataset,
+        precision: str,
+    ) -> Measured:
+        """Returns accuracy on the test images by source of statistics, and pictures."""
+        found = evaluate_classifier(
+            self.model,
+            params,
+            state,
+            population=population,
+            test=dataset.test,
+            batch_size=evaluate.batch_size,
+            precision=precision,
+        )
+        loss = {source: numbers["loss"] for source, numbers in found.metrics.items()}
+        metrics = {
+            source: {name: value for name, value in numbers.items() if name != "loss"}
+            for source, numbers in found.metrics.items()
+        }
+        items = {
+            f"{metric}_{source}": right
+            for source, correct in found.correct.items()
+            for metric, right in correct.items()
+        }
+        first = jax.tree.map(lambda leaf: np.asarray(leaf[:GALLERY_IMAGES]), dataset.test)
+        gallery = self.pictures(first, found.logits[:GALLERY_IMAGES])
+        return Measured(metrics, loss, gallery, items, found.population)
+
+    def predict(
+        self,
+        params: Any,
+        state: Any,
+        batch: LabelledBatch,
+        *,
+        mode: Mode,
+        batch_size: int,
+        precision: str,
+    ) -> np.ndarray:
+        """Returns the logits of all images, ``[n, k]``."""
+        return class_logits(
+            self.model,
+            params,
+            state,
+            images=batch.images,
+            mode=mode,
+            batch_size=batch_size,
+            precision=precision,
+        )
+
+    def pictures(
+        self, batch: LabelledBatch, predicted: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Returns images, labels and, where logits are given, the probabilities of the classes."""
+        labels = np.asarray(batch.labels)
+        labels = labels if labels.ndim == 1 else labels.argmax(-1)  # Of mixed images.
+        arrays = {"images": np.asarray(batch.images), "labels": labels}
+        if predicted is not None:
+            arrays["shares"] = np.asarray(jax.nn.softmax(predicted))
+        return arrays
+
+    def backbone_inputs(
+        self, batch: LabelledBatch, precision: str
+    ) -> tuple[Float[Array, "b h w 3"], Bool[Array, "b h w"] | None]:
+        """Returns standardized images, and no mask: all pixels enter statistics."""
+        model = self.model
+        images = jnp.asarray(batch.images).astype(precision)
+        return standardize_pixels(images, model.pixel_mean, model.pixel_deviation), None
+
+    def check_shapes(self, image_size: tuple[int, int], batch_size: int) -> None:
+        """Traces the loss on shapes alone; raises ValueError where that fails."""
+        _trace(self, image_size, batch_size)
+
+
+def _check_batch(batch: object) -> None:
+    if not isinstance(batch, LabelledBatch):
+        raise TypeError(f"a Classifier takes a LabelledBatch; got a {type(batch).__name__}")
+
+
+@functools.lru_cache(maxsize=256)
+def _trace(task: Classification, image_size: tuple[int, int], batch_size: int) -> None:
+    shape = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
+    batch = LabelledBatch(
+        images=shape((batch_size, *image_size, 3)),
+        labels=shape((batch_size,)),
+        index=shape((batch_size,)),
+    )
+
+    def run(batch: LabelledBatch) -> tuple[Array, LossOutput]:
+        key = jax.random.key(0)
+        params, state = task.init(key)
+        return task.loss(params, state, batch, Mode.TRAIN, precision="float32", key=key)
+
+    jax.eval_shape(run, batch)

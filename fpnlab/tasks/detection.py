@@ -1,0 +1,190 @@
+"""Object detection: images with boxes, a one-stage detector, COCO metrics."""
+
+import dataclasses
+import functools
+from typing import Any, ClassVar, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from fpnlab.data.augmentation.detector_augment import Augment, augment
+from fpnlab.data.dataset import Dataset
+from fpnlab.data.sources.scenes import Scenes
+from fpnlab.data.sources.voc import Voc
+from fpnlab.evaluate.average_precision import detections, evaluate_detector
+from fpnlab.evaluate.options import Evaluate
+from fpnlab.nn.detector import (
+    Detector,
+    capture_detector,
+    detect,
+    detector_anchors,
+    init_detector,
+)
+from fpnlab.nn.pixels import standardize_pixels
+from fpnlab.nn.resnet import ResNet
+from fpnlab.tasks.task import GALLERY_IMAGES, Measured
+from fpnlab.train.objective import Objective, detection_loss
+from fpnlab.train.step import LossOutput
+from fpnlab.types import Batch, Detections, Key, Mode
+
+DetectionMetric = Literal["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection:
+    """The `fpnlab.tasks.task.Task` of detectors."""
+
+    model: Detector
+    objective: Objective
+
+    data_kinds: ClassVar = (Scenes, Voc)
+    truth: ClassVar = "boxes"
+    spec_kinds: ClassVar = {
+        "model": "detector",
+        "objective": "detection",
+        "augment": "detection",
+    }
+    metrics: ClassVar = get_args(DetectionMetric)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.objective, Objective):
+            raise TypeError(
+                f"a Detector cannot be trained by {type(self.objective).__name__}; give an "
+                "Objective"
+            )
+
+    @property
+    def backbone(self) -> ResNet:
+        """The backbone of the detector."""
+        return self.model.backbone
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The levels of the pyramid, finest first."""
+        return tuple(self.model.neck.levels)
+
+    def init(self, key: Key) -> tuple[Any, Any]:
+        """Returns parameters and state before training."""
+        return init_detector(key, self.model)
+
+    def loss(
+        self, params: Any, state: Any, batch: Batch, mode: Mode, *, precision: str, key: Key
+    ) -> tuple[Float[Array, ""], LossOutput]:
+        """Returns the loss of a batch, its parts, the new state and the outputs of all layers."""
+        _check_batch(batch)
+        images = jnp.asarray(batch.images).astype(precision)
+        anchors = detector_anchors(self.model, *images.shape[1:3])
+        output, new, outputs = capture_detector(
+            self.model, params, state, images, mode, extent=batch.extent, key=key
+        )
+        loss, logs = detection_loss(self.objective, output, anchors, batch)
+        return loss, LossOutput(logs, new, outputs)
+
+    def augment(self, augmentation: Augment, keys: Key, batch: Batch) -> Batch:
+        """Returns ``batch`` with each image in a random view, boxes included."""
+        _check_batch(batch)
+        if not isinstance(augmentation, Augment):
+            raise TypeError(
+                f"{type(augmentation).__name__} is not for images with boxes; give an Augment"
+            )
+        return augment(augmentation, keys, batch)
+
+    def evaluate(
+        self,
+        evaluate: Evaluate,
+        params: Any,
+        state: Any,
+        *,
+        population: Batch,
+        dataset: Dataset,
+        precision: str,
+    ) -> Measured:
+        """Returns COCO metrics on the test images by source of statistics, and pictures."""
+        found = evaluate_detector(
+            evaluate,
+            self.model,
+            params,
+            state,
+            population=population,
+            test=dataset.test,
+            class_names=dataset.class_names,
+            precision=precision,
+        )
+        first = lambda leaf: np.asarray(leaf[:GALLERY_IMAGES])
+        gallery = self.pictures(
+            jax.tree.map(first, dataset.test), jax.tree.map(first, found.detections)
+        )
+        return Measured(found.metrics, None, gallery, {}, found.population)
+
+    def predict(
+        self,
+        params: Any,
+        state: Any,
+        batch: Batch,
+        *,
+        mode: Mode,
+        batch_size: int,
+        precision: str,
+    ) -> Detections:
+        """Returns the detections in all images, boxes in pixels of ``batch.images``."""
+        return detections(
+            self.model,
+            params,
+            state,
+            test=batch,
+            mode=mode,
+            batch_size=batch_size,
+            precision=precision,
+        )
+
+    def pictures(self, batch: Batch, predicted: Detections | None = None) -> dict[str, np.ndarray]:
+        """Returns images, true boxes (``truth_*``) and, where given, predicted boxes."""
+        truth = {f"truth_{name}": getattr(batch, name) for name in ("boxes", "classes", "valid")}
+        found = {} if predicted is None else vars(predicted)
+        arrays = {"images": batch.images, **truth, **found}
+        return {name: np.asarray(values) for name, values in arrays.items()}
+
+    def backbone_inputs(
+        self, batch: Batch, precision: str
+    ) -> tuple[Float[Array, "b h w 3"], Bool[Array, "b h w"] | None]:
+        """Returns standardized images, and the mask of the pixels that enter statistics."""
+        model = self.model
+        images = jnp.asarray(batch.images).astype(precision)
+        standard = standardize_pixels(images, model.pixel_mean, model.pixel_deviation)
+        return standard, batch.mask if model.mask_padding else None
+
+    def check_shapes(self, image_size: tuple[int, int], batch_size: int) -> None:
+        """Traces loss and detections on shapes alone; raises ValueError where that fails."""
+        _trace(self, image_size, batch_size)
+
+
+def _check_batch(batch: object) -> None:
+    if not isinstance(batch, Batch):
+        raise TypeError(f"a Detector takes a Batch; got a {type(batch).__name__}")
+
+
+@functools.lru_cache(maxsize=256)
+def _trace(task: Detection, image_size: tuple[int, int], batch_size: int) -> None:
+    anchors = detector_anchors(task.model, *image_size)
+    shape = lambda dtype, *axes: jax.ShapeDtypeStruct((batch_size, *axes), dtype)
+    batch = Batch(
+        images=shape(np.float32, *image_size, 3),
+        boxes=shape(np.float32, 1, 4),
+        classes=shape(np.int32, 1),
+        valid=shape(bool, 1),
+        extent=shape(np.float32, 2),
+        index=shape(np.int32),
+    )
+
+    def run(batch: Batch) -> tuple[Array, Detections]:
+        key = jax.random.key(0)
+        params, state = task.init(key)
+        output, _, _ = capture_detector(
+            task.model, params, state, batch.images, Mode.TRAIN, extent=batch.extent, key=key
+        )
+        loss, _ = detection_loss(task.objective, output, anchors, batch)
+        return loss, detect(task.model, output, anchors, batch.extent)
+
+    jax.eval_shape(run, batch)

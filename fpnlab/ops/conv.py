@@ -1,11 +1,14 @@
 """Convolution of NHWC images with HWIO kernels, arranged so that training is fast on CPUs."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
@@ -32,9 +35,8 @@ def conv(
     (convolutions one after the other, where XLA would make a grouped one, several times
     slower). A program exported for several platforms carries both ways.
 
-    It differentiates in reverse mode, any number of times, and not in forward mode
-    (``jax.custom_vjp``): neither ``jvp`` nor ``linearize``. A 1x1 kernel without padding is a
-    matrix product instead, and differentiates in both modes.
+    It differentiates in both modes, any number of times and in any order. A 1x1 kernel without
+    padding is a matrix product.
 
     Args:
       x: images.
@@ -73,69 +75,92 @@ def conv(
     return _conv(x, w, stride, padding)
 
 
-# The forward convolution, the gradient of its input and that of its kernel are bilinear, and the
-# derivatives of each are the other two: three custom_vjp that point at one another, so that
-# gradients can be differentiated again.
+# The convolution, the gradient of its images and that of its kernel are bilinear, and the two
+# transposes of each are the other two. They are three primitives that point at one another: the
+# derivatives of both modes and of any order consist of these three. (A custom_vjp has no forward
+# mode, and JAX transposes the tangents of a custom_jvp in its own way.) Under vmap a primitive
+# stays what it is, with more axes, so that this holds for derivatives of mapped convolutions.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """Sizes of a convolution, of which a gradient's operands do not show all."""
+
+    images: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: int
+    padding: int
+
+
+_Vmaps = tuple[tuple[bool, ...], tuple[bool, ...]]
+"""Whether vmaps, the outermost first, map the first operand and the second."""
+
+
+def _primitive(name: str, make: Callable[[_Window], Bilinear]) -> Primitive:
+    """Returns the primitive of a bilinear function, which has no derivatives yet.
+
+    Args:
+      name: shown in jaxprs.
+      make: from the sizes to the function; of two arrays, in terms of other primitives.
+    """
+
+    @functools.cache
+    def function(window: _Window, vmaps: _Vmaps) -> Bilinear:
+        f = make(window)
+        for pair in reversed(list(zip(*vmaps))):
+            f = jax.vmap(f, in_axes=[0 if m else None for m in pair])
+        return f
+
+    def run(a, b, *, window, vmaps):
+        return function(window, vmaps)(a, b)
+
+    def abstract(a, b, *, window, vmaps):
+        # Traced, because results have more than a shape and a dtype: a mesh, and axes of it.
+        return jax.make_jaxpr(function(window, vmaps))(a, b).out_avals[0]
+
+    def batch(operands, axes, *, window, vmaps):
+        operands = [a if i is None else jnp.moveaxis(a, i, 0) for a, i in zip(operands, axes)]
+        vmaps = tuple((i is not None, *inner) for i, inner in zip(axes, vmaps))
+        return primitive.bind(*operands, window=window, vmaps=vmaps), 0
+
+    primitive = Primitive(name)
+    primitive.def_impl(jax.jit(run, static_argnames=("window", "vmaps")))
+    primitive.def_abstract_eval(abstract)
+    batching.primitive_batchers[primitive] = batch
+    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
+    return primitive
+
+
 def _conv(x: Array, w: Array, stride: int, padding: int) -> Array:
-    return _forward(stride, padding)(x, w)
+    window = _Window(x.shape[1:3], w.shape[:2], stride, padding)
+    return _conv_p.bind(*_varying_alike(x, w), window=window, vmaps=((), ()))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv_dx(dy: Array, w: Array, size: tuple[int, int], stride: int, padding: int) -> Array:
-    return _input_gradient(size, stride, padding)(dy, w)
+def _varying_alike(*arrays: Array) -> list[Array]:
+    """Returns the arrays as varying over the same axes of a mesh, as ``shard_map`` demands it."""
+    varying = [jax.typeof(a).mat.varying for a in arrays]
+    missing = [tuple(sorted(frozenset().union(*varying) - axes)) for axes in varying]
+    return [jax.lax.pcast(a, m, to="varying") if m else a for a, m in zip(arrays, missing)]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv_dw(x: Array, dy: Array, size: tuple[int, int], stride: int, padding: int) -> Array:
-    return _kernel_gradient(size, stride, padding)(x, dy)
+def _forward(window: _Window) -> Bilinear:
+    return _mapped(lambda x, w: _plain(x, w, window.stride, window.padding), fold=True)
 
 
-def _conv_bwd(stride, padding, operands, ct):
-    x, w = operands
-    dx = _conv_dx(ct, w, x.shape[1:3], stride, padding)
-    return dx, _conv_dw(x, ct, w.shape[:2], stride, padding)
-
-
-def _conv_dx_bwd(size, stride, padding, operands, ct):
-    dy, w = operands
-    return _conv(ct, w, stride, padding), _conv_dw(ct, dy, w.shape[:2], stride, padding)
-
-
-def _conv_dw_bwd(size, stride, padding, operands, ct):
-    x, dy = operands
-    return _conv_dx(dy, ct, x.shape[1:3], stride, padding), _conv(x, ct, stride, padding)
-
-
-_conv.defvjp(lambda x, w, *static: (_conv(x, w, *static), (x, w)), _conv_bwd)
-_conv_dx.defvjp(lambda dy, w, *static: (_conv_dx(dy, w, *static), (dy, w)), _conv_dx_bwd)
-_conv_dw.defvjp(lambda x, dy, *static: (_conv_dw(x, dy, *static), (x, dy)), _conv_dw_bwd)
-
-
-# The same three as functions of two arrays, kept by their static arguments: JAX meets the same
-# function again and need not trace it anew.
-
-
-@functools.cache
-def _forward(stride: int, padding: int) -> Bilinear:
-    return _mapped(lambda x, w: _plain(x, w, stride, padding), fold=True)
-
-
-@functools.cache
-def _input_gradient(size: tuple[int, int], stride: int, padding: int) -> Bilinear:
+def _input_gradient(window: _Window) -> Bilinear:
     def gradient(dy, w):
-        x = jax.ShapeDtypeStruct((dy.shape[0], *size, w.shape[2]), dy.dtype)
-        return jax.linear_transpose(lambda x: _plain(x, w, stride, padding), x)(dy)[0]
+        x = jax.typeof(dy).update(shape=(dy.shape[0], *window.images, w.shape[2]))
+        plain = lambda x: _plain(x, w, window.stride, window.padding)
+        return jax.linear_transpose(plain, x)(dy)[0]
 
     return _mapped(gradient, fold=True)
 
 
-@functools.cache
-def _kernel_gradient(size: tuple[int, int], stride: int, padding: int) -> Bilinear:
+def _kernel_gradient(window: _Window) -> Bilinear:
+    size, stride, padding = window.kernel, window.stride, window.padding
+
     def xla(x, dy):
-        w = jax.ShapeDtypeStruct((*size, x.shape[3], dy.shape[3]), dy.dtype)
+        w = jax.typeof(dy).update(shape=(*size, x.shape[3], dy.shape[3]))
         return jax.linear_transpose(lambda w: _plain(x, w, stride, padding), w)(dy)[0]
 
     def cpu(x, dy):
@@ -201,3 +226,31 @@ def _mapped(f: Bilinear, *, fold: bool = False) -> Bilinear:
         return jax.lax.platform_dependent(images, other, cpu=cpu, default=together), True
 
     return rule
+
+
+def _transposed(position: int, by: Primitive, at: int) -> Callable[..., Array]:
+    """Returns the rule that transposes a primitive in its operand ``position``.
+
+    Args:
+      position: which operand the primitive is a linear function of, the other one being constant.
+      by: primitive that the transposed function is.
+      at: which operand of ``by`` is the cotangent; the other one is the constant.
+    """
+
+    def rule(ct, *operands, window, vmaps):
+        new, new_vmaps = [operands[1 - position]], [vmaps[1 - position]]
+        new.insert(at, ct)
+        new_vmaps.insert(at, (True,) * len(vmaps[0]))
+        y = by.bind(*new, window=window, vmaps=tuple(new_vmaps))
+        shared = tuple(i for i, mapped in enumerate(vmaps[position]) if not mapped)
+        return y.sum(shared) if shared else y
+
+    return rule
+
+
+_conv_p = _primitive("conv", _forward)
+_dx_p = _primitive("conv_input_gradient", _input_gradient)
+_dw_p = _primitive("conv_kernel_gradient", _kernel_gradient)
+ad.defbilinear(_conv_p, _transposed(0, _dx_p, 0), _transposed(1, _dw_p, 1))  # of (x, w)
+ad.defbilinear(_dx_p, _transposed(0, _conv_p, 0), _transposed(1, _dw_p, 0))  # of (dy, w)
+ad.defbilinear(_dw_p, _transposed(0, _dx_p, 1), _transposed(1, _conv_p, 1))  # of (x, dy)

@@ -12,7 +12,7 @@ from torch_networks import TorchClassifier, channels_last, prepared
 
 from fpnlab.nn.norm_specs import BatchNorm
 from fpnlab.nn.resnet import ResNet, Stem, apply_resnet, init_resnet
-from fpnlab.ops import conv as conv_module
+from fpnlab.ops import convolution as conv_module
 from fpnlab.ops.pooling import global_average_pool
 from fpnlab.types import Mode
 

@@ -1,9 +1,13 @@
 """Specs: frozen dataclasses that say what to build, and check their fields when they are made."""
 
+import ast
 import dataclasses
 import functools
+import inspect
+import itertools
 import math
 import numbers
+import textwrap
 import types
 import typing
 from typing import Annotated, Any, TypeVar, dataclass_transform
@@ -102,7 +106,47 @@ def spec(cls: type[T]) -> type[T]:
     built = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     # Shape checkers leave its fields to it: an int is a float here, and the error is a `SpecError`.
     built.__init__.__no_type_check__ = True  # type: ignore[attr-defined]
+    built.__doc__ = _DocWithFields(built.__doc__ or "")  # type: ignore[assignment]
     return built
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """Returns the string under each field of a dataclass by the field's name; "" without one."""
+    source = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    body = next(node.body for node in ast.walk(source) if isinstance(node, ast.ClassDef))
+    docs = {}
+    for statement, after in itertools.pairwise(body):
+        match statement, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str(text))):
+                docs[name] = inspect.cleandoc(text)
+    return {field.name: docs.get(field.name, "") for field in dataclasses.fields(cls)}
+
+
+class _DocWithFields:
+    """The docstring of a spec with those of its fields, which `help` would not show.
+
+    Its source is read when the docstring is first looked at, not when the class is made.
+    """
+
+    def __init__(self, doc: str) -> None:
+        self._doc = doc
+
+    def __get__(self, instance: object, owner: type) -> str:
+        return _with_fields(owner, self._doc)
+
+
+@functools.cache
+def _with_fields(cls: type, doc: str) -> str:
+    try:
+        docs = field_docs(cls)
+    except (OSError, TypeError, StopIteration):  # No source, as of a class made in a console.
+        return doc
+    rows = [
+        textwrap.indent(f"{name}: {textwrap.indent(text, '  ').strip()}", "  ")
+        for name, text in docs.items()
+        if text
+    ]
+    return "\n".join([inspect.cleandoc(doc), "", "Attributes:", *rows]) if rows else doc
 
 
 def check_fields(value: Any) -> None:

@@ -1,15 +1,23 @@
 """The house keeps its rooms apart: who imports whom, what loads what, and that all is described."""
 
 import ast
+import importlib
+import importlib.metadata
+import inspect
 import pathlib
 import pkgutil
+import runpy
 import subprocess
 import sys
+import types
 
 import pytest
 
 import fpnlab
 from fpnlab.config import help as fields
+
+reference = runpy.run_path(str(pathlib.Path(__file__).with_name("reference.py")))
+reference = types.SimpleNamespace(**reference)
 
 PACKAGE = pathlib.Path(fpnlab.__file__).parent
 BASE = {"types", "records", "errors", "compiler"}
@@ -35,13 +43,14 @@ MAY_IMPORT = {
     "study": PROBLEM | {"run", "analysis"},
     "report": {"compiler", "records", "errors", "analysis"},
     "adapters": {"types", "ops", "nn"},
+    "api": PROBLEM | {"run", "study", "analysis", "report"},
     "cli": PROBLEM | {"run", "study", "analysis", "report"},
 }
 """Rooms by what they may import of fpnlab, besides themselves and `spec`, in the order of the
 data: none imports a room to its right."""
 EDGE = {"__init__", "__main__"}
 """Files outside the rooms."""
-OUTSIDE_OPS = {"jax", "jaxtyping", "numpy"}
+OUTSIDE_OPS = {"jax", "jaxtyping", "numpy", "lazy_loader"}
 
 
 def imports(path):
@@ -142,6 +151,7 @@ def test_import_fpnlab_loads_no_other_package():
     assert {name for name in new if name.partition(".")[0] not in sys.stdlib_module_names} == {
         "fpnlab",
         "fpnlab.compiler",
+        "lazy_loader",  # Which resolves the names; of the standard library alone.
     }
 
 
@@ -152,7 +162,7 @@ def test_ops_load_nothing_but_jax_and_flax():
     before = {name.partition(".")[0] for name in loaded_by("jax.numpy", "jaxtyping", "flax.struct")}
     after = loaded_by(*ops)
     assert {name.partition(".")[0] for name in after} - sys.stdlib_module_names == (
-        before | {"fpnlab"}
+        before | {"fpnlab", "lazy_loader"}
     ) - sys.stdlib_module_names
     assert {name for name in after if name.startswith("fpnlab.")} == {
         "fpnlab.compiler",
@@ -163,16 +173,34 @@ def test_ops_load_nothing_but_jax_and_flax():
     }
 
 
-def test_every_public_name_resolves_to_what_its_module_defines():
-    assert len(set(fpnlab.__all__)) == len(fpnlab.__all__) > 40
-    assert set(fpnlab.__all__) <= set(dir(fpnlab))
-    for name in fpnlab.__all__:
-        value = getattr(fpnlab, name)
-        module = getattr(value, "__module__", "fpnlab")
-        assert module.partition(".")[0] in ("fpnlab", "builtins", "jaxtyping"), name
-        assert getattr(value, "__name__", name) in (name, "dict"), name
-    with pytest.raises(AttributeError, match="module 'fpnlab' has no attribute 'batchnorm'"):
+@pytest.mark.parametrize("namespace", reference.NAMESPACES)
+def test_every_public_name_resolves_to_what_its_module_defines(namespace):
+    module = importlib.import_module(f"fpnlab.{namespace}".rstrip("."))
+    names = reference.public_names(namespace)
+    assert set(names) == set(module.__all__) == set(dir(module)) - {"__version__"}
+    home = PACKAGE / namespace
+    for name, source in names.items():
+        value = getattr(module, name)
+        if source is None:
+            assert inspect.ismodule(value), name
+            continue
+        # A module of the same name would take the name's place once it is imported.
+        assert not (home / f"{name}.py").exists(), name
+        assert not (home / name).is_dir(), name
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert value.__module__.startswith("fpnlab."), name
+
+
+def test_top_of_the_package_holds_about_thirty_names_and_its_version():
+    assert 25 <= len(fpnlab.__all__) - len(reference.NAMESPACES[1:]) <= 40
+    assert fpnlab.__version__ == importlib.metadata.version("fpnlab")
+    with pytest.raises(AttributeError, match="No fpnlab attribute batchnorm"):
         fpnlab.batchnorm  # noqa: B018
+
+
+def test_page_of_the_reference_lists_every_public_name():
+    written = (PACKAGE.parent / "docs" / "reference.md").read_text()
+    assert written == reference.page(), "python tests/reference.py > docs/reference.md"
 
 
 def public_definitions():

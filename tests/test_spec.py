@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
+import pydoc
 from typing import Annotated, Literal
 
 import numpy as np
 import pytest
 
+import fpnlab
 from fpnlab.nn.norm_specs import LayerNorm
-from fpnlab.spec import Bounds, Count, Fraction, Positive, SpecError, spec
+from fpnlab.spec import Bounds, Count, Fraction, Positive, SpecError, field_docs, spec
 from fpnlab.types import Mode
 
 
@@ -75,3 +77,11 @@ def test_specs_of_the_package_check_their_literals_in_python(wrong):
 
 def test_bounds_in_words():
     assert str(Bounds(above=0.0, most=1.0)) == "above 0 and at most 1"
+
+
+def test_help_of_a_spec_shows_what_each_field_means():
+    text = pydoc.plain(pydoc.render_doc(fpnlab.BatchNorm))
+    assert "Attributes:" in text
+    for name, meaning in field_docs(fpnlab.BatchNorm).items():
+        if name != "kind":
+            assert f"{name}: {meaning.splitlines()[0]}" in text

@@ -158,20 +158,16 @@ def _train(
     ctx: click.Context, config: pathlib.Path, out: pathlib.Path | None, *, first: bool = True
 ) -> None:
     """Runs a config's trial, or takes part in it."""
-    import dataclasses
-
     from fpnlab.cli.progress import ProgressDisplay
-    from fpnlab.config.trials import Trial
+    from fpnlab.config.trials import single
     from fpnlab.report import write_run_report
     from fpnlab.run.interrupts import Stop
     from fpnlab.run.run import follow_trial, run_trial
     from fpnlab.train.parallel import data_mesh
 
-    experiment = dataclasses.replace(_experiment(ctx, config), study=None)
+    trial = single(_experiment(ctx, config), config.stem)
+    experiment = trial.experiment
     folder = out or pathlib.Path("runs") / config.stem
-    trial = Trial(
-        config.stem, config.stem, experiment.train.batch_size, experiment.seed, experiment
-    )
     try:
         data_mesh(experiment.train.batch_size)
     except ValueError as error:
@@ -325,6 +321,40 @@ def evaluate(run: pathlib.Path) -> None:
     _use_compilation_cache()
     experiment = RunFolder(run).stored().experiment
     _print_metrics(evaluate_run(run, _data(experiment)))
+
+
+@main.command("predict")
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path))
+@click.argument(
+    "images", nargs=-1, required=True, type=click.Path(exists=True, path_type=pathlib.Path)
+)
+@click.option(
+    "--score",
+    type=click.FloatRange(0, 1),
+    default=0.3,
+    show_default=True,
+    help="Lowest score of a box that is written.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    default="predictions",
+    show_default=True,
+    help="Folder for predictions.json and a drawn picture of each image.",
+)
+def predict_command(
+    run: pathlib.Path, images: tuple[pathlib.Path, ...], score: float, out: pathlib.Path
+) -> None:
+    """Predict IMAGES, files or folders of them, with the last checkpoint of the run folder RUN.
+
+    Boxes are in pixels of the image, upright as its EXIF orientation says.
+    """
+    from fpnlab.cli.prediction_files import predict_files
+
+    _use_compilation_cache()
+    failed = predict_files(run, images, out, score=score)
+    if failed:
+        sys.exit(3)
 
 
 @main.command("report")

@@ -1,15 +1,12 @@
 """Every field of an experiment in words, for the help of commands."""
 
-import ast
 import dataclasses
-import inspect
-import itertools
-import textwrap
 import types
 import typing
 
 from fpnlab.config.experiment import Experiment
 from fpnlab.config.hints import spec_members
+from fpnlab.spec import field_docs
 
 
 def fields() -> list[tuple[str, str, str, str]]:
@@ -18,7 +15,7 @@ def fields() -> list[tuple[str, str, str, str]]:
 
 
 def _fields(kind, prefix, described):
-    docs, hints = _field_docs(kind), typing.get_type_hints(kind)
+    docs, hints = field_docs(kind), typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         path, hint = prefix + field.name, hints[field.name]
         if field.name == "kind":
@@ -27,7 +24,7 @@ def _fields(kind, prefix, described):
         # A list of one kind or another has the fields of its entries.
         inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
         members = spec_members(inner)
-        meaning = docs[field.name]
+        meaning = docs[field.name].split("\n\n")[0]
         if hint in described:
             meaning += f" Its fields are those of {described[hint]}."
         yield path, _type_name(hint), default, meaning
@@ -36,17 +33,6 @@ def _fields(kind, prefix, described):
             for member in members:
                 for name, of, value, text in _fields(member, f"{path}.", described):
                     yield name, of, value, f"({member.kind}) {text}" if len(members) > 1 else text
-
-
-def _field_docs(kind):
-    source = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    body = next(node.body for node in ast.walk(source) if isinstance(node, ast.ClassDef))
-    docs = {}
-    for statement, after in itertools.pairwise(body):
-        match statement, after:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str(text))):
-                docs[name] = inspect.cleandoc(text).split("\n\n")[0]
-    return {f.name: docs.get(f.name, "") for f in dataclasses.fields(kind)}
 
 
 def _type_name(hint):

@@ -108,6 +108,12 @@ def trial(experiment: Experiment, point: Point, tuned: dict[str, Any] | None = N
     return _trial(dataclasses.replace(point, tuned=tuned or point.tuned), built)
 
 
+def single(experiment: Experiment, name: str) -> Trial:
+    """Returns an experiment without its study as a trial of its own."""
+    alone = unstudied(experiment)
+    return Trial(name, name, alone.train.batch_size, alone.seed, alone)
+
+
 def varied(experiment: Experiment, settings: dict[str, Any]) -> Experiment:
     """Returns ``experiment`` with dotted fields set, checked.
 

@@ -3,14 +3,17 @@
 import os
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 
-def decode_rgb(path: str | os.PathLike[str]) -> np.ndarray:
-    """Returns the image in a file as ``[h, w, 3]`` uint8, whatever its colour mode.
+def decode_rgb(path: str | os.PathLike[str], *, upright: bool = False) -> np.ndarray:
+    """Returns the image in a file as ``[h, w, 3]`` uint8, whatever its color mode.
 
-    Pixels come as stored: an EXIF orientation is not applied, transparency is dropped, and
-    16 bits are reduced to the upper 8.
+    Transparency is dropped, and 16 bits are reduced to the upper 8.
+
+    Args:
+      path: The file.
+      upright: Whether to apply the EXIF orientation; else pixels come as stored.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -19,6 +22,8 @@ def decode_rgb(path: str | os.PathLike[str]) -> np.ndarray:
     try:
         with Image.open(path) as image:
             image.load()
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I"):
                 # Pillow would clip 16-bit grey at 255.
                 grey = np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8)

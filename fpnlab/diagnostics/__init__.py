@@ -1,1 +1,5 @@
-"""A model to what happens inside of it: statistics, signals, gradients, rates."""
+"""A model to measurements inside it: statistics, activations, gradients."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
 """Layers and models: a spec, its parameters and state, and pure functions of them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

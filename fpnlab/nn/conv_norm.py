@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from fpnlab.nn.norm_layer import NormParams, NormState, apply_norm, init_norm
 from fpnlab.nn.norm_specs import Norm
-from fpnlab.ops.conv import conv
+from fpnlab.ops.convolution import conv
 from fpnlab.ops.kernel import scale_standardize_kernel, standardize_kernel
 from fpnlab.spec import Bounds, Count, NonNegative, spec
 from fpnlab.types import Key, Mode, tree

@@ -23,8 +23,8 @@ from fpnlab.nn.retina_head import (
 )
 from fpnlab.ops import boxes as box_ops
 from fpnlab.ops.anchors import pyramid_anchors
-from fpnlab.ops.nms import nms
 from fpnlab.ops.random import named_key
+from fpnlab.ops.suppression import nms
 from fpnlab.spec import Bounds, Count, Positive, Share, SpecError, spec
 from fpnlab.types import Detections, Intermediates, Key, Mode, picture_mask, tree
 

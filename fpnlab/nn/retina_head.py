@@ -25,7 +25,7 @@ from fpnlab.nn.norm_layer import (
     put_level,
 )
 from fpnlab.nn.norm_specs import BatchNorm, NoNorm, Norm
-from fpnlab.ops.conv import conv
+from fpnlab.ops.convolution import conv
 from fpnlab.ops.random import named_key
 from fpnlab.spec import Bounds, Count, Inside, Positive, spec
 from fpnlab.types import Features, Intermediates, Key, Mode, tree

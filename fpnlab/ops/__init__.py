@@ -1,1 +1,5 @@
-"""Arrays in, arrays out: no parameters, no specs, no I/O; imports jax and the types alone."""
+"""Functions of arrays: norms, convolution, boxes, losses, suppression."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

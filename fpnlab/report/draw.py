@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 PALETTE = ("#e69f00", "#56b4e9", "#cc79a7", "#f0e442", "#009e73", "#d55e00", "#0072b2")
-"""The colours of Okabe and Ito (2008), which colour-blind readers tell apart; repeated when used
+"""The colors of Okabe and Ito (2008), which color-blind readers tell apart; repeated when used
 up. The brighter ones come first, for they must stand out from a picture."""
 TRUTH = "#ffffff"
 SHADOW = "#101010"
@@ -23,8 +23,8 @@ CAPTION = 36
 GAP = 6
 
 
-def class_colour(index: int) -> str:
-    """Returns the colour of a class, ``#rrggbb``."""
+def class_color(index: int) -> str:
+    """Returns the color of a class, ``#rrggbb``."""
     return PALETTE[index % len(PALETTE)]
 
 
@@ -72,7 +72,7 @@ def draw_boxes(
 ) -> Image.Image:
     """Returns the images in a grid, row by row, with their boxes drawn on them.
 
-    A box has the colour of its class and the class's name, with the score where there is one; in
+    A box has the color of its class and the class's name, with the score where there is one; in
     a picture with more than ``CROWD`` of those, the score alone.
     True boxes are thin, white with a dark edge, and lie under the others.
 
@@ -101,15 +101,15 @@ def draw_boxes(
             _label(named, int(classes[i, j]), None if scores is None else float(scores[i, j]))
             for j in np.flatnonzero(valid[i])
         ]
-        colours = [class_colour(int(k)) for k in classes[i][valid[i]]]
-        _draw_found(tile, boxes[i][valid[i]] * scale, labels, colours)
+        colors = [class_color(int(k)) for k in classes[i][valid[i]]]
+        _draw_found(tile, boxes[i][valid[i]] * scale, labels, colors)
         tiles.append(tile)
     return _grid(tiles, min(columns, len(tiles)))
 
 
 def draw_labels(
     images: np.ndarray,
-    labels: np.ndarray,
+    labels: np.ndarray | None,
     class_names: Sequence[str],
     shares: np.ndarray | None = None,
     columns: int = 4,
@@ -120,7 +120,7 @@ def draw_labels(
 
     Args:
         images: ``[n, h, w, 3]``, 0 to 255.
-        labels: ``[n]``, 0 to k - 1.
+        labels: ``[n]``, 0 to k - 1; None where they are not known.
         class_names: The k names.
         shares: ``[n, k]``, predicted probabilities of the classes; None for no predictions.
         columns: Images in a row of the grid.
@@ -135,12 +135,16 @@ def draw_labels(
         tile.paste(picture, (0, 0))
         pen = ImageDraw.Draw(tile)
         at = picture.height + 2
-        pen.text((2, at), _label(class_names, int(labels[i]), None), fill=SHADOW, font=font)
+        if labels is not None:
+            pen.text((2, at), _label(class_names, int(labels[i]), None), fill=SHADOW, font=font)
         if shares is not None:
             guess = int(shares[i].argmax())
             text = _label(class_names, guess, float(shares[i, guess]))
-            colour = RIGHT if guess == labels[i] else WRONG
-            pen.text((2, at + 16), text, fill=colour, font=font)
+            if labels is None:
+                color = SHADOW
+            else:
+                color = RIGHT if guess == labels[i] else WRONG
+            pen.text((2, at + 16), text, fill=color, font=font)
         tiles.append(tile)
     return _grid(tiles, min(columns, len(tiles)))
 
@@ -177,20 +181,18 @@ def _draw_truth(tile: Image.Image, boxes: np.ndarray) -> None:
         pen.rectangle((x1, y1, x2, y2), outline=TRUTH, width=1)
 
 
-def _draw_found(
-    tile: Image.Image, boxes: np.ndarray, labels: list[str], colours: list[str]
-) -> None:
+def _draw_found(tile: Image.Image, boxes: np.ndarray, labels: list[str], colors: list[str]) -> None:
     """Draws all boxes first and all labels after, the best last, so that no box hides a label."""
     pen = ImageDraw.Draw(tile)
     font = ImageFont.load_default(size=12)
-    for box, colour in zip(boxes, colours):
-        pen.rectangle(_corners(box), outline=colour, width=2)
-    for box, label, colour in reversed(list(zip(boxes, labels, colours))):
+    for box, color in zip(boxes, colors):
+        pen.rectangle(_corners(box), outline=color, width=2)
+    for box, label, color in reversed(list(zip(boxes, labels, colors))):
         x1, y1, _, _ = _corners(box)
         _, _, width, height = pen.textbbox((0, 0), label, font=font)
         x = max(min(x1, tile.width - width - 4), 0)
         y = y1 - height - 3 if y1 > height + 3 else max(y1, 0)
-        pen.rectangle((x, y, x + width + 4, y + height + 3), fill=colour)
+        pen.rectangle((x, y, x + width + 4, y + height + 3), fill=color)
         pen.text((x + 2, y + 1), label, fill=SHADOW, font=font)
 
 

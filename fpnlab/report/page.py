@@ -14,7 +14,7 @@ from fpnlab import compiler
 from fpnlab.records.study_records import ClaimBootstrap, ClaimResult, Summary
 from fpnlab.report import figures, gallery, tables
 from fpnlab.report.diagnostic_figures import Sketch, run_sketches, study_sketches
-from fpnlab.report.draw import class_colour
+from fpnlab.report.draw import class_color
 from fpnlab.report.study_folder import StudyFiles, TrialFiles, read_study, read_trial
 from fpnlab.report.verdict_text import plot_verdict
 
@@ -280,7 +280,7 @@ def _state(study: StudyFiles) -> str:
 
 
 def _legend(class_names: Sequence[str]) -> list[tuple[str, str]]:
-    return [(name, class_colour(i)) for i, name in enumerate(class_names)]
+    return [(name, class_color(i)) for i, name in enumerate(class_names)]
 
 
 def _has_boxes(trials: Sequence[TrialFiles]) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from fpnlab.data.augmentation.classifier_augment import AugmentImages, augment_images
 from fpnlab.data.dataset import Dataset
+from fpnlab.data.fit_image import center_fit
 from fpnlab.data.sources.cifar import CifarBinary
 from fpnlab.data.sources.digits import Digits
 from fpnlab.data.sources.idx import Idx
@@ -20,6 +22,7 @@ from fpnlab.evaluate.options import Evaluate
 from fpnlab.nn.classifier import Classifier, capture_classifier, init_classifier
 from fpnlab.nn.pixels import standardize_pixels
 from fpnlab.nn.resnet import ResNet
+from fpnlab.tasks.predictions import ImageClass
 from fpnlab.tasks.task import GALLERY_IMAGES, Measured
 from fpnlab.train.objective import CrossEntropy, classification_loss
 from fpnlab.train.step import LossOutput
@@ -140,6 +143,31 @@ class Classification:
             batch_size=batch_size,
             precision=precision,
         )
+
+    def batch_of(self, images: Sequence[np.ndarray], image_size: tuple[int, int]) -> LabelledBatch:
+        """Returns images of any size scaled to cover ``image_size`` and cut around their center."""
+        return LabelledBatch(
+            images=np.stack([center_fit(image, image_size) for image in images]),
+            labels=np.zeros(len(images), np.int32),
+            index=np.arange(len(images), dtype=np.int32),
+        )
+
+    def image_predictions(
+        self,
+        predicted: np.ndarray,
+        sizes: Sequence[tuple[int, int]],
+        image_size: tuple[int, int],
+        class_names: Sequence[str],
+    ) -> list[ImageClass]:
+        """Returns the class of each image with the probabilities of all classes."""
+        return [
+            ImageClass(
+                class_names[int(row.argmax())],
+                float(row.max()),
+                {name: float(value) for name, value in zip(class_names, row)},
+            )
+            for row in np.asarray(jax.nn.softmax(predicted))
+        ]
 
     def pictures(
         self, batch: LabelledBatch, predicted: np.ndarray | None = None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from fpnlab.data.augmentation.detector_augment import Augment, augment
 from fpnlab.data.dataset import Dataset
+from fpnlab.data.fit_image import letterbox, original_boxes
 from fpnlab.data.sources.scenes import Scenes
 from fpnlab.data.sources.voc import Voc
 from fpnlab.evaluate.average_precision import detections, evaluate_detector
@@ -24,6 +26,7 @@ from fpnlab.nn.detector import (
 )
 from fpnlab.nn.pixels import standardize_pixels
 from fpnlab.nn.resnet import ResNet
+from fpnlab.tasks.predictions import ImageDetections
 from fpnlab.tasks.task import GALLERY_IMAGES, Measured
 from fpnlab.train.objective import Objective, detection_loss
 from fpnlab.train.step import LossOutput
@@ -138,6 +141,41 @@ class Detection:
             batch_size=batch_size,
             precision=precision,
         )
+
+    def batch_of(self, images: Sequence[np.ndarray], image_size: tuple[int, int]) -> Batch:
+        """Returns images of any size letterboxed to ``image_size``, without boxes."""
+        boxed = [letterbox(image, image_size) for image in images]
+        return Batch(
+            images=np.stack([picture for picture, _, _ in boxed]),
+            boxes=np.zeros((len(boxed), 0, 4), np.float32),
+            classes=np.zeros((len(boxed), 0), np.int32),
+            valid=np.zeros((len(boxed), 0), bool),
+            extent=np.stack([extent for _, _, extent in boxed]),
+            index=np.arange(len(boxed), dtype=np.int32),
+        )
+
+    def image_predictions(
+        self,
+        predicted: Detections,
+        sizes: Sequence[tuple[int, int]],
+        image_size: tuple[int, int],
+        class_names: Sequence[str],
+    ) -> list[ImageDetections]:
+        """Returns the detections of each image, boxes in pixels of the original."""
+        found = []
+        for i, size in enumerate(sizes):
+            valid = np.asarray(predicted.valid[i])
+            boxes = np.asarray(predicted.boxes[i])[valid]
+            classes = np.asarray(predicted.classes[i])[valid]
+            found.append(
+                ImageDetections(
+                    original_boxes(boxes, size, image_size),
+                    np.asarray(predicted.scores[i])[valid],
+                    classes,
+                    tuple(class_names[number] for number in classes),
+                )
+            )
+        return found
 
     def pictures(self, batch: Batch, predicted: Detections | None = None) -> dict[str, np.ndarray]:
         """Returns images, true boxes (``truth_*``) and, where given, predicted boxes."""

@@ -1,6 +1,6 @@
 """The interface of a task: loss, augmentation, evaluation, pictures, metric names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from fpnlab.data.dataset import Dataset
 from fpnlab.evaluate.options import Evaluate
 from fpnlab.nn.resnet import ResNet
+from fpnlab.tasks.predictions import Prediction
 from fpnlab.train.step import Trainable
 from fpnlab.types import Key, Mode
 
@@ -111,6 +112,30 @@ class Task(Trainable, Protocol):
         """Returns predictions for all images of ``batch``, as NumPy arrays.
 
         Detections of a detector, logits ``[n, k]`` of a classifier.
+        """
+
+    def batch_of(self, images: Sequence[np.ndarray], image_size: tuple[int, int]) -> Any:
+        """Returns images of any size as a batch of this task without annotations.
+
+        Args:
+          images: ``[h, w, 3]`` uint8 each.
+          image_size: Height and width that the model was trained on.
+        """
+
+    def image_predictions(
+        self,
+        predicted: Any,
+        sizes: Sequence[tuple[int, int]],
+        image_size: tuple[int, int],
+        class_names: Sequence[str],
+    ) -> Sequence[Prediction]:
+        """Returns the predictions for each image of ``batch_of``, in pixels of the original.
+
+        Args:
+          predicted: As ``predict`` returns it for the batch.
+          sizes: Height and width of each original image.
+          image_size: Height and width that the model was trained on.
+          class_names: Names of the classes.
         """
 
     def pictures(self, batch: Any, predicted: Any = None) -> dict[str, np.ndarray]:

@@ -1,1 +1,5 @@
-"""Batches to better parameters: objective, schedule, step, fit, checkpoint."""
+"""Batches to better parameters: recipe, step, schedule, checkpoints, devices."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

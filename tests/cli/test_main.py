@@ -227,6 +227,36 @@ def test_show_with_a_run_of_other_classes_exits_with_5(trained, config_file, tmp
     assert "its classes are a, b, c, d, but those of the data are circle, square" in result.stderr
 
 
+def test_predict_writes_json_and_a_picture_an_image(trained, tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "more").mkdir(parents=True)
+    for path, size in ((photos / "a.png", (90, 40)), (photos / "more" / "a.jpg", (500, 700))):
+        Image.new("RGB", size, "red").save(path)
+    (photos / "broken.png").write_bytes(b"broken")
+    result = call("predict", trained, photos, "--score", 0, "--out", tmp_path / "out")
+    assert result.exit_code == 3
+    assert f"{photos / 'broken.png'}: left out: does not decode" in result.stderr
+    assert "2 images predicted, 1 left out" in result.stdout
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [(image["width"], image["height"]) for image in written["images"]] == [
+        (90, 40),
+        (500, 700),
+    ]
+    for image, picture in zip(written["images"], ("a.png", "a_2.png")):
+        for found in image["detections"]:
+            x1, y1, x2, y2 = found["box_xyxy"]
+            assert 0 <= x1 <= x2 <= image["width"]
+            assert 0 <= y1 <= y2 <= image["height"]
+        with Image.open(tmp_path / "out" / picture) as drawn:
+            assert drawn.width >= image["width"]
+
+
+def test_predict_without_an_image_exits_with_3(trained, tmp_path):
+    result = call("predict", trained, tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 3
+    assert f"{tmp_path}: no image; these are taken: .jpg" in result.stderr
+
+
 def test_a_study_ends_with_its_table_and_a_report(config_file, tmp_path):
     result = call("study", config_file, "--train.examples", 48, "--out", tmp_path)
     assert result.exit_code == 0

@@ -13,7 +13,7 @@ from fpnlab.nn.norm_edit import fill_norm_batch
 from fpnlab.nn.norm_layer import apply_norm, at_level, init_norm, put_level
 from fpnlab.nn.norm_specs import BatchNorm, GroupNorm, LayerNorm, NoNorm
 from fpnlab.nn.retina_head import RetinaHead, apply_head, init_head
-from fpnlab.ops.conv import conv
+from fpnlab.ops.convolution import conv
 from fpnlab.types import Mode
 
 EPS = 1e-5

@@ -24,7 +24,7 @@ from fpnlab.nn.pixels import standardize_pixels
 from fpnlab.nn.resnet import ResNet, Stem
 from fpnlab.nn.retina_head import HeadOutput, RetinaHead, init_head
 from fpnlab.ops.boxes import encode
-from fpnlab.ops.conv import conv
+from fpnlab.ops.convolution import conv
 from fpnlab.spec import SpecError
 from fpnlab.types import Detections, Mode
 

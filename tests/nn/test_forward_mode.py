@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.adapters.functions import functions
-from fpnlab.nn import norm_layer
-from fpnlab.nn.block import Block, apply_conv_norm, init_conv_norm
+from fpnlab.nn import norm_specs
+from fpnlab.nn.block import Block
 from fpnlab.nn.classifier import Classifier
-from fpnlab.nn.detector import Anchors, Detector, DetectorOutput, detector_anchors
+from fpnlab.nn.conv_norm import ConvNorm
+from fpnlab.nn.detector import Anchors, Detector, detector_anchors
 from fpnlab.nn.fpn import Fpn
-from fpnlab.nn.norm_layer import BatchNorm, FrozenBatchNorm, GroupNorm, LayerNorm, NoNorm, Renorm
+from fpnlab.nn.layers import apply, init
+from fpnlab.nn.norm_specs import BatchNorm, FrozenBatchNorm, GroupNorm, LayerNorm, NoNorm, Renorm
 from fpnlab.nn.resnet import ResNet, Stem
-from fpnlab.nn.retina_head import RetinaHead
+from fpnlab.nn.retina_head import HeadOutput, RetinaHead
 from fpnlab.train.objective import (
     CrossEntropy,
     Objective,
@@ -49,12 +50,12 @@ WIDE_STEM = dataclasses.replace(
     BACKBONE, depths=(1,), widths=(4,), stem=Stem(size=7, stride=4, pool=False), drop_path=0.5
 )
 NECK = Fpn(channels=4, min_level=2, max_level=3, norm=BatchNorm())
-HEAD = RetinaHead(depth=1, norm=BatchNorm())
+HEAD = RetinaHead(depth=1, norm=BatchNorm(), anchors_per_cell=2, classes=3)
 DETECTOR = Detector(
     classes=3,
     backbone=BACKBONE,
     neck=NECK,
-    head=HEAD,
+    head=RetinaHead(depth=1, norm=BatchNorm()),
     anchors=Anchors(scale=2.0, octaves=1, ratios=(1.0,)),
 )
 CLASSIFIER = Classifier(classes=3, backbone=BACKBONE, dropout=0.2)
@@ -74,22 +75,21 @@ class Case:
     """Whether it computes in float32 somewhere, whatever its inputs."""
 
 
-def layer(spec, like, mode=Mode.TRAIN, sizes=None, constants=False, **options):
+def layer(spec, like, mode=Mode.TRAIN, constants=False, **options):
     narrow = isinstance(spec, RetinaHead | Detector | Classifier)
-    made = functions(spec, like, sizes or {})
-    apply = lambda params, state, x: made.apply(params, state, x, mode, **options)
-    return Case(made.init, apply, like, constants, narrow)
+    channels = jax.tree.map(lambda leaf: leaf.shape[-1], like)
+    run = lambda params, state, x: apply(spec, params, state, x, mode, **options)
+    return Case(lambda key: init(key, spec, channels), run, like, constants, narrow)
 
 
 def frozen():
-    made, norm = functions(BatchNorm(), MAP, {}), FrozenBatchNorm(affine=True)
-    return dataclasses.replace(layer(norm, MAP), init=made.init)
+    norm = FrozenBatchNorm(affine=True)
+    return dataclasses.replace(layer(norm, MAP), init=layer(BatchNorm(), MAP).init)
 
 
 def conv_norm(kernel):
-    norm = BatchNorm(kernel=kernel)
-    apply = lambda params, state, x: apply_conv_norm(norm, params, state, x, Mode.TRAIN, stride=2)
-    return Case(lambda key: init_conv_norm(key, norm, 3, 4, 8), apply, MAP)
+    fields = {"size": 3, "inputs": 4, "outputs": 8, "stride": 2}
+    return layer(ConvNorm(norm=BatchNorm(), kernel=kernel, **fields), MAP)
 
 
 def block(**fields):
@@ -111,7 +111,7 @@ def detection_case(**fields):
     batch = Batch(images=np.zeros(IMAGES.shape), index=np.arange(2), **BOXES)
 
     def apply(params, state, x):
-        output = DetectorOutput(**x)
+        output = HeadOutput(**x)
         return detection_loss(Objective(**fields), output, anchors, batch)[0], state
 
     like = {"logits": shaped(2, len(anchors), 3), "deltas": shaped(2, len(anchors), 4)}
@@ -140,12 +140,12 @@ CASES = {
     "layer_norm, hwc": layer(LayerNorm(axes="hwc"), MAP),
     "layer_norm, c": layer(LayerNorm(axes="c"), MAP),
     "group_norm": layer(GroupNorm(groups=2), MAP),
-    "instance_norm": layer(norm_layer.InstanceNorm(), MAP),
-    "instance_norm, masked": layer(norm_layer.InstanceNorm(), MAP, mask=MASK),
-    "rms_norm, hwc": layer(norm_layer.RmsNorm(axes="hwc"), MAP),
-    "rms_norm, c": layer(norm_layer.RmsNorm(axes="c"), MAP),
-    "filter_response_norm": layer(norm_layer.FilterResponseNorm(), MAP),
-    "dynamic_tanh": layer(norm_layer.DynamicTanh(), MAP),
+    "instance_norm": layer(norm_specs.InstanceNorm(), MAP),
+    "instance_norm, masked": layer(norm_specs.InstanceNorm(), MAP, mask=MASK),
+    "rms_norm, hwc": layer(norm_specs.RmsNorm(axes="hwc"), MAP),
+    "rms_norm, c": layer(norm_specs.RmsNorm(axes="c"), MAP),
+    "filter_response_norm": layer(norm_specs.FilterResponseNorm(), MAP),
+    "dynamic_tanh": layer(norm_specs.DynamicTanh(), MAP),
     "none": layer(NoNorm(), MAP),
     "standardized kernel": conv_norm("standardized"),
     "scaled kernel": conv_norm("scaled"),
@@ -155,12 +155,8 @@ CASES = {
     "resnet": layer(BACKBONE, IMAGES),
     "resnet, wide stem": layer(WIDE_STEM, IMAGES, key=KEY),
     "fpn": layer(NECK, FEATURES),
-    "head": layer(HEAD, PYRAMID, sizes={"anchors": 2, "classes": 3}),
-    "head, joint": layer(
-        dataclasses.replace(HEAD, level_statistics="joint"),
-        PYRAMID,
-        sizes={"anchors": 2, "classes": 3},
-    ),
+    "head": layer(HEAD, PYRAMID),
+    "head, joint": layer(dataclasses.replace(HEAD, level_statistics="joint"), PYRAMID),
     "detector": layer(DETECTOR, IMAGES),
     "classifier": layer(CLASSIFIER, IMAGES, key=KEY),
     "detection loss": detection_case(),
@@ -263,6 +259,6 @@ def test_hessian_products_are_the_same_in_every_order_of_differentiation(name):
 
 
 def test_every_norm_is_among_the_cases():
-    norms = typing.get_args(norm_layer.Norm)
+    norms = typing.get_args(norm_specs.Norm)
     kinds = {norm.__dataclass_fields__["kind"].default for norm in norms}
     assert kinds <= {name.split(",")[0] for name in CASES}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.ops.conv import conv
+from fpnlab.ops.convolution import conv
 from fpnlab.ops.kernel import fold_batch_norm, scale_standardize_kernel, standardize_kernel
 from fpnlab.ops.norm import batch_norm_eval
 

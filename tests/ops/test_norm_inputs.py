@@ -287,7 +287,7 @@ def over_a_mesh(kind):
 
 def cases(name):
     """A function of maps and arrays, and these arrays."""
-    from fpnlab.ops.conv import conv
+    from fpnlab.ops.convolution import conv
     from fpnlab.ops.pooling import global_average_pool, max_pool
     from fpnlab.ops.resize import upsample_nearest
 

@@ -8,9 +8,9 @@ import pathlib
 from typing import Annotated, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from fpnlab.data.dataset import Dataset, Problem, Side, check_pixels, refuse
+from fpnlab.data.fit_image import center_fit
 from fpnlab.data.image_io import decode_rgb
 from fpnlab.data.split import Split, draw_split, refuse_same
 from fpnlab.spec import spec
@@ -198,17 +198,5 @@ def _fill(images, root, paths):
             outcomes.append(Problem(file=path, where="whole file", what=f"{error}: left out"))
         else:
             outcomes.append(image.shape[:2])
-            row[:] = _fit(image, row.shape[:2])
+            row[:] = center_fit(image, row.shape[:2])
     return outcomes
-
-
-def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns the largest centred part of ``image`` of the shape of ``size``, scaled to it.
-
-    Shrinking averages over the pixels that one new pixel covers, so fine texture does not alias.
-    """
-    height, width = size
-    if image.shape[:2] == size:
-        return image
-    fitted = ImageOps.fit(Image.fromarray(image), (width, height), Image.Resampling.BILINEAR)
-    return np.asarray(fitted)

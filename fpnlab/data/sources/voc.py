@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from fpnlab.data.dataset import Dataset, Problem, Side, check_pixels
+from fpnlab.data.fit_image import letterbox, letterbox_boxes
 from fpnlab.data.image_io import decode_rgb
-from fpnlab.data.letterbox import letterbox, letterbox_boxes
 from fpnlab.spec import Bounds, spec
 from fpnlab.types import Batch
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fpnlab.data.letterbox import letterbox, letterbox_boxes
+from fpnlab.data.fit_image import center_fit, letterbox, letterbox_boxes, original_boxes
 
 sides = st.integers(1, 60)
 
@@ -63,3 +63,31 @@ def test_no_value_comes_out_that_lies_beyond_those_that_went_in(size):
     image[:, 24:] = 150
     letterboxed, _, _ = letterbox(image, size)
     assert (letterboxed.min(), letterboxed.max()) == (100, 150)
+
+
+@settings(max_examples=30, deadline=None)
+@given(sides, sides, sides, sides)
+def test_boxes_come_back_to_the_original_image(h, w, height, width):
+    boxes = np.array([[0, 0, w, h], [w / 4, h / 5, w / 2, h / 3]])
+    _, scale, _ = letterbox(np.zeros((h, w, 3), np.uint8), (height, width))
+    there = letterbox_boxes(boxes, scale)
+    np.testing.assert_allclose(
+        original_boxes(there, (h, w), (height, width)), boxes, rtol=1e-5, atol=1e-4
+    )
+
+
+def test_boxes_beyond_the_picture_are_clipped_to_the_original():
+    boxes = original_boxes(np.array([[-4.0, -4.0, 40.0, 40.0]]), (10, 20), (32, 32))
+    np.testing.assert_array_equal(boxes, [[0, 0, 20, 10]])
+
+
+@pytest.mark.parametrize("shape", [(40, 80), (80, 40), (8, 6), (24, 32)])
+def test_a_center_fit_keeps_the_middle_and_the_aspect_ratio(shape):
+    image = np.full((*shape, 3), 50, np.uint8)
+    h, w = shape
+    image[h // 2 - 1 : h // 2 + 1, w // 2 - 1 : w // 2 + 1] = 255
+    fitted = center_fit(image, (24, 32))
+    assert fitted.shape == (24, 32, 3)
+    y, x = np.nonzero(fitted[..., 0] > 128)
+    assert abs(y.mean() + 0.5 - 12) < 2.5
+    assert abs(x.mean() + 0.5 - 16) < 3.5

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fpnlab.ops import boxes as box_ops
-from fpnlab.ops.nms import nms
+from fpnlab.ops.suppression import nms, nms_indices
 
 OPTIONS = dict(iou_threshold=0.5, score_threshold=0.1, pre_nms=16, max_detections=8)
 
@@ -52,6 +52,17 @@ def test_nms_equals_plain_greedy_suppression(iou_threshold, seed):
     assert int(got.valid.sum()) == len(kept)
     for value, source in zip((got.boxes, got.scores, got.classes), given):
         np.testing.assert_array_equal(value[: len(kept)], np.asarray(source)[kept])
+
+
+@pytest.mark.parametrize("options", [{}, {"pre_nms": 0}, {"max_detections": 40}])
+def test_places_of_the_kept_candidates_gather_what_nms_returns(options):
+    given, options = candidates(3), OPTIONS | options
+    found = nms(*given, **options)
+    places, valid = nms_indices(*given, **options)
+    np.testing.assert_array_equal(valid, found.valid)
+    np.testing.assert_array_equal(places[~valid], 0)
+    for values, kept in zip(given, (found.boxes, found.scores, found.classes)):
+        np.testing.assert_array_equal(values[places][valid], kept[valid])
 
 
 def test_rows_without_a_detection_are_padding():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from fpnlab.ops.conv import UNROLLED, conv
+from fpnlab.ops.convolution import UNROLLED, conv
 
 SHAPES = [(1, 1, None), (1, 2, None), (3, 1, None), (3, 2, None), (7, 2, None), (2, 2, 0)]
 AXES = [(0, 0), (0, None), (None, 0)]

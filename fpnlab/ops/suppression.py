@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from fpnlab.ops import boxes as box_ops
 from fpnlab.types import Detections
@@ -22,10 +22,9 @@ def nms(
 
     Exact greedy suppression: from the best score down, a candidate is kept unless its IoU with
     a kept one of the same class is above ``iou_threshold`` (by more than ``boxes.TIE``). Of
-    equal scores the earlier
-    candidate counts as the better. Candidates that are not finite are never kept. All shapes
-    are fixed, so that it can be jitted, and mapped over a batch. Without candidates, all rows are
-    invalid. For suppression across classes give all candidates one class.
+    equal scores the earlier candidate counts as the better. Candidates that are not finite are
+    never kept. All shapes are fixed, so that it can be jitted, and mapped over a batch. Without
+    candidates, all rows are invalid. For suppression across classes give all candidates one class.
 
     Args:
       boxes: ``xyxy``.
@@ -36,6 +35,44 @@ def nms(
       pre_nms: only this many of the best candidates, over all classes, are looked at. Time and
         memory grow with its square.
       max_detections: number of rows that come back.
+
+    Raises:
+      ValueError: ``pre_nms`` or ``max_detections`` is negative.
+    """
+    index, valid = nms_indices(
+        boxes,
+        scores,
+        classes,
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        pre_nms=pre_nms,
+        max_detections=max_detections,
+    )
+    if len(scores) == 0:  # Nothing can be gathered from empty arrays.
+        boxes, classes = jnp.zeros((1, 4), boxes.dtype), jnp.zeros(1, classes.dtype)
+        scores = jnp.zeros(1, scores.dtype)
+    return Detections(
+        boxes=jnp.where(valid[:, None], boxes[index], 0),
+        scores=jnp.where(valid, scores[index], 0),
+        classes=jnp.where(valid, classes[index], -1),
+        valid=valid,
+    )
+
+
+def nms_indices(
+    boxes: Num[Array, "n 4"],
+    scores: Float[Array, " n"],
+    classes: Int[Array, " n"],
+    *,
+    iou_threshold: float,
+    score_threshold: float,
+    pre_nms: int,
+    max_detections: int,
+) -> tuple[Int[Array, " d"], Bool[Array, " d"]]:
+    """Returns the candidates that ``nms`` keeps, by their place, best first; and which are valid.
+
+    Where ``valid`` is false the place is 0. With the places, what else is known of the candidates
+    (masks, features) can be gathered. The arguments are those of ``nms``.
 
     Raises:
       ValueError: ``pre_nms`` or ``max_detections`` is negative.
@@ -51,7 +88,7 @@ def nms(
     finite = jnp.isfinite(boxes).all(-1) & jnp.isfinite(scores)
     scores = jnp.where(finite & (scores > score_threshold), scores, -jnp.inf)
     scores, order = jax.lax.top_k(scores, min(pre_nms, len(scores)))
-    boxes, classes = boxes[order], classes[order]
+    boxes, classes, first = boxes[order], classes[order], order
 
     # A matrix of overlaps and one cheap row per step: on a CPU faster, at 200 to 1000
     # candidates, than repeating all rows until nothing changes, and than packing rows in bits.
@@ -69,9 +106,4 @@ def nms(
     scores = jnp.pad(scores, (0, max_detections - rows), constant_values=-jnp.inf)
     order = jnp.pad(order, (0, max_detections - rows))
     valid = jnp.isfinite(scores)
-    return Detections(
-        boxes=jnp.where(valid[:, None], boxes[order], 0),
-        scores=jnp.where(valid, scores, 0),
-        classes=jnp.where(valid, classes[order], -1),
-        valid=valid,
-    )
+    return jnp.where(valid, first[order], 0), valid

@@ -1,0 +1,3 @@
+from . import linen as linen
+from . import nnx as nnx
+from . import trees as trees

@@ -1,0 +1,13 @@
+from .accuracy import Accuracy as Accuracy
+from .accuracy import accuracy_metrics as accuracy_metrics
+from .accuracy import class_logits as class_logits
+from .accuracy import correct_predictions as correct_predictions
+from .accuracy import evaluate_classifier as evaluate_classifier
+from .average_precision import Evaluation as Evaluation
+from .average_precision import detections as detections
+from .average_precision import evaluate_detector as evaluate_detector
+from .bn_statistics import has_batch_norm as has_batch_norm
+from .bn_statistics import population_state as population_state
+from .bn_statistics import three_sources as three_sources
+from .coco import coco_metrics as coco_metrics
+from .options import Evaluate as Evaluate

@@ -1,0 +1,14 @@
+from .intervals import EquivalenceTest as EquivalenceTest
+from .intervals import Interval as Interval
+from .intervals import PairedDifference as PairedDifference
+from .intervals import difference_in_differences as difference_in_differences
+from .intervals import holm as holm
+from .intervals import paired_difference as paired_difference
+from .intervals import paired_power as paired_power
+from .intervals import seeds_needed as seeds_needed
+from .intervals import t_interval as t_interval
+from .intervals import t_test as t_test
+from .intervals import tost as tost
+from .resampling import SignFlip as SignFlip
+from .resampling import hierarchical_bootstrap as hierarchical_bootstrap
+from .resampling import sign_flip_test as sign_flip_test

@@ -36,7 +36,7 @@ def training_step(network: str, batch_size: int):
     from fpnlab.tasks.kinds import task_of
     from fpnlab.train.objective import CrossEntropy, Objective
     from fpnlab.train.step import Train, init_train, train_step
-    from fpnlab.types import Batch, LabelledBatch
+    from fpnlab.types import Batch, LabeledBatch
 
     train = Train(examples=10**6, batch_size=batch_size, learning_rate=0.01)
     random = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def training_step(network: str, batch_size: int):
         model = Classifier(classes=10, backbone=cifar_resnet(20, norm=BatchNorm()))
         images = jnp.asarray(random.integers(0, 256, (batch_size, 32, 32, 3)), jnp.uint8)
         batch, objective = (
-            LabelledBatch(images=images, labels=index % 10, index=index),
+            LabeledBatch(images=images, labels=index % 10, index=index),
             CrossEntropy(),
         )
     else:

@@ -11,7 +11,7 @@ from fpnlab.config.load import load_config
 from fpnlab.data.dataset import Dataset
 from fpnlab.data.load_data import load
 from fpnlab.study.packing import stepper
-from fpnlab.types import LabelledBatch
+from fpnlab.types import LabeledBatch
 
 
 def detector(batch_size: int) -> tuple[Experiment, Dataset]:
@@ -25,7 +25,7 @@ def classifier(batch_size: int) -> tuple[Experiment, Dataset]:
     path = CONFIG.with_name("claim_04_06_batch_size_linear.toml")
     experiment = load_config(path, [("train.batch_size", str(batch_size))])
     random = np.random.default_rng(0)
-    noise = LabelledBatch(
+    noise = LabeledBatch(
         images=random.integers(0, 256, (1024, 32, 32, 3), np.uint8),
         labels=random.integers(0, 10, 1024, np.int32),
         index=np.arange(1024, dtype=np.int32),

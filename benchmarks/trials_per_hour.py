@@ -29,7 +29,7 @@ from fpnlab.run.folder import Run
 from fpnlab.run.interrupts import Stop
 from fpnlab.run.run import run_trials
 from fpnlab.train.schedule import scheduled
-from fpnlab.types import LabelledBatch
+from fpnlab.types import LabeledBatch
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "claim_04_06_batch_size_linear.toml"
 CLASSES = 10
@@ -70,7 +70,7 @@ def made_up(train_images, test_images):
     def split(size):
         labels = draw.integers(CLASSES, size=size)
         images = 127.5 + 25 * patterns[labels] + 50 * draw.normal(size=(size, 32, 32, 3))
-        return LabelledBatch(
+        return LabeledBatch(
             images=images.clip(0, 255).astype(np.uint8),
             labels=labels.astype(np.int32),
             index=np.arange(size, dtype=np.int32),

@@ -8,7 +8,7 @@ from statistics import fmean
 import matplotlib
 from matplotlib.figure import Figure
 
-from fpnlab.report.figures import ARM_COLOURS, MARKERS, STYLE
+from fpnlab.report.figures import ARM_COLORS, MARKERS, STYLE
 
 RESULTS = pathlib.Path("docs/results")
 PANELS = {
@@ -35,12 +35,12 @@ def accuracies(name: str) -> dict[str, dict[int, float]]:
 with matplotlib.rc_context(STYLE):
     figure = Figure(figsize=(10.8, 3.6), layout="constrained")
     for axes, (title, name) in zip(figure.subplots(1, 4, sharey=True), PANELS.items()):
-        for arm, colour, marker in zip(("BN", "GN"), ARM_COLOURS, MARKERS):
+        for arm, color, marker in zip(("BN", "GN"), ARM_COLORS, MARKERS):
             means = accuracies(name)[arm]
             batches = sorted(batch for batch in accuracies(name)["BN"] if batch)
             values = [means.get(batch, means.get("")) for batch in batches]
             changes = [value - values[-1] for value in values]
-            axes.plot(batches, changes, color=colour, marker=marker, label=arm)
+            axes.plot(batches, changes, color=color, marker=marker, label=arm)
         axes.set_title(title, fontsize=10)
         axes.set_xscale("log", base=2)
         axes.set_xticks(batches, map(str, batches))

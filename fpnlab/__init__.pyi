@@ -39,7 +39,7 @@ from .nn.retina_head import RetinaHead as RetinaHead
 from .tasks.kinds import task_of as task_of
 from .types import Batch as Batch
 from .types import Detections as Detections
-from .types import LabelledBatch as LabelledBatch
+from .types import LabeledBatch as LabeledBatch
 from .types import Mode as Mode
 
 __version__: str

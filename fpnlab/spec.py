@@ -89,7 +89,7 @@ def spec(cls: type[T]) -> type[T]:
     A spec says what to build. When it is made, each field is checked against its annotation
     (the values of a ``Literal``, finite numbers, the `Bounds` of an ``Annotated``) before the
     class's own ``__post_init__`` runs. It has no other fields, also when it is read from a config
-    (pydantic honours ``__pydantic_config__``).
+    (pydantic honors ``__pydantic_config__``).
 
     Making one raises:
       SpecError: a value that its field cannot have; all such fields at once.

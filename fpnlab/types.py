@@ -101,7 +101,7 @@ class Batch:
 
 
 @tree
-class LabelledBatch:
+class LabeledBatch:
     """Images with one label each, all pixels of the picture."""
 
     images: Any

@@ -1,4 +1,4 @@
-"""Comparisons as weighted sums of cells: how finely they are measured, and whom failures favour.
+"""Comparisons as weighted sums of cells: how finely they are measured, and whom failures favor.
 
 **Resolution.** Metrics have steps: an accuracy over ``n`` test images is a multiple of ``100 / n``
 points, and an AP is given to 0.1. Rounding to steps of ``h`` has the standard deviation
@@ -7,14 +7,14 @@ points, and an AP is given to 0.1. Rounding to steps of ``h`` has the standard d
 deviation, simulated 95 % intervals of rounded normal values cover at least 94.8 % at 2 to 10 seeds,
 whatever the spread; without it, 21 to 51 % where the spread is a tenth of a step.
 
-**Failures.** A trial that diverged or failed has no value, and leaving it out favours its arm: with
+**Failures.** A trial that diverged or failed has no value, and leaving it out favors its arm: with
 no true difference but one arm's worst runs diverging, the paired t test of the rest calls the other
 one worse in 3 to 15 % of studies where 2.5 are nominal (``benchmarks/false_verdicts.py``), and in
 at most 2.4 % by the rule that follows. A missing value counts as worse than any number. So the mean
 of the rest is too high where cells of positive weight have lost trials, and then nothing above is
 decided; it is too low where cells of negative weight have, and then nothing below is. What is
-decided although the failures favour the other side would be so all the more with them. A trial that
-is on both sides, under two kinds of statistics, favours neither.
+decided although the failures favor the other side would be so all the more with them. A trial that
+is on both sides, under two kinds of statistics, favors neither.
 """
 
 import collections
@@ -95,7 +95,7 @@ def failure_note(found: Failures, axis: str) -> str:
     ]
     match bool(found.positive), bool(found.negative):
         case True, True:
-            effect = "favours both sides, and neither above nor below can be decided"
+            effect = "favors both sides, and neither above nor below can be decided"
         case True, False:
             effect = "makes the mean too high, and only below can be decided"
         case _:

@@ -2,7 +2,7 @@
 
 The rule of every comparison: it is decided when its 95 % interval lies on one side of zero, and
 undecided otherwise; never "equal". With fewer than two seeds there is no interval and no verdict.
-Where trials diverged or failed, a side that leaving them out favours is undecided too.
+Where trials diverged or failed, a side that leaving them out favors is undecided too.
 """
 
 import dataclasses
@@ -141,8 +141,8 @@ def _way(summary: Summary, row: SummaryRow) -> str:
 
 def _shift(summary: Summary, row: SummaryRow) -> str:
     way, arm, reference = _way(summary, row), row.arm, row.reference
-    topic = f"{way}, the shift from {reference} towards {arm} in {summary.metric}"
-    to_arm, back = (f"shifts by {{}} {_unit(summary)} towards {a}" for a in (arm, reference))
+    topic = f"{way}, the shift from {reference} toward {arm} in {summary.metric}"
+    to_arm, back = (f"shifts by {{}} {_unit(summary)} toward {a}" for a in (arm, reference))
     return _compare(row, f"{way}, the balance", to_arm, back, topic)
 
 

@@ -204,7 +204,7 @@ class _Comparison(NamedTuple):
     def row(self, part: str, a: Values, b: Values, **fields: Any) -> SummaryRow:
         """Returns the row of ``b - a`` with its verdict: the side of zero of the interval.
 
-        A side that is favoured by leaving failed trials out is not decided.
+        A side that is favored by leaving failed trials out is not decided.
         """
         empty = _row(Interval(math.nan, math.nan, math.nan, 0), {}, **fields)
         contrast = row_contrast(part, empty)

@@ -19,7 +19,7 @@ rules of one claim, or those of all claims of a study (`plan.Study.holm_over`).
 
 **Equal values** decide nothing by themselves: no deviation is taken to be below that of the
 metric's rounding. **Failed trials** are worse than any number: what they would have been is not
-known, but on which side they are, and a decision that leaving them out favours is barred. Both are
+known, but on which side they are, and a decision that leaving them out favors is barred. Both are
 in `fpnlab.analysis.contrasts`.
 
 **Verdict of the claim**: the one that stands however the undecided rules would turn out.
@@ -247,7 +247,7 @@ def _test(rule: Rule, evidence: Evidence, alpha: float) -> _Test:
 def _p_values(rule, by_seed, contrast, evidence, threshold):
     """One-sided p-values that the mean is above the threshold, and that it is below.
 
-    Without a test, and where leaving failed trials out favours that side, it is 1.
+    Without a test, and where leaving failed trials out favors that side, it is 1.
     """
     least = _least_deviation(rule, contrast, evidence)
     found = failures(contrast, evidence.failed)

@@ -259,7 +259,7 @@ def near(given: str, names: Sequence[str]) -> str:
 
 def _check_known(where, what, given, known):
     if given not in known:
-        # Digits have no meaningful neighbours.
+        # Digits have no meaningful neighbors.
         remedy = near(given if isinstance(given, str) else "", [str(value) for value in known])
         raise ValueError(f"{where} names the {what} {given!r}, which there is not{remedy}")
 

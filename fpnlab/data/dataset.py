@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from fpnlab.spec import Bounds
-from fpnlab.types import Batch, LabelledBatch
+from fpnlab.types import Batch, LabeledBatch
 
-Images = TypeVar("Images", bound=Batch | LabelledBatch)
+Images = TypeVar("Images", bound=Batch | LabeledBatch)
 """Images with boxes, or with labels."""
 
 FAULTS_SHOWN = 10

@@ -25,9 +25,9 @@ def decode_rgb(path: str | os.PathLike[str], *, upright: bool = False) -> np.nda
             if upright:
                 ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I"):
-                # Pillow would clip 16-bit grey at 255.
-                grey = np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
+                # Pillow would clip 16-bit gray at 255.
+                gray = np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8)
+                return np.repeat(gray[:, :, None], 3, axis=2)
             # Straight to RGB, Pillow warns about palettes with transparent entries.
             opaque = image.convert("RGBA") if image.mode == "P" else image
             return np.array(opaque.convert("RGB"))

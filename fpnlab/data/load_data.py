@@ -11,7 +11,7 @@ from fpnlab.data.sources.voc import Voc, load_voc
 BoxData = Scenes | Voc
 """Images with boxes (``Batch``)."""
 LabelData = ImageFolder | CifarBinary | Idx | Digits
-"""Images with a label each (``LabelledBatch``)."""
+"""Images with a label each (``LabeledBatch``)."""
 Data = BoxData | LabelData
 
 

@@ -7,15 +7,15 @@ from jaxtyping import Int
 
 from fpnlab.data.dataset import Dataset, take
 from fpnlab.spec import Count, Fraction, NonNegative, spec
-from fpnlab.types import LabelledBatch
+from fpnlab.types import LabeledBatch
 
 
 @spec
 class Split:
-    """The labelled images that are used, drawn at random, every class by its share.
+    """The labeled images that are used, drawn at random, every class by its share.
 
     Training images and held-out ones come in a random order: files often stand class by class,
-    and batch statistics of neighbours would then be those of one class.
+    and batch statistics of neighbors would then be those of one class.
     """
 
     train_images: Annotated[int | None, Count] = None
@@ -41,9 +41,9 @@ def split_dataset(
     name: str,
     class_names: tuple[str, ...],
     split: Split,
-    train: LabelledBatch,
-    held: LabelledBatch,
-) -> Dataset[LabelledBatch]:
+    train: LabeledBatch,
+    held: LabeledBatch,
+) -> Dataset[LabeledBatch]:
     """Returns the data set of what ``split`` draws; ``index`` says which images those are.
 
     Args:

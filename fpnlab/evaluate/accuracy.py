@@ -13,7 +13,7 @@ from fpnlab.nn.classifier import (
     ClassifierState,
     apply_classifier,
 )
-from fpnlab.types import LabelledBatch, Mode
+from fpnlab.types import LabeledBatch, Mode
 
 
 class Accuracy(NamedTuple):
@@ -34,8 +34,8 @@ def evaluate_classifier(
     params: ClassifierParams,
     state: ClassifierState,
     *,
-    population: LabelledBatch,
-    test: LabelledBatch,
+    population: LabeledBatch,
+    test: LabeledBatch,
     batch_size: int,
     precision: str = "float32",
 ) -> Accuracy:
@@ -49,7 +49,7 @@ def evaluate_classifier(
       state: its running statistics.
       population: training images as training saw them, for ``precise``; what does not fill a
         last batch is left out.
-      test: held-out images, their labels class numbers; in random order, because neighbours share
+      test: held-out images, their labels class numbers; in random order, because neighbors share
         the statistics of ``batch``.
       batch_size: images per forward pass.
       precision: dtype of the computation.

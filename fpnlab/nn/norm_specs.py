@@ -48,7 +48,7 @@ class BatchNorm:
     unbiased: bool = False
     """If true, the running variance is unbiased (PyTorch); if false, biased (Flax)."""
     renorm: Renorm | None = None
-    """Batch renormalization: training moved towards the running statistics; none: plain."""
+    """Batch renormalization: training moved toward the running statistics; none: plain."""
     axis_name: str | None = None
     """Mapped axis (vmap, shard_map) over which the batch spans; none: the images at hand."""
     eps: Annotated[float, Positive] = 1e-5
@@ -127,7 +127,7 @@ class InstanceNorm:
 
 @spec
 class RmsNorm:
-    """The mean square of each image, without centring or shift (arXiv:1910.07467)."""
+    """The mean square of each image, without centering or shift (arXiv:1910.07467)."""
 
     kind: Literal["rms_norm"] = "rms_norm"
     axes: Literal["hwc", "c"]
@@ -138,7 +138,7 @@ class RmsNorm:
 
 @spec
 class FilterResponseNorm:
-    """The mean square of each channel, and a learnt threshold for rectifier (arXiv:1911.09737)."""
+    """The mean square of each channel, and a learned threshold for rectifier (arXiv:1911.09737)."""
 
     kind: Literal["filter_response_norm"] = "filter_response_norm"
     eps: Annotated[float, Positive] = 1e-6
@@ -147,7 +147,7 @@ class FilterResponseNorm:
 
 @spec
 class DynamicTanh:
-    """A tanh of learnt width in place of statistics (arXiv:2503.10622)."""
+    """A tanh of learned width in place of statistics (arXiv:2503.10622)."""
 
     kind: Literal["dynamic_tanh"] = "dynamic_tanh"
     alpha: float = 0.5

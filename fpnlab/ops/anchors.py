@@ -22,7 +22,7 @@ def level_anchors(
 
     See "Focal Loss for Dense Object Detection", Lin et al. 2017, arXiv:1708.02002, sec. 4; its
     values are the defaults (sides of 32 to 512 pixels on levels 3 to 7). Cell ``(i, j)`` is
-    centred at ``((j + 0.5) * stride, (i + 0.5) * stride)``, where the stride is ``2**level``.
+    centerd at ``((j + 0.5) * stride, (i + 0.5) * stride)``, where the stride is ``2**level``.
     Anchors are ordered by row, column, octave, ratio; they are not clipped to the image.
 
     Args:
@@ -46,8 +46,8 @@ def level_anchors(
     half_wh = 0.5 * np.array(shapes)
 
     y, x = ((np.arange(n) + 0.5) * stride for n in map_size)
-    centre_xy = np.stack(np.meshgrid(x, y), -1)[:, :, None]
-    corners = np.concatenate([centre_xy - half_wh, centre_xy + half_wh], -1)
+    center_xy = np.stack(np.meshgrid(x, y), -1)[:, :, None]
+    corners = np.concatenate([center_xy - half_wh, center_xy + half_wh], -1)
     return corners.reshape(-1, 4).astype(np.float32)
 
 

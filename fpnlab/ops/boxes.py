@@ -71,16 +71,16 @@ def encode(
     """Returns the offsets ``(dx, dy, dw, dh)`` that lead from the anchors to the boxes.
 
     See "Rich feature hierarchies", Girshick et al. 2014, arXiv:1311.2524, appendix C, eqs. 6-9:
-    centres move in units of the anchor's sides, sides scale by ``exp``. As in RetinaNet, no
+    centers move in units of the anchor's sides, sides scale by ``exp``. As in RetinaNet, no
     further weights or standard deviations are applied. Sides shorter than a millionth of a
     pixel count as that long, so that padding has finite offsets.
     """
     boxes_xyxy, anchors_xyxy = _wide(boxes_xyxy, anchors_xyxy)
-    box_centre, box_side = _centre_and_side(boxes_xyxy)
-    anchor_centre, anchor_side = _centre_and_side(anchors_xyxy)
+    box_center, box_side = _centre_and_side(boxes_xyxy)
+    anchor_center, anchor_side = _centre_and_side(anchors_xyxy)
     box_side = jnp.maximum(box_side, _MIN_SIDE)
     anchor_side = jnp.maximum(anchor_side, _MIN_SIDE)
-    move = (box_centre - anchor_centre) / anchor_side
+    move = (box_center - anchor_center) / anchor_side
     return jnp.concatenate([move, jnp.log(box_side) - jnp.log(anchor_side)], -1)
 
 
@@ -94,10 +94,10 @@ def decode(
     their gradient is zero.
     """
     deltas, anchors_xyxy = _wide(deltas, anchors_xyxy)
-    anchor_centre, anchor_side = _centre_and_side(anchors_xyxy)
-    centre = anchor_centre + deltas[..., :2] * anchor_side
+    anchor_center, anchor_side = _centre_and_side(anchors_xyxy)
+    center = anchor_center + deltas[..., :2] * anchor_side
     half = 0.5 * anchor_side * jnp.exp(jnp.minimum(deltas[..., 2:], MAX_LOG_SCALE))
-    return jnp.concatenate([centre - half, centre + half], -1)
+    return jnp.concatenate([center - half, center + half], -1)
 
 
 def clip(

@@ -13,8 +13,8 @@ def standardize_kernel(
     See "Weight Standardization", Qiao et al., arXiv:1903.10520, equations 7 and 8.
     """
     axes = (0, 1, 2)
-    centred = kernel - kernel.mean(axes)
-    return centred * lax.rsqrt(jnp.square(centred).mean(axes) + eps)
+    centerd = kernel - kernel.mean(axes)
+    return centerd * lax.rsqrt(jnp.square(centerd).mean(axes) + eps)
 
 
 def scale_standardize_kernel(
@@ -27,9 +27,9 @@ def scale_standardize_kernel(
     The variance times the fan-in is kept above ``eps`` (as in NFNets, arXiv:2102.06171).
     """
     fan_in = kernel.shape[0] * kernel.shape[1] * kernel.shape[2]
-    centred = kernel - kernel.mean((0, 1, 2))
-    var = jnp.square(centred).mean((0, 1, 2))
-    return centred * lax.rsqrt(jnp.maximum(var * fan_in, eps)) * gain
+    centerd = kernel - kernel.mean((0, 1, 2))
+    var = jnp.square(centerd).mean((0, 1, 2))
+    return centerd * lax.rsqrt(jnp.maximum(var * fan_in, eps)) * gain
 
 
 def fold_batch_norm(

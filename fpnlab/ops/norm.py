@@ -9,7 +9,7 @@ only in the values over which mean and variance run:
 | function | statistics over | depends on other images |
 |---|---|---|
 | ``batch_norm_train`` | n, h, w of ``norm_batch`` images, per channel | yes |
-| ``batch_renorm_train`` | the same, corrected towards running ones | yes |
+| ``batch_renorm_train`` | the same, corrected toward running ones | yes |
 | ``batch_norm_eval`` | none: they are given | no |
 | ``layer_norm(axes="hwc")`` | h, w, c of one image | no |
 | ``layer_norm(axes="c")`` | c at one pixel | no |
@@ -30,7 +30,7 @@ Where ``mask`` is given, pixels outside of it stay out of the statistics; they a
 the others. An empty map has an empty result, but no batch statistics.
 
 All raise a TypeError for maps of integers, booleans or complex numbers, and a ValueError for
-parameters, statistics or masks of another shape, and where one value is all of a set of centred
+parameters, statistics or masks of another shape, and where one value is all of a set of centerd
 statistics, for then the output would be the bias whatever the input. About zero (``rms_norm``,
 ``filter_response_norm``), one value leaves its sign.
 """
@@ -116,7 +116,7 @@ def batch_renorm_train(
     mask: Bool[Array, "b *space"] | None = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, "b *space c"], Moments]:
-    """Returns ``x`` batch-normalized and moved towards running statistics, and its moments.
+    """Returns ``x`` batch-normalized and moved toward running statistics, and its moments.
 
     See "Batch Renormalization", Ioffe, arXiv:1702.03275, algorithm 1: ``x_hat = (x - mu_B) /
     sigma_B * r + d`` with ``r = sigma_B / sigma`` within ``[1/r_max, r_max]`` and ``d = (mu_B -
@@ -210,7 +210,7 @@ def group_norm(
     eps: float,
     mask: Bool[Array, "b *space"] | None = None,
 ) -> Float[Array, "b *space c"]:
-    """Returns ``x`` normalized over space and ``c / groups`` neighbouring channels of each image.
+    """Returns ``x`` normalized over space and ``c / groups`` neighboring channels of each image.
 
     See "Group Normalization", Wu & He, arXiv:1803.08494, equation 7.
 
@@ -274,7 +274,7 @@ def rms_norm(
     """Returns ``x`` divided by its root mean square over ``axes`` of each image.
 
     See "Root Mean Square Layer Normalization", Zhang & Sennrich, arXiv:1910.07467, equation 4:
-    a layer norm that neither centres nor shifts.
+    a layer norm that neither centers nor shifts.
     """
     maps, mask, (scale,) = _prepared("RMS norm", x, mask, scale=scale)
     if 0 in maps.shape:

@@ -25,14 +25,14 @@ def sample_linear(
 ) -> Float[Array, "..."]:
     """Returns ``x`` at ``positions`` along ``axis``, interpolated linearly, in float32.
 
-    Beyond the outermost pixel centres the outermost value continues. There is no filter
+    Beyond the outermost pixel centers the outermost value continues. There is no filter
     before shrinking: below half the size, fine texture aliases. Two calls, one per axis,
-    resample an image bilinearly; gathering two neighbours was 7 times as fast on CPU as
+    resample an image bilinearly; gathering two neighbors was 7 times as fast on CPU as
     multiplying with a dense interpolation matrix (8 images of 240 x 320: 1.7 and 12 ms).
 
     Args:
       x: any array.
-      positions: coordinates in pixels of ``x``; the first pixel's centre is 0.5.
+      positions: coordinates in pixels of ``x``; the first pixel's center is 0.5.
       axis: the axis they run along.
     """
     size = x.shape[axis]

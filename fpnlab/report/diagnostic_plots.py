@@ -8,7 +8,7 @@ from statistics import fmean, median
 from typing import Any
 
 from fpnlab.report.figures import (
-    ARM_COLOURS,
+    ARM_COLORS,
     MARKERS,
     count_examples,
     log_scale,
@@ -56,7 +56,7 @@ def plot_spread(
         for i, (arm, cloud) in enumerate(clouds.items()):
             if not cloud:
                 continue
-            colour = ARM_COLOURS[i % len(ARM_COLOURS)]
+            color = ARM_COLORS[i % len(ARM_COLORS)]
             side = offset(i, len(clouds))
             values = [value for value in axis_values if any(value == at for at, _ in cloud)]
             x = [place[value] + side for value in values]
@@ -65,13 +65,13 @@ def plot_spread(
                 numbers += [number for of in seeds for number in of]
                 means = [fmean(of) for of in seeds]
                 marker = MARKERS[i % len(MARKERS)]
-                look = {"color": colour, "marker": marker, "linewidth": 1.6, "linestyle": style}
+                look = {"color": color, "marker": marker, "linewidth": 1.6, "linestyle": style}
                 if pick is max:
                     axes.plot(x, means, markerfacecolor="white", **look)
                     continue
                 axes.plot(x, means, label=arm, **look)
                 dots = [(at + 0.09, seed) for at, of in zip(x, seeds) for seed in of]
-                axes.scatter(*zip(*dots), s=14, color=colour, alpha=0.55, linewidths=0, zorder=3)
+                axes.scatter(*zip(*dots), s=14, color=color, alpha=0.55, linewidths=0, zorder=3)
         axes.plot([], [], "o:", markerfacecolor="white", color="#606060", label="largest")
         _scale(axes.yaxis, numbers)
         show_values(axes, axis_values, axis_label)
@@ -97,7 +97,7 @@ def plot_lines(
             for line in bundle:
                 for rank, (x, y) in enumerate(line):
                     at.setdefault(rank if named else math.log2(x), []).append(y)
-            look = {"color": ARM_COLOURS[i % len(ARM_COLOURS)]}
+            look = {"color": ARM_COLORS[i % len(ARM_COLORS)]}
             marker = MARKERS[i % len(MARKERS)]
             middle = [median(of) for of in at.values()]
             axes.plot(list(at), middle, label=label, marker=marker, linewidth=1.6, **look)
@@ -130,7 +130,7 @@ def plot_rows(
         y = range(len(rows))
         for i, name in enumerate(names):
             numbers = [row.numbers[i] for row in rows]
-            look = {"color": ARM_COLOURS[i], "markersize": 5, "clip_on": False}
+            look = {"color": ARM_COLORS[i], "markersize": 5, "clip_on": False}
             axes.plot(numbers, y, MARKERS[i], label=name, **look)
         _scale(axes.xaxis, [number for row in rows for number in row.numbers])
         axes.set_yticks(y[::every], [row.name for row in rows[::every]], fontsize=8)
@@ -143,7 +143,7 @@ def plot_rows(
 def plot_course(line: Line, title: str, unit: str, path: pathlib.Path) -> None:
     """Draws a number over the training examples."""
     with panel(path, title) as axes:
-        axes.plot(*zip(*line), color=ARM_COLOURS[0], linewidth=1.6)
+        axes.plot(*zip(*line), color=ARM_COLORS[0], linewidth=1.6)
         axes.set(xlabel="training examples", ylabel=unit)
         axes.set_ylim(bottom=0)
         count_examples(axes)

@@ -81,7 +81,7 @@ def draw_boxes(
         boxes: ``[n, d, 4]``, ``xyxy`` in pixels of ``images``.
         classes: ``[n, d]``, 0 to k - 1.
         valid: ``[n, d]`` bool: which rows are boxes.
-        class_names: The k names; a class beyond them is labelled with its number.
+        class_names: The k names; a class beyond them is labeled with its number.
         scores: ``[n, d]``, 0 to 1.
         truth: True boxes ``[n, m, 4]`` and which of them are valid ``[n, m]``.
         scale: Whole factor by which pixels are repeated; by default, the smallest that makes the

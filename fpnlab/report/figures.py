@@ -16,8 +16,8 @@ from fpnlab.records.json_files import AxisValue
 from fpnlab.records.study_records import Summary, SummaryRow
 from fpnlab.report.study_folder import TrialFiles
 
-ARM_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-"""From Okabe and Ito (2008), told apart by colour-blind readers; markers differ as well."""
+ARM_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+"""From Okabe and Ito (2008), told apart by color-blind readers; markers differ as well."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STATISTICS = {
     "running": ("running", "#0072b2", "o"),
@@ -63,20 +63,20 @@ def plot_metric(summary: Summary, metric: str, path: pathlib.Path) -> None:
     keys = {"metric": metric, "evaluation": "running"}
     series = {arm: _rows(summary.rows, arm=arm, **keys) for arm in summary.arms}
     with panel(path, f"{metric} by {summary.axis_label}") as axes:
-        _draw(axes, summary, series, ARM_COLOURS, MARKERS)
+        _draw(axes, summary, series, ARM_COLORS, MARKERS)
         axes.set_ylabel(f"{metric} (points)")
 
 
 def plot_evaluations(summary: Summary, arm: str, path: pathlib.Path) -> None:
     """Draws an arm's metric under running, precise and batch statistics."""
     keys = {"metric": summary.metric, "arm": arm}
-    _, colours, markers = zip(*STATISTICS.values())
+    _, colors, markers = zip(*STATISTICS.values())
     series = {
         name: _rows(summary.rows, evaluation=evaluation, **keys)
         for evaluation, (name, _, _) in STATISTICS.items()
     }
     with panel(path, f"{arm}: {summary.metric} by the statistics at test time") as axes:
-        _draw(axes, summary, series, colours, markers)
+        _draw(axes, summary, series, colors, markers)
         axes.set_ylabel(f"{summary.metric} (points)")
 
 
@@ -90,7 +90,7 @@ def plot_differences(summary: Summary, path: pathlib.Path) -> None:
     subject = arms[0] if len(arms) == 1 else "Each arm"
     with panel(path, f"{subject} minus {reference}, paired by seed") as axes:
         axes.axhline(0, color="#303030", linewidth=1.2)
-        _draw(axes, summary, series, ARM_COLOURS[1:], MARKERS[1:])
+        _draw(axes, summary, series, ARM_COLORS[1:], MARKERS[1:])
         axes.set_ylabel(f"difference in {summary.metric} (points)")
 
 
@@ -102,17 +102,17 @@ def plot_losses(
     path: pathlib.Path,
     limits: tuple[float, float],
 ) -> None:
-    """Draws the smoothed training loss of trials against examples, coloured by axis value.
+    """Draws the smoothed training loss of trials against examples, colored by axis value.
 
     A cross ends the curve of a trial that diverged. A trial without an axis value, because the
-    axis does not apply to its arm, is grey.
+    axis does not apply to its arm, is gray.
     """
     import matplotlib
     from matplotlib.collections import LineCollection
 
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(axis_values)))
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(axis_values)))
     with panel(path, title) as axes:
-        for value, colour in [*zip(axis_values, colours), (None, "#606060")]:
+        for value, color in [*zip(axis_values, colors), (None, "#606060")]:
             curves = [
                 (trial, *smooth_loss(trial))
                 for trial in trials
@@ -123,7 +123,7 @@ def plot_losses(
                 continue
             # One artist: thousands of lines would take most of a report's time.
             lines = LineCollection([np.stack([x, loss], 1) for _, x, loss in curves])
-            lines.set(colors=[colour], linewidths=1.2, alpha=0.85)
+            lines.set(colors=[color], linewidths=1.2, alpha=0.85)
             lines.set_label("any" if value is None else f"{value}")
             axes.add_collection(lines)
             ends = [(x[-1], loss[-1]) for trial, x, loss in curves if trial.status == "diverged"]
@@ -144,7 +144,7 @@ def plot_run_losses(trial: TrialFiles, path: pathlib.Path) -> None:
         for i, (field, label) in enumerate(parts.items()):
             examples, loss = smooth_loss(trial, field)
             if len(loss):
-                axes.plot(examples, loss, color=ARM_COLOURS[i], label=label)
+                axes.plot(examples, loss, color=ARM_COLORS[i], label=label)
         _finish_losses(axes)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
@@ -193,7 +193,7 @@ def _draw(
     axes: Any,
     summary: Summary,
     series: dict[str, list[SummaryRow]],
-    colours: Sequence[str],
+    colors: Sequence[str],
     markers: Sequence[str],
 ) -> None:
     """Draws means with intervals, joined by a line, and each seed as a dot."""
@@ -203,13 +203,13 @@ def _draw(
         rows = [row for row in rows if row.mean is not None]
         x = [place[row.axis_value] + offset(i, len(series)) for row in rows]
         half = [_half_width(row) for row in rows]
-        colour, marker = colours[i % len(colours)], markers[i % len(markers)]
-        look = {"color": colour, "marker": marker, "capsize": 4, "linewidth": 1.6}
+        color, marker = colors[i % len(colors)], markers[i % len(markers)]
+        look = {"color": color, "marker": marker, "capsize": 4, "linewidth": 1.6}
         axes.errorbar(x, [row.mean for row in rows], half, label=label, **look)
         for row, position in zip(rows, x):
             dots = _seeds(row)
             side = [position + 0.09] * len(dots)
-            axes.scatter(side, dots, s=14, color=colour, alpha=0.55, linewidths=0, zorder=3)
+            axes.scatter(side, dots, s=14, color=color, alpha=0.55, linewidths=0, zorder=3)
     _limit(axes, [row for rows in series.values() for row in rows])
     show_values(axes, values, summary.axis_label)
     if len(series) > 1:
@@ -258,7 +258,7 @@ def _finish_losses(axes: Any) -> None:
 
 
 def log_scale(axis: Any, *, crowded: bool = False) -> None:
-    """Makes an axis logarithmic, labelled with 0.5, 1, 2 and not 5 x 10^-1.
+    """Makes an axis logarithmic, labeled with 0.5, 1, 2 and not 5 x 10^-1.
 
     A ``crowded`` one has labels at powers of ten alone.
     """

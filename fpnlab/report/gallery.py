@@ -36,7 +36,7 @@ def draw_gallery(
     """Writes the first pictures of a trial's gallery, with truth and predictions, to ``path``.
 
     Of predicted boxes, an image shows the best-scored ones, as many as it has true boxes: a rule
-    that needs no score threshold, which would favour the detector with the larger scores.
+    that needs no score threshold, which would favor the detector with the larger scores.
     Pictures with labels are small: all of them are shown, four in a row.
 
     Raises:
@@ -56,7 +56,7 @@ def draw_gallery(
 
 
 def _save_small(picture: Image.Image, path: pathlib.Path) -> None:
-    """Saves with 256 colours, and shrinks until the file is small enough."""
+    """Saves with 256 colors, and shrinks until the file is small enough."""
     while True:
         picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size <= LARGEST_FILE:

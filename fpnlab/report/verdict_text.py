@@ -6,7 +6,7 @@ import textwrap
 from fpnlab.records.study_records import ClaimResult
 from fpnlab.report.figures import panel
 
-COLOURS = {"supported": "#00694f", "refuted": "#a33e00", "undecided": "#5b6470"}
+COLORS = {"supported": "#00694f", "refuted": "#a33e00", "undecided": "#5b6470"}
 """Of decisions, as on the page."""
 CLAIMED = "#cfe8dd"
 BAND, LINE = 0.52, 0.17
@@ -52,7 +52,7 @@ def _write(axes, y, rows, outcome):
             y - LINE * i,
             row,
             fontsize=9.5,
-            color=COLOURS[outcome.decision] if heads else "#1d2129",
+            color=COLORS[outcome.decision] if heads else "#1d2129",
             weight="bold" if heads else "normal",
             va="bottom",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
@@ -63,7 +63,7 @@ def _write(axes, y, rows, outcome):
 def _draw(axes, y, outcome, estimate):
     start, end = _claimed(outcome.rule, *axes.get_xlim())
     axes.barh(y, end - start, left=start, height=0.36, color=CLAIMED, zorder=1)
-    look = {"color": COLOURS[outcome.decision], "zorder": 3}
+    look = {"color": COLORS[outcome.decision], "zorder": 3}
     seeds = list(estimate.by_seed.values())
     axes.scatter(seeds, [y + 0.1] * len(seeds), s=14, alpha=0.55, linewidths=0, **look)
     mean, low, high = estimate.mean, estimate.low, estimate.high

@@ -12,7 +12,7 @@ from fpnlab.data.dataset import Dataset, stream_order, take
 from fpnlab.ops.random import named_key
 from fpnlab.tasks.kinds import AnyAugment
 from fpnlab.tasks.task import Task
-from fpnlab.types import Batch, Key, LabelledBatch
+from fpnlab.types import Batch, Key, LabeledBatch
 
 VIEW_CHUNK = 64
 """Images that are augmented at once for measurements."""
@@ -51,7 +51,7 @@ def augment_key(experiment: Experiment) -> Key:
     return named_key(jax.random.key(experiment.seed), "augment")
 
 
-def batch_at(experiment: Experiment, dataset: Dataset, step: int) -> Batch | LabelledBatch:
+def batch_at(experiment: Experiment, dataset: Dataset, step: int) -> Batch | LabeledBatch:
     """Returns the batch that the step after ``step`` others sees."""
     order, places = next(positions(experiment, len(dataset.train.images), step))
     return _view(experiment, dataset, order, places)
@@ -62,7 +62,7 @@ def population_size(experiment: Experiment) -> int:
     return max(experiment.evaluate.population_examples, experiment.train.batch_size)
 
 
-def training_view(experiment: Experiment, dataset: Dataset, count: int) -> Batch | LabelledBatch:
+def training_view(experiment: Experiment, dataset: Dataset, count: int) -> Batch | LabeledBatch:
     """Returns the first ``count`` images of training, as training sees them, in host memory."""
     order = stream_order(experiment.seed, len(dataset.train.images), 0, count)
     places = np.arange(count, dtype=np.uint32)
@@ -73,7 +73,7 @@ def training_view(experiment: Experiment, dataset: Dataset, count: int) -> Batch
 
 def _view(
     experiment: Experiment, dataset: Dataset, order: np.ndarray, places: np.ndarray
-) -> Batch | LabelledBatch:
+) -> Batch | LabeledBatch:
     batch = jax.tree.map(jnp.asarray, take(dataset.train, order))
     key = augment_key(experiment)
     return augmented(experiment.task, experiment.augment, batch, places, key)

@@ -26,7 +26,7 @@ from fpnlab.records.run_records import (
 )
 from fpnlab.tasks.kinds import task_of
 from fpnlab.tasks.task import Task
-from fpnlab.types import Batch, Key, LabelledBatch, Mode
+from fpnlab.types import Batch, Key, LabeledBatch, Mode
 
 
 def diagnose(
@@ -35,7 +35,7 @@ def diagnose(
     state: Any,
     *,
     population: Any,
-    views: Batch | LabelledBatch,
+    views: Batch | LabeledBatch,
     records: Sequence[MetricRecord],
 ) -> Diagnostics:
     """Returns the diagnostics of a trained model.

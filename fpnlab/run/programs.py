@@ -19,7 +19,7 @@ from fpnlab.tasks.kinds import AnyAugment, task_of
 from fpnlab.tasks.task import Task
 from fpnlab.train.parallel import data_mesh, jit_step, one_copy, replicate, shard
 from fpnlab.train.step import Train, TrainState, init_train, train_step
-from fpnlab.types import Batch, LabelledBatch
+from fpnlab.types import Batch, LabeledBatch
 
 Logs = dict[str, Float[Array, "*trials"]]
 """Logs of a step; of a pack, with a leading axis of trials."""
@@ -106,7 +106,7 @@ def _jitted_step(
 ) -> Callable[..., tuple[TrainState, Logs]]:
     def step(
         state: TrainState,
-        split: Batch | LabelledBatch,
+        split: Batch | LabeledBatch,
         indices: Any,
         places: Any,
         key: Any,

@@ -26,7 +26,7 @@ from fpnlab.tasks.predictions import ImageClass
 from fpnlab.tasks.task import GALLERY_IMAGES, Measured
 from fpnlab.train.objective import CrossEntropy, classification_loss
 from fpnlab.train.step import LossOutput
-from fpnlab.types import Key, LabelledBatch, Mode
+from fpnlab.types import Key, LabeledBatch, Mode
 
 ClassificationMetric = Literal["accuracy", "top5"]
 
@@ -69,7 +69,7 @@ class Classification:
         return init_classifier(key, self.model)
 
     def loss(
-        self, params: Any, state: Any, batch: LabelledBatch, mode: Mode, *, precision: str, key: Key
+        self, params: Any, state: Any, batch: LabeledBatch, mode: Mode, *, precision: str, key: Key
     ) -> tuple[Float[Array, ""], LossOutput]:
         """Returns the loss of a batch, its parts, the new state and the outputs of all layers."""
         _check_batch(batch)
@@ -78,9 +78,7 @@ class Classification:
         loss, logs = classification_loss(self.objective, logits, batch)
         return loss, LossOutput(logs, new, outputs)
 
-    def augment(
-        self, augmentation: AugmentImages, keys: Key, batch: LabelledBatch
-    ) -> LabelledBatch:
+    def augment(self, augmentation: AugmentImages, keys: Key, batch: LabeledBatch) -> LabeledBatch:
         """Returns ``batch`` with each image in a random view, and with mixed labels for mixup."""
         _check_batch(batch)
         if not isinstance(augmentation, AugmentImages):
@@ -95,7 +93,7 @@ class Classification:
         params: Any,
         state: Any,
         *,
-        population: LabelledBatch,
+        population: LabeledBatch,
         dataset: Dataset,
         precision: str,
     ) -> Measured:
@@ -127,7 +125,7 @@ class Classification:
         self,
         params: Any,
         state: Any,
-        batch: LabelledBatch,
+        batch: LabeledBatch,
         *,
         mode: Mode,
         batch_size: int,
@@ -144,9 +142,9 @@ class Classification:
             precision=precision,
         )
 
-    def batch_of(self, images: Sequence[np.ndarray], image_size: tuple[int, int]) -> LabelledBatch:
+    def batch_of(self, images: Sequence[np.ndarray], image_size: tuple[int, int]) -> LabeledBatch:
         """Returns images of any size scaled to cover ``image_size`` and cut around their center."""
-        return LabelledBatch(
+        return LabeledBatch(
             images=np.stack([center_fit(image, image_size) for image in images]),
             labels=np.zeros(len(images), np.int32),
             index=np.arange(len(images), dtype=np.int32),
@@ -170,7 +168,7 @@ class Classification:
         ]
 
     def pictures(
-        self, batch: LabelledBatch, predicted: np.ndarray | None = None
+        self, batch: LabeledBatch, predicted: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
         """Returns images, labels and, where logits are given, the probabilities of the classes."""
         labels = np.asarray(batch.labels)
@@ -181,7 +179,7 @@ class Classification:
         return arrays
 
     def backbone_inputs(
-        self, batch: LabelledBatch, precision: str
+        self, batch: LabeledBatch, precision: str
     ) -> tuple[Float[Array, "b h w 3"], Bool[Array, "b h w"] | None]:
         """Returns standardized images, and no mask: all pixels enter statistics."""
         model = self.model
@@ -194,20 +192,20 @@ class Classification:
 
 
 def _check_batch(batch: object) -> None:
-    if not isinstance(batch, LabelledBatch):
-        raise TypeError(f"a Classifier takes a LabelledBatch; got a {type(batch).__name__}")
+    if not isinstance(batch, LabeledBatch):
+        raise TypeError(f"a Classifier takes a LabeledBatch; got a {type(batch).__name__}")
 
 
 @functools.lru_cache(maxsize=256)
 def _trace(task: Classification, image_size: tuple[int, int], batch_size: int) -> None:
     shape = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
-    batch = LabelledBatch(
+    batch = LabeledBatch(
         images=shape((batch_size, *image_size, 3)),
         labels=shape((batch_size,)),
         index=shape((batch_size,)),
     )
 
-    def run(batch: LabelledBatch) -> tuple[Array, LossOutput]:
+    def run(batch: LabeledBatch) -> tuple[Array, LossOutput]:
         key = jax.random.key(0)
         params, state = task.init(key)
         return task.loss(params, state, batch, Mode.TRAIN, precision="float32", key=key)

@@ -13,7 +13,7 @@ from fpnlab.ops import boxes as box_ops
 from fpnlab.ops.losses import giou_loss, sigmoid_focal_loss, smooth_l1
 from fpnlab.ops.match import match_max_iou
 from fpnlab.spec import Fraction, Inside, NonNegative, Positive, Share, spec
-from fpnlab.types import Batch, LabelledBatch
+from fpnlab.types import Batch, LabeledBatch
 
 
 @spec
@@ -61,7 +61,7 @@ def detection_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the loss of a batch and its parts, per positive anchor of the batch, and their count.
 
-    Anchors whose centre lies in the padding around a picture take no part.
+    Anchors whose center lies in the padding around a picture take no part.
 
     Args:
       objective: thresholds and weights.
@@ -78,8 +78,8 @@ def detection_loss(
             negative=objective.negative_iou,
         )
     )(batch.boxes, batch.valid)
-    centre_yx = 0.5 * (anchors[:, [1, 0]] + anchors[:, [3, 2]])
-    inside = (centre_yx < batch.extent[:, None]).all(-1)
+    center_yx = 0.5 * (anchors[:, [1, 0]] + anchors[:, [3, 2]])
+    inside = (center_yx < batch.extent[:, None]).all(-1)
     positive = (match.label == 1) & inside
     counted = (match.label >= 0) & inside
     total = jnp.maximum(positive.sum(), 1).astype(jnp.float32)
@@ -108,7 +108,7 @@ def detection_loss(
 
 
 def classification_loss(
-    objective: CrossEntropy, logits: Float[Array, "b k"], batch: LabelledBatch
+    objective: CrossEntropy, logits: Float[Array, "b k"], batch: LabeledBatch
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the mean cross-entropy of a batch in nats, the share of right answers, and the count.
 

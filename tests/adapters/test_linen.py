@@ -144,7 +144,7 @@ def test_a_module_trains_with_optax_and_keeps_its_statistics():
     assert float(stats["Layer_0"]["seen"]) == 240
 
 
-def test_initialising_is_no_step_of_training():
+def test_initializing_is_no_step_of_training():
     x = 5.0 + jax.random.normal(jax.random.key(0), (4, 3, 3, 2))
     variables = linen.Layer(BN, mode=Mode.TRAIN).init(jax.random.key(0), x)
     assert float(variables["batch_stats"]["seen"]) == 0

@@ -1,4 +1,4 @@
-"""How finely a comparison is measured, and whom its failed trials favour."""
+"""How finely a comparison is measured, and whom its failed trials favor."""
 
 import dataclasses
 import math

@@ -105,9 +105,7 @@ def test_only_arms_whose_statistics_matter_have_gains(results):
 
 def test_findings_say_what_the_intervals_decide(results):
     findings = summarize(STUDY, results).findings
-    assert findings[0].startswith(
-        "From batch size 32 to 2, the balance shifts by 9.0 AP towards LN"
-    )
+    assert findings[0].startswith("From batch size 32 to 2, the balance shifts by 9.0 AP toward LN")
     assert "At batch size 2, LN is 8.3 AP above BN (95 % interval 6.9 to 9.8, 3 seeds)." in findings
     assert any(f.startswith("At batch size 32, the difference LN minus BN") for f in findings)
     assert any("includes zero" in f and "undecided" in f for f in findings)
@@ -119,7 +117,7 @@ def test_findings_say_what_the_intervals_decide(results):
 def test_swapping_the_arms_turns_above_into_below(results):
     findings = summarize(STUDY | {"arms": ["LN", "BN"]}, results).findings
     assert "At batch size 2, BN is 8.3 AP below LN (95 % interval 6.9 to 9.8, 3 seeds)." in findings
-    assert "towards LN" in findings[0]
+    assert "toward LN" in findings[0]
 
 
 EQUAL = STUDY | {"metric": "accuracy", "dataset": {"test_images": 500}}
@@ -162,7 +160,7 @@ def test_an_interval_of_a_mean_that_leaves_0_to_100_is_said_so_where_it_is_the_b
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])
 @pytest.mark.parametrize(("arm", "verdict"), [("BN", "above"), ("LN", "undecided")])
-def test_no_finding_favours_an_arm_for_the_trial_that_it_lost(arm, verdict, status, results):
+def test_no_finding_favors_an_arm_for_the_trial_that_it_lost(arm, verdict, status, results):
     # LN is clearly above BN in the three seeds that both have.
     results += [result(name, 2, 3, 0.3) for name in ("BN", "LN")]
     lost = next(r for r in results if (r["arm"], r["seed"]) == (arm, 3))
@@ -182,7 +180,7 @@ def test_no_finding_favours_an_arm_for_the_trial_that_it_lost(arm, verdict, stat
     assert find(summary.differences, axis_value=32).failures == ""
 
 
-def test_a_trial_that_is_lost_under_both_kinds_of_statistics_favours_neither(results):
+def test_a_trial_that_is_lost_under_both_kinds_of_statistics_favors_neither(results):
     results[0] |= {"status": "diverged", "metrics": {}}
     row = find(summarize(STUDY, results).gains, evaluation="precise", arm="BN", axis_value=2)
     assert (row.verdict, row.failures) == ("above", "")
@@ -294,7 +292,7 @@ def test_an_arm_that_cannot_change_is_not_said_to_have_changed(apart):
     summary = summarize(STUDY, apart)
     assert {row.arm for row in summary.changes} == {"BN"}
     assert not any("change of LN" in finding for finding in summary.findings)
-    # The shift towards it is all the reference's change.
+    # The shift toward it is all the reference's change.
     shift = find(summary.change_differences, arm="LN")
     change = find(summary.changes, arm="BN")
     np.testing.assert_allclose(shift.mean, -change.mean)

@@ -123,7 +123,7 @@ def test_the_mean_over_axis_values_is_taken_seed_by_seed():
 
 
 def test_difference_in_differences_asks_whether_an_arm_changes_more():
-    # Both arms lose towards small batches, LN less.
+    # Both arms lose toward small batches, LN less.
     values = study(BN=(-6.0, -2.0, 0.0), LN=(-2.0, -2.0, 1.0))
     assert decide(change(), values).decision == "supported"
     assert decide(change("below"), values).decision == "refuted"
@@ -242,7 +242,7 @@ FAILING = [
 
 
 @pytest.mark.parametrize(("rule", "mean", "place", "decision"), FAILING)
-def test_a_failed_trial_is_worse_than_any_and_bars_what_leaving_it_out_favours(
+def test_a_failed_trial_is_worse_than_any_and_bars_what_leaving_it_out_favors(
     rule, mean, place, decision
 ):
     values = study(LN=(mean, 0.0, 0.0))
@@ -263,10 +263,10 @@ def test_failures_on_both_sides_leave_everything_undecided():
         outcome = decide(rule, values, failed=failed)
         assert (outcome.decision, outcome.p) == ("undecided", 1.0)
         assert "LN at axis value 2 (1 seed), BN at axis value 2 (2 seeds)" in outcome.sentence
-        assert "favours both sides, and neither above nor below can be decided" in outcome.sentence
+        assert "favors both sides, and neither above nor below can be decided" in outcome.sentence
 
 
-def test_a_trial_on_both_sides_of_a_comparison_favours_neither():
+def test_a_trial_on_both_sides_of_a_comparison_favors_neither():
     values = study(BN=(1.0, 0.0, 0.0))
     values |= {at("BN", 2, "precise"): cell(3.0)}
     rule = difference(arm="BN", evaluation="precise", baseline_evaluation="running")
@@ -303,7 +303,7 @@ def studies_whose_worst_runs_diverge(number, arms, seeds=5):
 
 
 @pytest.mark.parametrize("arms", [("BN",), ("LN",), ("BN", "LN")])
-def test_diverging_worst_runs_favour_no_arm_beyond_the_nominal_share(arms):
+def test_diverging_worst_runs_favor_no_arm_beyond_the_nominal_share(arms):
     rules = [difference(), difference(side="below")]
     found = list(studies_whose_worst_runs_diverge(2500, arms))
     # Each rule by itself: no correction for two.

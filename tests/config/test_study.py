@@ -52,7 +52,7 @@ def test_a_range_is_its_values(given, values):
     assert [type(value) for value in found] == [type(value) for value in values]
 
 
-def test_neighbours_of_a_logarithmic_range_have_one_ratio():
+def test_neighbors_of_a_logarithmic_range_have_one_ratio():
     values = Range(low=1e-4, high=1.0, count=7, scale="log").values
     ratios = [b / a for a, b in itertools.pairwise(values)]
     assert all(math.isclose(ratio, 10 ** (4 / 6), rel_tol=1e-4) for ratio in ratios)
@@ -174,7 +174,7 @@ def test_an_arm_outside_an_axis_is_run_once_a_seed_and_keeps_the_field():
     ]
 
 
-def test_lists_and_tables_are_labelled_by_their_text():
+def test_lists_and_tables_are_labeled_by_their_text():
     axis = Axis(field="model.backbone.widths", values=([4, 8], {"b": 1, "a": None}, None, True))
     assert [label for label, _ in axis.points] == ["[4, 8]", '{"a": null, "b": 1}', "none", True]
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fpnlab.data.dataset import Problem, refuse, stream_order, take
-from fpnlab.types import Batch, LabelledBatch
+from fpnlab.types import Batch, LabeledBatch
 
 
 @settings(max_examples=20, deadline=None)
@@ -65,9 +65,9 @@ def test_taking_gathers_every_field_on_the_host_and_under_jit():
 
 
 @pytest.mark.parametrize("labels", [np.arange(6), np.eye(6, dtype=np.float32)])
-def test_taking_gathers_labelled_images(labels):
+def test_taking_gathers_labeled_images(labels):
     numbers = np.arange(6, dtype=np.int32)
-    split = LabelledBatch(
+    split = LabeledBatch(
         images=np.tile(numbers[:, None, None, None], (1, 2, 2, 3)).astype(np.uint8),
         labels=labels,
         index=numbers,

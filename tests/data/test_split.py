@@ -1,4 +1,4 @@
-"""Splits of labelled images: stratified, nested, seeded, in random order."""
+"""Splits of labeled images: stratified, nested, seeded, in random order."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fpnlab.data.split import Split, draw_split, split_dataset, stratified_order
-from fpnlab.types import LabelledBatch
+from fpnlab.types import LabeledBatch
 
 sizes = st.lists(st.integers(1, 60), min_size=1, max_size=7)
-labellings = sizes.map(lambda counts: np.repeat(np.arange(len(counts)), counts))
+labelings = sizes.map(lambda counts: np.repeat(np.arange(len(counts)), counts))
 TEN = np.repeat(np.arange(10), 50)
 
 
@@ -18,13 +18,13 @@ def counts(labels):
 
 
 @settings(max_examples=50, deadline=None)
-@given(labellings, st.integers(0, 9))
+@given(labelings, st.integers(0, 9))
 def test_an_order_is_a_permutation(labels, seed):
     np.testing.assert_array_equal(np.sort(stratified_order(labels, seed)), np.arange(len(labels)))
 
 
 @settings(max_examples=50, deadline=None)
-@given(labellings, st.data())
+@given(labelings, st.data())
 def test_every_stretch_of_an_order_has_each_class_by_its_share(labels, data):
     start = data.draw(st.integers(0, len(labels)))
     stop = data.draw(st.integers(start, len(labels)))
@@ -86,7 +86,7 @@ def test_both_splits_come_in_random_order_though_files_stand_class_by_class():
 
 
 def test_a_split_data_set_keeps_the_numbers_of_its_images():
-    whole = LabelledBatch(
+    whole = LabeledBatch(
         images=np.arange(500, dtype=np.uint8)[:, None, None, None]
         * np.ones((1, 1, 1, 3), np.uint8),
         labels=TEN.astype(np.int32),

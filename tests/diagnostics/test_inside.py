@@ -46,7 +46,7 @@ def net(norm):
 def signals_of(norm, key):
     resnet = net(norm)
     params, state = init_resnet(key, resnet)
-    # As a network without zero initialisation of the last scale.
+    # As a network without zero initialization of the last scale.
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.ones_like(leaf) if path[-1].name == "scale" else leaf, params
     )

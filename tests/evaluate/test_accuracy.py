@@ -17,7 +17,7 @@ from fpnlab.nn.classifier import Classifier, apply_classifier, init_classifier
 from fpnlab.nn.norm_edit import fill_norm_batch
 from fpnlab.nn.norm_specs import BatchNorm, GroupNorm
 from fpnlab.nn.resnet import ResNet, Stem
-from fpnlab.types import LabelledBatch, Mode
+from fpnlab.types import LabeledBatch, Mode
 
 CLASSES = 7
 
@@ -26,7 +26,7 @@ def split(count, seed):
     random = np.random.default_rng(seed)
     # Each image has its own brightness, so that batches have their own statistics.
     level = random.uniform(0.1, 1, (count, 1, 1, 1))
-    return LabelledBatch(
+    return LabeledBatch(
         images=(level * random.integers(0, 256, (count, 6, 6, 3))).astype(np.uint8),
         labels=random.integers(0, CLASSES, count).astype(np.int32),
         index=np.arange(count, dtype=np.int32),

@@ -222,7 +222,7 @@ def test_precise_statistics_leave_out_the_padding_of_each_picture(make_detector,
         )
         return measured.population.backbone.stem
 
-    # Even extents: no window of the stem whose centre is inside reaches the padding.
+    # Even extents: no window of the stem whose center is inside reaches the padding.
     black, white = stem(0), stem(255)
     np.testing.assert_allclose(black.mean, white.mean, rtol=1e-5)
     np.testing.assert_allclose(black.var, white.var, rtol=1e-5)

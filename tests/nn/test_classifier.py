@@ -78,7 +78,7 @@ def test_a_cifar_network_halves_the_map_twice_and_is_as_deep_as_it_is_called():
 @pytest.mark.parametrize(
     ("depth", "near"), [(18, "14 and 20"), (21, "20 and 26"), (7, "8"), (2, "8"), (-5, "8")]
 )
-def test_a_depth_that_is_not_6n_plus_2_is_refused_with_its_neighbours(depth, near):
+def test_a_depth_that_is_not_6n_plus_2_is_refused_with_its_neighbors(depth, near):
     with pytest.raises(ValueError, match=f"no CIFAR ResNet has {depth} layers.*nearest: {near}$"):
         cifar_resnet(depth, norm=NoNorm())
 

@@ -252,8 +252,8 @@ def test_fields_out_of_range_are_named(make, field):
 
 def test_the_anchors_of_each_level_lie_over_the_whole_picture(detector):
     anchors = detector_anchors(detector, 40, 24)
-    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    fine, coarse = centres[: 5 * 3 * 2], centres[5 * 3 * 2 :]
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    fine, coarse = centers[: 5 * 3 * 2], centers[5 * 3 * 2 :]
     # Levels 3 and 4: strides 8 and 16, an odd picture rounded up to whole cells.
     assert len(coarse) == 3 * 2 * 2
     np.testing.assert_array_equal([fine.min(0), fine.max(0)], [[4, 4], [20, 36]])

@@ -28,7 +28,7 @@ from fpnlab.train.objective import (
     classification_loss,
     detection_loss,
 )
-from fpnlab.types import Batch, LabelledBatch, Mode, picture_mask
+from fpnlab.types import Batch, LabeledBatch, Mode, picture_mask
 
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 KEY = jax.random.key(3)
@@ -119,9 +119,7 @@ def detection_case(**fields):
 
 
 def classification_case():
-    batch = LabelledBatch(
-        images=np.zeros(IMAGES.shape), labels=np.array([2, 0]), index=np.arange(2)
-    )
+    batch = LabeledBatch(images=np.zeros(IMAGES.shape), labels=np.array([2, 0]), index=np.arange(2))
     objective = CrossEntropy(label_smoothing=0.1)
     loss = lambda params, state, x: (classification_loss(objective, x, batch)[0], state)
     return Case(lambda key: (None, None), loss, shaped(2, 3))

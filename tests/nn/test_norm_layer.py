@@ -150,7 +150,7 @@ def test_a_ghost_group_is_counted_by_itself(x):
 
 
 @pytest.mark.parametrize("norm", [BN, *STATELESS], ids=lambda n: n.kind)
-def test_a_zero_scale_silences_the_norm_until_it_has_learnt(norm, x):
+def test_a_zero_scale_silences_the_norm_until_it_has_learned(norm, x):
     params, state = init_norm(norm, 4, scale=0.0)
     y, _ = apply_norm(norm, params, state, x, Mode.TRAIN)
     np.testing.assert_array_equal(y, 0)

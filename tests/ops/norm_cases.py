@@ -121,7 +121,7 @@ def maps(shape=SHAPE, seed=0, dtype=np.float32):
 
 
 def some_pixels(shape=SHAPE):
-    """Returns a mask that leaves each image, and no two neighbours the same, some pixels."""
+    """Returns a mask that leaves each image, and no two neighbors the same, some pixels."""
     mask = np.random.default_rng(1).random(shape[:3]) < 0.7
     mask[:, 0, 0] = True
     mask[:2, -1, -1] = False

@@ -4,7 +4,7 @@ import pytest
 from fpnlab.ops import anchors
 
 
-def centre(boxes_xyxy):
+def center(boxes_xyxy):
     return 0.5 * (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:])
 
 
@@ -17,7 +17,7 @@ def test_anchors_of_a_two_by_three_map_by_hand():
     assert got.dtype == np.float32
     # stride 8, side 16; x runs fastest
     expected = [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
-    np.testing.assert_array_equal(centre(got), expected)
+    np.testing.assert_array_equal(center(got), expected)
     np.testing.assert_array_equal(side(got), np.full((6, 2), 16))
 
 
@@ -42,11 +42,11 @@ def test_a_pyramid_runs_from_the_finest_level_up():
     assert len(got) == 3 * (20 + 6 + 2)
 
 
-def test_anchors_are_centred_on_the_image_that_the_map_covers():
+def test_anchors_are_centered_on_the_image_that_the_map_covers():
     for level, size in {3: (16, 12), 6: (2, 3)}.items():
         got = anchors.level_anchors(size, level)
         height, width = (n * 2**level for n in size)
-        np.testing.assert_allclose(centre(got).mean(0), [width / 2, height / 2], rtol=1e-6)
+        np.testing.assert_allclose(center(got).mean(0), [width / 2, height / 2], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

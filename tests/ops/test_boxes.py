@@ -134,13 +134,13 @@ def test_degenerate_boxes_have_finite_values_and_gradients(f):
 def test_decode_inverts_encode(corners, anchors, sides, anchor_sides):
     given, anchors = with_sides(corners, sides), with_sides(anchors, np.maximum(anchor_sides, 8))
     deltas = boxes.encode(given, anchors)
-    # Coordinates up to 800 px in float32: the centres carry errors of about 1e-4 px.
+    # Coordinates up to 800 px in float32: the centers carry errors of about 1e-4 px.
     np.testing.assert_allclose(boxes.decode(deltas, anchors), given, atol=2e-3)
 
 
 def test_encode_of_a_hand_worked_box():
-    anchor = np.array([10.0, 20, 30, 60], np.float32)  # centre (20, 40), 20 x 40
-    box = np.array([15.0, 40, 35, 60], np.float32)  # centre (25, 50), 20 x 20
+    anchor = np.array([10.0, 20, 30, 60], np.float32)  # center (20, 40), 20 x 40
+    box = np.array([15.0, 40, 35, 60], np.float32)  # center (25, 50), 20 x 20
     np.testing.assert_allclose(
         boxes.encode(box, anchor), [5 / 20, 10 / 40, 0, -np.log(2)], rtol=1e-6, atol=1e-7
     )

@@ -71,12 +71,12 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_of_equal_anchors_the_first_is_matched_however_it_is_compiled(way):
-    # Boxes centred between anchors, so that two or four of them overlap each alike.
+    # Boxes centerd between anchors, so that two or four of them overlap each alike.
     rng = np.random.default_rng(0)
     anchors = np.asarray(anchor_ops.level_anchors((12, 12), 3, scale=3.0, octaves=3))
-    centre = rng.integers(1, 11, (64, 4, 2)) * 8 + rng.choice([0, 4], (64, 4, 2))
+    center = rng.integers(1, 11, (64, 4, 2)) * 8 + rng.choice([0, 4], (64, 4, 2))
     half = rng.uniform(6, 20, (64, 4, 1))
-    boxes = np.concatenate([centre - half, centre + half], -1).astype(np.float32)
+    boxes = np.concatenate([center - half, center + half], -1).astype(np.float32)
     valid = np.ones((64, 4), bool)
     found = WAYS[way](lambda b, v: match.match_max_iou(anchors, b, v))(
         jnp.asarray(boxes), jnp.asarray(valid)
@@ -87,7 +87,7 @@ def test_of_equal_anchors_the_first_is_matched_however_it_is_compiled(way):
         np.testing.assert_array_equal(found.label[i], label)
 
 
-def test_bids_that_tie_with_their_neighbours_only_still_leave_one_winner():
+def test_bids_that_tie_with_their_neighbors_only_still_leave_one_winner():
     # 0.8e-6 apart: the second ties with both others, which do not tie.
     side = lambda overlap: (0.0, 0.0, 10.0, 10.0 * overlap)
     anchors = np.array([[0.0, 0.0, 10.0, 10.0]], np.float32)

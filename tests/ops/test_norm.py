@@ -49,8 +49,8 @@ def reference(name, x):
         "group_norm": (x.reshape(4, 3, 5, 3, 2), (1, 2, 4)),
         "instance_norm": (x, (1, 2)),
     }[name]
-    centred = shaped - shaped.mean(axes, keepdims=True)
-    y = centred / np.sqrt((centred**2).mean(axes, keepdims=True) + EPS)
+    centerd = shaped - shaped.mean(axes, keepdims=True)
+    y = centerd / np.sqrt((centerd**2).mean(axes, keepdims=True) + EPS)
     return y.reshape(x.shape) * np.asarray(SCALE, np.float64) + np.asarray(BIAS, np.float64)
 
 
@@ -247,9 +247,9 @@ def test_rms_norm_is_its_definition_in_float64(axes, x):
 
 
 def test_rms_norm_is_layer_norm_where_the_mean_is_zero(x):
-    centred = x - x.mean((1, 2, 3), keepdims=True)
-    layer = layer_norm(centred, SCALE, jnp.zeros(6), axes="hwc", eps=EPS)
-    np.testing.assert_allclose(rms_norm(centred, SCALE, axes="hwc", eps=EPS), layer, atol=1e-5)
+    centerd = x - x.mean((1, 2, 3), keepdims=True)
+    layer = layer_norm(centerd, SCALE, jnp.zeros(6), axes="hwc", eps=EPS)
+    np.testing.assert_allclose(rms_norm(centerd, SCALE, axes="hwc", eps=EPS), layer, atol=1e-5)
 
 
 def test_filter_response_norm_is_its_definition_in_float64(x):
@@ -267,15 +267,15 @@ def test_the_rule_of_the_cut_is_what_autodiff_finds(x):
         return jnp.maximum(x * (jax.lax.rsqrt(power + EPS) * scale) + bias, threshold)
 
     given = x, SCALE, BIAS, jnp.linspace(-0.5, 0.5, 6)
-    towards = jax.tree.map(
+    toward = jax.tree.map(
         lambda a: jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), given
     )
     ours = functools.partial(filter_response_norm, eps=EPS)
-    along = [jax.jvp(f, given, towards)[1] for f in (ours, plain)]
-    back = [jax.vjp(f, *given)[1](towards[0]) for f in (ours, plain)]
-    loss = lambda f: lambda *given: (f(*given) * towards[0]).sum()
+    along = [jax.jvp(f, given, toward)[1] for f in (ours, plain)]
+    back = [jax.vjp(f, *given)[1](toward[0]) for f in (ours, plain)]
+    loss = lambda f: lambda *given: (f(*given) * toward[0]).sum()
     twice = [
-        jax.jvp(jax.grad(loss(f), argnums=(0, 1, 2, 3)), given, towards)[1] for f in (ours, plain)
+        jax.jvp(jax.grad(loss(f), argnums=(0, 1, 2, 3)), given, toward)[1] for f in (ours, plain)
     ]
     for found, expected in (along, back, twice):
         jax.tree.map(

@@ -74,13 +74,13 @@ def defined(name, x, vectors, mask=None):
     weight = np.ones(x.shape) if mask is None else mask[..., None] * np.ones(C)
     options = NORMS[name]
 
-    def moments(values, weight, axes, centre=True):
+    def moments(values, weight, axes, center=True):
         count = weight.sum(axes, keepdims=True)
-        mean = (weight * values).sum(axes, keepdims=True) / count if centre else 0.0
+        mean = (weight * values).sum(axes, keepdims=True) / count if center else 0.0
         return mean, (weight * (values - mean) ** 2).sum(axes, keepdims=True) / count
 
-    def normalized(values, weight, axes, centre=True):
-        mean, var = moments(values, weight, axes, centre)
+    def normalized(values, weight, axes, center=True):
+        mean, var = moments(values, weight, axes, center)
         return (values - mean) / np.sqrt(var + options["eps"])
 
     over = {"hwc": (*space, x.ndim - 1), "c": (x.ndim - 1,)}
@@ -111,10 +111,10 @@ def defined(name, x, vectors, mask=None):
             return normalized(x, weight, space) * vectors[0] + vectors[1]
         case "rms_norm":
             weight = np.ones(x.shape) if options["axes"] == "c" else weight
-            return normalized(x, weight, over[options["axes"]], centre=False) * vectors[0]
+            return normalized(x, weight, over[options["axes"]], center=False) * vectors[0]
         case "filter_response_norm":
             scale, bias, threshold = vectors
-            y = normalized(x, weight, space, centre=False) if space else x / np.sqrt(x**2 + 1e-3)
+            y = normalized(x, weight, space, center=False) if space else x / np.sqrt(x**2 + 1e-3)
             return np.maximum(y * scale + bias, threshold)
         case "dynamic_tanh":
             alpha, scale, bias = vectors

@@ -54,7 +54,7 @@ def distance(found, exact):
 
 def far_maps():
     """Returns maps whose mean is ten thousand deviations, whatever the set."""
-    # Neighbours along every axis lie on either side of the mean, so that no set is nearly constant.
+    # Neighbors along every axis lie on either side of the mean, so that no set is nearly constant.
     size = np.random.default_rng(0).uniform(0.5, 1.5, SHAPE)
     return np.float32(1e4) + (size * (-1.0) ** np.indices(SHAPE).sum(0)).astype(np.float32)
 

@@ -246,7 +246,7 @@ def test_norms_are_the_same_where_their_sets_are(identity, masked):
 
 
 @pytest.mark.parametrize("axes", ["hwc", "c"])
-def test_rms_norm_of_mean_zero_is_layer_norm_whose_gradient_is_centred(axes):
+def test_rms_norm_of_mean_zero_is_layer_norm_whose_gradient_is_centered(axes):
     over = (1, 2, 3) if axes == "hwc" else (3,)
     x = maps(WHOLE, dtype=np.float64)
     x = x - x.mean(over, keepdims=True)
@@ -257,7 +257,7 @@ def test_rms_norm_of_mean_zero_is_layer_norm_whose_gradient_is_centred(axes):
     )
     np.testing.assert_allclose(y["y"], z["y"], rtol=1e-11, atol=1e-11)
     np.testing.assert_allclose(params.scale, others.scale, rtol=1e-11)
-    # Layer norm centres first, and the transpose of centring is centring.
+    # Layer norm centers first, and the transpose of centering is centering.
     np.testing.assert_allclose(layer, rms - rms.mean(over, keepdims=True), rtol=1e-10, atol=1e-11)
 
 

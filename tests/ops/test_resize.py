@@ -37,14 +37,14 @@ def test_the_gradient_of_upsampling_sums_over_the_copies(key):
 def test_sampling_agrees_with_numpy_interpolation(axis, key):
     x = np.array(jax.random.normal(key, (5, 6, 3)))
     positions = jnp.linspace(-2.0, 8.0, 17)
-    centres = np.arange(x.shape[axis]) + 0.5
-    expected = np.apply_along_axis(lambda line: np.interp(positions, centres, line), axis, x)
+    centers = np.arange(x.shape[axis]) + 0.5
+    expected = np.apply_along_axis(lambda line: np.interp(positions, centers, line), axis, x)
     np.testing.assert_allclose(sample_linear(jnp.asarray(x), positions, axis), expected, atol=1e-5)
 
 
 def test_sampling_at_the_centres_changes_nothing_under_jit_and_vmap(key):
     x = jax.random.randint(key, (2, 4, 6, 3), 0, 256).astype(jnp.uint8)
-    centres = jnp.arange(6) + 0.5
-    sampled = jax.jit(jax.vmap(lambda image: sample_linear(image, centres, axis=1)))(x)
+    centers = jnp.arange(6) + 0.5
+    sampled = jax.jit(jax.vmap(lambda image: sample_linear(image, centers, axis=1)))(x)
     chex.assert_type(sampled, jnp.float32)
     np.testing.assert_array_equal(sampled, x)

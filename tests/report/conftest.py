@@ -239,13 +239,13 @@ def _gallery(numbers, level, images, side):
     pictures = np.full((images, side, side, 3), (238, 226, 216), np.float64)
     truth = np.zeros((images, boxes_each, 4), np.float32)
     classes = numbers.choice(3, (images, boxes_each), p=[0.7, 0.15, 0.15])
-    colours = np.array([(214, 130, 120), (110, 80, 160), (150, 110, 170)])
+    colors = np.array([(214, 130, 120), (110, 80, 160), (150, 110, 170)])
     for i in range(images):
         for j, size in enumerate(np.array([0.22, 0.34, 0.1])[classes[i]] * side):
             x, y = numbers.uniform(size / 2, side - size / 2, 2)
             truth[i, j] = x - size / 2, y - size / 2, x + size / 2, y + size / 2
             disc = (columns - x) ** 2 + (rows - y) ** 2 < (size / 2) ** 2
-            pictures[i][disc] = colours[classes[i, j]]
+            pictures[i][disc] = colors[classes[i, j]]
     pictures += numbers.normal(0, 6, pictures.shape)
     boxes = np.concatenate([truth, truth], axis=1)
     boxes += numbers.normal(0, 1.5 * (1 - level), boxes.shape)

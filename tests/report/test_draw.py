@@ -15,12 +15,12 @@ def pixels(picture):
     return np.asarray(picture).astype(int)
 
 
-def where(picture, colour):
-    """Rows and columns of the pixels that have the colour."""
-    return np.nonzero((pixels(picture) == ImageColor.getrgb(colour)).all(axis=-1))
+def where(picture, color):
+    """Rows and columns of the pixels that have the color."""
+    return np.nonzero((pixels(picture) == ImageColor.getrgb(color)).all(axis=-1))
 
 
-def test_boxes_are_drawn_at_their_place_in_the_colour_of_their_class():
+def test_boxes_are_drawn_at_their_place_in_the_color_of_their_class():
     picture = draw_boxes(GREY[:1], BOX[:1], CLASS[:1], VALID[:1], NAMES, scale=4)
     assert picture.size == (240, 160)
     rows, columns = where(picture, PALETTE[1])
@@ -78,6 +78,6 @@ def test_degenerate_boxes_and_unknown_classes_are_drawn_all_the_same():
 
 
 @pytest.mark.parametrize("shape", [(40, 60, 3), (2, 40, 60, 1), (0, 40, 60, 3)])
-def test_what_is_no_stack_of_colour_images_is_refused(shape):
+def test_what_is_no_stack_of_color_images_is_refused(shape):
     with pytest.raises(ValueError, match=r"must be \[n, h, w, 3\]"):
         draw_boxes(np.zeros(shape, np.uint8), BOX, CLASS, VALID, NAMES)

@@ -116,20 +116,20 @@ class Disturber(StudyListener):
     """Has Slurm queue one job again and cancel the other, once both are at work."""
 
     def __init__(self):
-        self.requeued, self.cancelled, self.ended = None, None, []
+        self.requeued, self.canceled, self.ended = None, None, []
 
     def record(self, trial, record):
         running = said("squeue", "--array", "--noheader", "--states=R", "--format=%i").split()
         if self.requeued is None and len(running) == 2:
-            self.requeued, self.cancelled = sorted(running)
+            self.requeued, self.canceled = sorted(running)
             said("scontrol", "requeue", self.requeued)
-            said("scancel", self.cancelled)
+            said("scancel", self.canceled)
 
     def end(self, trial, result):
         self.ended.append((trial.name, result["status"]))
 
 
-def test_an_array_of_workers_ends_a_study_although_one_is_requeued_and_one_cancelled(
+def test_an_array_of_workers_ends_a_study_although_one_is_requeued_and_one_canceled(
     cluster, experiment, dataset, tmp_path
 ):
     grid = Study(
@@ -147,11 +147,11 @@ def test_an_array_of_workers_ends_a_study_although_one_is_requeued_and_one_cance
         listener=listener,
         executor=Slurm(2, jobs, {"timeout_min": "30"}),
     )
-    # Two tasks of one array, and one job for that which was cancelled.
+    # Two tasks of one array, and one job for that which was canceled.
     array = listener.requeued.removesuffix("_0")
-    assert listener.cancelled == f"{array}_1"
+    assert listener.canceled == f"{array}_1"
     submitted = {path.name.partition("_submitted")[0] for path in jobs.glob("*_submitted.pkl")}
-    (other,) = submitted - {listener.requeued, listener.cancelled}
+    (other,) = submitted - {listener.requeued, listener.canceled}
     assert other.isdecimal()
     # The requeued task is the same worker twice.
     assert (jobs / f"{listener.requeued}_0_log.out").read_text().count("Starting with") == 2

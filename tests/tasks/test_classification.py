@@ -16,7 +16,7 @@ from fpnlab.tasks.classification import Classification
 from fpnlab.tasks.kinds import task_of
 from fpnlab.train.objective import CrossEntropy, Objective, classification_loss
 from fpnlab.train.step import Train, init_train, train_step
-from fpnlab.types import LabelledBatch
+from fpnlab.types import LabeledBatch
 
 CLASSIFIER = Classifier(
     classes=3,
@@ -29,7 +29,7 @@ CLASSIFIER = Classifier(
 def batch_of(labels, images=None):
     labels = jnp.asarray(labels)
     images = jnp.zeros((len(labels), 4, 4, 3)) if images is None else images
-    return LabelledBatch(images=images, labels=labels, index=jnp.arange(len(labels)))
+    return LabeledBatch(images=images, labels=labels, index=jnp.arange(len(labels)))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
@@ -50,7 +50,7 @@ def test_the_cross_entropy_is_its_definition(smoothing, key):
     np.testing.assert_allclose(mixed[0], loss, rtol=1e-6)
 
 
-def test_a_classifier_learns_colours(key):
+def test_a_classifier_learns_colors(key):
     labels = np.arange(12) % 3
     images = 255.0 * np.eye(3, dtype="f4")[labels][:, None, None] * np.ones((12, 4, 4, 3), "f4")
     train = Train(examples=12 * 30, batch_size=12, learning_rate=0.1)

@@ -33,19 +33,19 @@ from fpnlab.study.verify import verify
 from fpnlab.tasks.classification import Classification
 from fpnlab.train.objective import CrossEntropy
 from fpnlab.train.step import Train
-from fpnlab.types import LabelledBatch
+from fpnlab.types import LabeledBatch
 
 CLASSES = 10
 
 
 def patterns(count, seed):
-    """Classes told apart by their colour, under noise."""
+    """Classes told apart by their color, under noise."""
     draw = np.random.default_rng(seed)
     labels = draw.permutation(np.arange(count) % CLASSES).astype(np.int32)
     means = np.random.default_rng(7).uniform(0, 255, (CLASSES, 1, 1, 3))
     images = np.clip(means[labels] + draw.normal(0, 30, (count, 8, 8, 3)), 0, 255)
     index = np.arange(count, dtype=np.int32)
-    return LabelledBatch(images=images.astype(np.uint8), labels=labels, index=index)
+    return LabeledBatch(images=images.astype(np.uint8), labels=labels, index=index)
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def test_an_augmentation_of_another_task_is_refused(experiment, dataset, key):
     keys = jax.random.split(key, 64)
     with pytest.raises(TypeError, match="Augment is not for images with labels; give Augment"):
         augment(experiment.task, Augment(), keys, dataset.train)
-    with pytest.raises(TypeError, match="a Classifier takes a LabelledBatch; got a tuple"):
+    with pytest.raises(TypeError, match="a Classifier takes a LabeledBatch; got a tuple"):
         inspect.unwrap(Classification.augment)(experiment.task, AugmentImages(), key, (1, 2))
 
 
@@ -254,7 +254,7 @@ TABLE = {
 }
 
 
-def test_the_kinds_and_the_metric_follow_from_labelled_data():
+def test_the_kinds_and_the_metric_follow_from_labeled_data():
     experiment = validate(TABLE)
     assert isinstance(experiment.model, Classifier)
     assert isinstance(experiment.objective, CrossEntropy)

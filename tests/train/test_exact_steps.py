@@ -37,7 +37,7 @@ from fpnlab.tasks.kinds import task_of
 from fpnlab.train.objective import CrossEntropy, Objective
 from fpnlab.train.schedule import Steps
 from fpnlab.train.step import Train, init_train, train_step
-from fpnlab.types import Batch, LabelledBatch, Mode
+from fpnlab.types import Batch, LabeledBatch, Mode
 
 NORMS = {
     "batch": BatchNorm(),
@@ -81,7 +81,7 @@ def images():
 def problem(kind, norm, kernel="free"):
     """A model, its objective and a batch."""
     if kind == "classifier":
-        batch = LabelledBatch(images=images(), labels=np.array([0, 1]), index=np.arange(2))
+        batch = LabeledBatch(images=images(), labels=np.array([0, 1]), index=np.arange(2))
         return Classifier(classes=2, backbone=resnet(norm, kernel)), CrossEntropy(), batch
     batch = Batch(
         images=images(),

@@ -83,7 +83,7 @@ def test_padding_boxes_change_nothing(batch, output):
 def test_anchors_in_the_padding_of_a_letterboxed_image_take_no_part(batch, output):
     half = dataclasses.replace(batch, extent=jnp.array([[16.0, 8.0], [16.0, 16.0]]))
     gradient = jax.grad(lambda o: loss(Objective(), o, half)[0])(output)
-    # Anchors 1 and 3 of image 0 have their centres at x = 12.
+    # Anchors 1 and 3 of image 0 have their centers at x = 12.
     moved = jnp.abs(gradient.logits[0]).sum(-1) > 0
     assert moved.tolist() == [True, False, True, False, True]
 

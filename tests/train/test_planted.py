@@ -18,7 +18,7 @@ from fpnlab.train.checkpoint import Checkpoints
 from fpnlab.train.objective import CrossEntropy, Objective, detection_loss
 from fpnlab.train.schedule import Steps
 from fpnlab.train.step import AdamW, Sgd, Train, init_train, step_loss, train_step
-from fpnlab.types import Batch, LabelledBatch, Mode
+from fpnlab.types import Batch, LabeledBatch, Mode
 
 TRAIN = Train(
     examples=64, batch_size=4, learning_rate=1.0, rule="constant", schedule=Steps(warmup=0.0)
@@ -70,7 +70,7 @@ def test_each_step_drops_other_features(key):
     )
     model = Classifier(classes=2, backbone=backbone, dropout=0.5)
     images = jax.random.uniform(key, (4, 8, 8, 3)) * 255
-    batch = LabelledBatch(images=images, labels=jnp.arange(4) % 2, index=jnp.arange(4))
+    batch = LabeledBatch(images=images, labels=jnp.arange(4) % 2, index=jnp.arange(4))
     state = init_train(key, task_of(model, CrossEntropy()), TRAIN)
 
     @jax.jit
@@ -84,7 +84,7 @@ def test_each_step_drops_other_features(key):
 
 
 def test_the_loss_is_per_positive_anchor_inside_of_the_picture():
-    # Two anchors overlap the box enough; the centre of the second lies in the padding.
+    # Two anchors overlap the box enough; the center of the second lies in the padding.
     anchors = np.array([[0, 0, 8, 8], [2, 0, 10, 8], [40, 40, 48, 48]], np.float32)
     batch = Batch(
         images=jnp.zeros((1, 16, 16, 3)),

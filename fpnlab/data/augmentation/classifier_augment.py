@@ -1,4 +1,4 @@
-"""Random views of labelled training images, drawn on the device."""
+"""Random views of labeled training images, drawn on the device."""
 
 import dataclasses
 import functools
@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Int, Num
 from fpnlab.data.augmentation.color import jitter
 from fpnlab.ops.random import named_key
 from fpnlab.spec import Bounds, NonNegative, Share, spec
-from fpnlab.types import Key, LabelledBatch
+from fpnlab.types import Key, LabeledBatch
 
 
 @spec
 class AugmentImages:
-    """Augmentation of labelled images; the defaults are those for CIFAR.
+    """Augmentation of labeled images; the defaults are those for CIFAR.
 
     Padding, random crops of the old size and mirror images: arXiv:1512.03385, section 4.2.
     """
@@ -31,7 +31,7 @@ class AugmentImages:
     contrast: Annotated[float, Share] = 0.0
     """Largest relative change of the values' distances from the image's mean."""
     saturation: Annotated[float, Share] = 0.0
-    """Largest relative change of the values' distances from their pixel's grey."""
+    """Largest relative change of the values' distances from their pixel's gray."""
     cutout: Annotated[int, Bounds(least=0.0, most=8192.0)] = 0
     """Side in pixels of the square that is cut out around a random pixel (arXiv:1708.04552)."""
     mixup: Annotated[float, NonNegative] = 0.0
@@ -42,12 +42,12 @@ class AugmentImages:
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="classes")
 def augment_images(
-    spec: AugmentImages, keys: Key, batch: LabelledBatch, *, classes: int | None = None
-) -> LabelledBatch:
+    spec: AugmentImages, keys: Key, batch: LabeledBatch, *, classes: int | None = None
+) -> LabeledBatch:
     """Returns ``batch`` with each image seen in a random view.
 
-    Colours are changed first, then the image is shifted and mirrored, then the square is cut
-    out. These depend on the image's key alone, so not on its neighbours or the batch size.
+    Colors are changed first, then the image is shifted and mirrored, then the square is cut
+    out. These depend on the image's key alone, so not on its neighbors or the batch size.
 
     ``mixup`` comes last: each view is mixed with that of the next image of the batch (the last
     with the first), by shares of its own, and the labels become shares of classes. The batches of
@@ -89,8 +89,8 @@ def _view(spec: AugmentImages, key: Key, image: Num[Array, "h w 3"]) -> Float[Ar
     inside = ((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width))
     view = image[jnp.clip(y, 0, height - 1)][:, jnp.clip(x, 0, width - 1)]
     if spec.cutout:
-        centre = jax.random.randint(named_key(key, "cutout"), (2,), 0, jnp.array([height, width]))
-        top, left = centre - spec.cutout // 2
+        center = jax.random.randint(named_key(key, "cutout"), (2,), 0, jnp.array([height, width]))
+        top, left = center - spec.cutout // 2
         cut = _within(rows, top, spec.cutout)[:, None] & _within(columns, left, spec.cutout)
         inside &= ~cut
     return jnp.where(inside[:, :, None], view, spec.fill)

@@ -1,4 +1,4 @@
-"""Random changes of an image's colours."""
+"""Random changes of an image's colors."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from fpnlab.ops.random import named_key
 from fpnlab.types import Key
 
 LUMA = (0.299, 0.587, 0.114)
-"""Shares of red, green and blue in the grey of an image (ITU-R BT.601)."""
+"""Shares of red, green and blue in the gray of an image (ITU-R BT.601)."""
 
 
 def jitter(
@@ -24,7 +24,7 @@ def jitter(
     """Returns ``image`` with its saturation, contrast and brightness changed, in this order.
 
     Each is multiplied by a factor drawn from 1 minus to 1 plus its limit: the distances from each
-    pixel's grey, the distances from the picture's mean, and all values. The result is cut to 0
+    pixel's gray, the distances from the picture's mean, and all values. The result is cut to 0
     to 255 at the end; a limit of 0 changes nothing.
 
     Args:
@@ -39,8 +39,8 @@ def jitter(
         1 + limit * jax.random.uniform(named_key(key, name), minval=-1.0, maxval=1.0)
     )
     if saturation:
-        grey = image @ jnp.array(LUMA)
-        image = grey[:, :, None] + (image - grey[:, :, None]) * factor("saturation", saturation)
+        gray = image @ jnp.array(LUMA)
+        image = gray[:, :, None] + (image - gray[:, :, None]) * factor("saturation", saturation)
     if contrast or brightness:
         kept = factor("contrast", contrast)
         mean = jnp.mean(image, where=None if mask is None else mask[:, :, None])

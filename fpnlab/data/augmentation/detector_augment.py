@@ -49,7 +49,7 @@ def augment(spec: Augment, keys: Key, batch: Batch) -> Batch:
     Args:
       spec: what is drawn.
       keys: one key per image, ``[b]``; an image's view depends on nothing else, so not on
-        its neighbours or the batch size.
+        its neighbors or the batch size.
       batch: images of any dtype, which the result keeps (uint8 is rounded).
     """
     return jax.vmap(functools.partial(_augment_image, spec))(keys, batch)

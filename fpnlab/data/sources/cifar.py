@@ -8,7 +8,7 @@ import numpy as np
 from fpnlab.data.dataset import Dataset, refuse
 from fpnlab.data.split import Split, split_dataset
 from fpnlab.spec import spec
-from fpnlab.types import LabelledBatch
+from fpnlab.types import LabeledBatch
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
@@ -53,7 +53,7 @@ class CifarBinary:
         return SIDE, SIDE
 
 
-def load_cifar(spec: CifarBinary) -> Dataset[LabelledBatch]:
+def load_cifar(spec: CifarBinary) -> Dataset[LabeledBatch]:
     """Returns the two splits of ``spec`` in host memory.
 
     A record is the label (for CIFAR-100 the coarse and then the fine one) and the planes of
@@ -105,7 +105,7 @@ def _read(spec, root, files, faults):
             faults.append(fault)
     records = np.concatenate(parts)
     planes = records[:, len(limits) :].reshape(-1, 3, SIDE, SIDE)
-    return LabelledBatch(
+    return LabeledBatch(
         images=np.ascontiguousarray(planes.transpose(0, 2, 3, 1)),
         labels=records[:, len(limits) - 1].astype(np.int32),
         index=np.arange(len(records), dtype=np.int32),

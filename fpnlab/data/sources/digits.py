@@ -8,7 +8,7 @@ import numpy as np
 from fpnlab.data.dataset import Dataset, take
 from fpnlab.data.split import Split, split_dataset, stratified_order
 from fpnlab.spec import spec
-from fpnlab.types import LabelledBatch
+from fpnlab.types import LabeledBatch
 
 TEST_SIZE = 360
 BRIGHTEST = 16
@@ -33,10 +33,10 @@ class Digits:
         return 8, 8
 
 
-def load_digits(spec: Digits) -> Dataset[LabelledBatch]:
-    """Returns the two splits of ``spec``, grey repeated over three channels.
+def load_digits(spec: Digits) -> Dataset[LabeledBatch]:
+    """Returns the two splits of ``spec``, gray repeated over three channels.
 
-    The 360 held-out images are drawn once for all, every class by its share. Grey levels 0 to
+    The 360 held-out images are drawn once for all, every class by its share. Gray levels 0 to
     16 become 0 to 255.
 
     Raises:
@@ -50,10 +50,10 @@ def load_digits(spec: Digits) -> Dataset[LabelledBatch]:
             f"digits: the images come with scikit-learn ({error}); pip install scikit-learn"
         ) from None
     found = datasets.load_digits()
-    grey = np.rint(np.asarray(found.images) * (255 / BRIGHTEST)).astype(np.uint8)
+    gray = np.rint(np.asarray(found.images) * (255 / BRIGHTEST)).astype(np.uint8)
     labels = np.asarray(found.target, np.int32)
-    whole = LabelledBatch(
-        images=np.repeat(grey[..., None], 3, axis=-1),
+    whole = LabeledBatch(
+        images=np.repeat(gray[..., None], 3, axis=-1),
         labels=labels,
         index=np.arange(len(labels), dtype=np.int32),
     )

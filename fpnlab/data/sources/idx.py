@@ -12,7 +12,7 @@ import numpy as np
 from fpnlab.data.dataset import Dataset, Side, refuse
 from fpnlab.data.split import Split, refuse_same, split_dataset
 from fpnlab.spec import spec
-from fpnlab.types import LabelledBatch
+from fpnlab.types import LabeledBatch
 
 UNSIGNED_BYTE = 0x08
 
@@ -44,8 +44,8 @@ class Idx:
         refuse_same("Idx", self.train, self.test, self.split)
 
 
-def load_idx(spec: Idx) -> Dataset[LabelledBatch]:
-    """Returns the two splits of ``spec`` in host memory, grey repeated over three channels.
+def load_idx(spec: Idx) -> Dataset[LabeledBatch]:
+    """Returns the two splits of ``spec`` in host memory, gray repeated over three channels.
 
     Raises:
       FileNotFoundError: the folder or a file is absent.
@@ -74,7 +74,7 @@ def _read(spec, root, prefix, faults):
     else:
         arrays = [np.zeros((0, 0, 0), np.uint8), np.zeros(0, np.uint8)]
     images, labels = arrays
-    return LabelledBatch(
+    return LabeledBatch(
         images=np.broadcast_to(images[..., None], (*images.shape, 3)),
         labels=labels.astype(np.int32),
         index=np.arange(len(labels), dtype=np.int32),

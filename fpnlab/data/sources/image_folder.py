@@ -1,4 +1,4 @@
-"""Image files in one folder a class, the layout in which most labelled images are handed on."""
+"""Image files in one folder a class, the layout in which most labeled images are handed on."""
 
 import concurrent.futures
 import dataclasses
@@ -14,7 +14,7 @@ from fpnlab.data.fit_image import center_fit
 from fpnlab.data.image_io import decode_rgb
 from fpnlab.data.split import Split, draw_split, refuse_same
 from fpnlab.spec import spec
-from fpnlab.types import LabelledBatch
+from fpnlab.types import LabeledBatch
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 CHUNK = 64
@@ -32,7 +32,7 @@ class ImageFolder:
     test: str = "test"
     """Folder in `root` of the held-out images."""
     image_size: Annotated[tuple[int, int], Side]
-    """Height and width in pixels; others are scaled to cover it and cut around their centre."""
+    """Height and width in pixels; others are scaled to cover it and cut around their center."""
     class_names: tuple[str, ...]
     """Names of classes 0 to k - 1: those of their folders; images of other folders are not used."""
     split: Split = Split()
@@ -55,7 +55,7 @@ class _Files:
     labels: np.ndarray
 
 
-def load_image_folder(spec: ImageFolder) -> Dataset[LabelledBatch]:
+def load_image_folder(spec: ImageFolder) -> Dataset[LabeledBatch]:
     """Returns the two splits of ``spec`` in host memory, decoded and of one size.
 
     Only the images that the split draws are decoded. Images are taken as stored: an EXIF
@@ -169,7 +169,7 @@ def _decode(spec, root, split, files, numbers, faults, problems):
                 file=split,
                 where=f"{len(others)} of {len(paths)} images",
                 what=f"of other sizes ({least} to {most} pixels): scaled to cover "
-                f"{spec.image_size[0]} x {spec.image_size[1]} and cut around their centre",
+                f"{spec.image_size[0]} x {spec.image_size[1]} and cut around their center",
                 count=len(others),
             )
         )
@@ -179,7 +179,7 @@ def _decode(spec, root, split, files, numbers, faults, problems):
             ValueError(f"{split}: not one of {len(paths)} images is readable; {failed[0]}")
         )
     kept = np.array([not isinstance(outcome, Problem) for outcome in outcomes], bool)
-    return LabelledBatch(
+    return LabeledBatch(
         images=images[kept] if failed else images,
         labels=files.labels[numbers[kept]],
         index=numbers[kept].astype(np.int32),

@@ -84,7 +84,7 @@ def _chunk(spec: Scenes, key: Key, numbers: Int[Array, " b"]) -> Batch:
 def scene(spec: Scenes, key: Key) -> Batch:
     """Returns the one scene that belongs to ``key``: a batch without its leading axis.
 
-    An object has a class, a size, an angle and a colour, drawn independently of each other,
+    An object has a class, a size, an angle and a color, drawn independently of each other,
     and stands at the first of some random places where its box shares at most a tenth of
     the smaller box's area with each earlier one; it is left out if there is none. Boxes
     are those of the whole shapes, to a fraction of a pixel.
@@ -110,8 +110,8 @@ def scene(spec: Scenes, key: Key) -> Batch:
     ground = _ground(size, key)
     image = _distract(size, key, ground)
     cover = jax.vmap(functools.partial(_coverage, size))(classes, origins, radii, angles)
-    colours = _colours(named_key(key, "colour"), count, ground)
-    image = _paint(image, cover * valid[:, None, None], colours)
+    colors = _colors(named_key(key, "colour"), count, ground)
+    image = _paint(image, cover * valid[:, None, None], colors)
     image = _illuminate(key, image)
     return Batch(
         images=jnp.round(jnp.clip(image, 0, 255)).astype(jnp.uint8),
@@ -177,7 +177,7 @@ def _overlap(a_xyxy: Float[Array, "n 4"], b_xyxy: Float[Array, "m 4"]) -> Float[
 
 
 def _centres(size: int) -> Float[Array, "h w 2"]:
-    """Returns the pixels' centres, (x, y)."""
+    """Returns the pixels' centers, (x, y)."""
     line = jnp.arange(size) + 0.5
     return jnp.stack(jnp.meshgrid(line, line), axis=-1)
 
@@ -206,7 +206,7 @@ def _coverage(
 
 
 def _ground(size: int, key: Key) -> Float[Array, "h w 3"]:
-    """Returns a colour with waves of all lengths over it: cloudy, with a grain."""
+    """Returns a color with waves of all lengths over it: cloudy, with a grain."""
     base = jax.random.uniform(named_key(key, "ground"), (3,), minval=80.0, maxval=175.0)
     angle, pitch, phase = jax.random.uniform(named_key(key, "waves"), (3, WAVES))
     cycles = 0.5 * 40**pitch
@@ -222,8 +222,8 @@ def _ground(size: int, key: Key) -> Float[Array, "h w 3"]:
     return base + jnp.tensordot(rows, columns, 1)
 
 
-def _colours(key: Key, count: int, ground: Float[Array, "h w 3"]) -> Float[Array, "n 3"]:
-    """Returns random colours that stand out from the ground's mean."""
+def _colors(key: Key, count: int, ground: Float[Array, "h w 3"]) -> Float[Array, "n 3"]:
+    """Returns random colors that stand out from the ground's mean."""
     direction = jax.random.normal(named_key(key, "direction"), (count, 3))
     distance = jax.random.uniform(named_key(key, "distance"), (count, 1), minval=90.0, maxval=160.0)
     away = distance * direction / jnp.linalg.norm(direction, axis=1, keepdims=True)
@@ -231,11 +231,11 @@ def _colours(key: Key, count: int, ground: Float[Array, "h w 3"]) -> Float[Array
 
 
 def _paint(
-    image: Float[Array, "h w 3"], cover: Float[Array, "n h w"], colours: Float[Array, "n 3"]
+    image: Float[Array, "h w 3"], cover: Float[Array, "n h w"], colors: Float[Array, "n 3"]
 ) -> Float[Array, "h w 3"]:
-    """Returns ``image`` with the colours on it, each where it covers, the last on top."""
-    for i in range(len(colours)):
-        image += cover[i, :, :, None] * (colours[i] - image)
+    """Returns ``image`` with the colors on it, each where it covers, the last on top."""
+    for i in range(len(colors)):
+        image += cover[i, :, :, None] * (colors[i] - image)
     return image
 
 
@@ -247,7 +247,7 @@ def _distract(size: int, key: Key, ground: Float[Array, "h w 3"]) -> Float[Array
     points = _centres(size) / size
     squared = (points[..., 0] - x) ** 2 + (points[..., 1] - y) ** 2
     soft = 0.5 * jnp.exp(-squared / (0.06 + 0.12 * width) ** 2 / 2) * (shown < 0.5)
-    image = _paint(ground, soft, _colours(blobs, DISTRACTORS, ground))
+    image = _paint(ground, soft, _colors(blobs, DISTRACTORS, ground))
 
     poses = jax.random.uniform(named_key(lines, "pose"), (DISTRACTORS, 5))
     x, y, angle, length, shown = poses.T
@@ -257,7 +257,7 @@ def _distract(size: int, key: Key, ground: Float[Array, "h w 3"]) -> Float[Array
     beyond = jnp.maximum(jnp.abs(points[..., 0]) - half, 0)
     thin = jnp.clip(1.1 - jnp.hypot(beyond, points[..., 1]), 0, 1)
     thin *= (shown < 0.5)[:, None, None]
-    return _paint(image, thin, _colours(lines, DISTRACTORS, ground))
+    return _paint(image, thin, _colors(lines, DISTRACTORS, ground))
 
 
 def _illuminate(key: Key, image: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:

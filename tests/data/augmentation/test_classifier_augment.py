@@ -1,4 +1,4 @@
-"""Random views of labelled images: closed forms, keys, and what depends on the batch."""
+"""Random views of labeled images: closed forms, keys, and what depends on the batch."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fpnlab.data.augmentation.classifier_augment import AugmentImages, augment_images
-from fpnlab.types import LabelledBatch
+from fpnlab.types import LabeledBatch
 
 H, W = 9, 12
 NOTHING = AugmentImages(flip=0.0, pad=0)
@@ -23,7 +23,7 @@ def images(count=64):
     """Images in which every value but those in the middle is another one, none above 200."""
     y, x, c = np.indices((H, W, 3))
     own = (5 * np.arange(count) % 23).reshape(-1, 1, 1, 1)
-    return LabelledBatch(
+    return LabeledBatch(
         images=(20 + own + 13 * y + 2 * x + 9 * c).astype(np.uint8),
         labels=(np.arange(count) % 4).astype(np.int32),
         index=np.arange(count, dtype=np.int32),
@@ -95,7 +95,7 @@ def test_fill_is_what_the_classifier_subtracts():
     assert views(spec).images.max() == 128
 
 
-def test_colours_are_changed_before_pixels_are_filled():
+def test_colors_are_changed_before_pixels_are_filled():
     spec = AugmentImages(flip=0.0, pad=2, brightness=0.5, fill=10.0)
     dark = dataclasses.replace(images(), images=np.full((64, H, W, 3), 100, np.uint8))
     found = views(spec, dark).images

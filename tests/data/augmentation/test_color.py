@@ -1,4 +1,4 @@
-"""Colour jitter: closed forms, and that both augmentations draw alike."""
+"""Color jitter: closed forms, and that both augmentations draw alike."""
 
 import functools
 
@@ -21,10 +21,10 @@ def run(image=IMAGE, **limits):
     return np.asarray(views(KEYS))
 
 
-def factors_of(views, centre):
-    """The factor of each view's distances from ``centre``, all of one view being equal."""
-    far = np.abs(IMAGE - centre) > 5
-    found = ((views - centre) / np.where(far, IMAGE - centre, 1))[:, far]
+def factors_of(views, center):
+    """The factor of each view's distances from ``center``, all of one view being equal."""
+    far = np.abs(IMAGE - center) > 5
+    found = ((views - center) / np.where(far, IMAGE - center, 1))[:, far]
     np.testing.assert_allclose(found, found[:, :1].repeat(found.shape[1], 1), rtol=1e-3)
     return found[:, 0]
 
@@ -34,7 +34,7 @@ CENTRES = {"brightness": np.zeros_like(IMAGE), "contrast": IMAGE.mean(), "satura
 
 
 @pytest.mark.parametrize("name", CENTRES)
-def test_each_change_multiplies_the_distances_from_its_centre(name):
+def test_each_change_multiplies_the_distances_from_its_center(name):
     factors = factors_of(run(**{name: 0.4}), CENTRES[name])
     assert 0.6 <= factors.min() < 0.75
     assert 1.25 < factors.max() <= 1.4
@@ -56,8 +56,8 @@ def test_values_stay_between_0_and_255():
 
 def test_a_change_does_not_reshuffle_the_others():
     alone, both = run(brightness=0.3), run(brightness=0.3, saturation=0.3)
-    grey = lambda views: views @ np.array(LUMA, np.float32)
-    np.testing.assert_allclose(grey(alone), grey(both), rtol=1e-4)
+    gray = lambda views: views @ np.array(LUMA, np.float32)
+    np.testing.assert_allclose(gray(alone), gray(both), rtol=1e-4)
     assert np.abs(alone - both).max() > 1
 
 

@@ -33,9 +33,9 @@ def test_digits_are_split_once_for_all_class_by_class():
     np.testing.assert_allclose(np.bincount(data.test.labels), whole * 360 / 1797, atol=1)
     for split in (data.train, data.test):
         np.testing.assert_array_equal(split.labels, found.target[split.index])
-        grey = found.images[split.index] * 255 / 16
+        gray = found.images[split.index] * 255 / 16
         for channel in range(3):
-            np.testing.assert_allclose(split.images[..., channel], grey, atol=0.5)
+            np.testing.assert_allclose(split.images[..., channel], gray, atol=0.5)
     assert data.train.images.max() == 255
 
 

@@ -128,7 +128,7 @@ def test_a_link_to_nowhere_is_left_out_and_listed(make, tmp_path):
     assert str(problem) == "train/cat/9.jpg, whole file: is absent: left out"
 
 
-def test_images_of_other_sizes_cover_the_size_and_are_cut_around_their_centre(make):
+def test_images_of_other_sizes_cover_the_size_and_are_cut_around_their_center(make):
     tall, wide = np.zeros((24, 16, 3), np.uint8), np.zeros((6, 16, 3), np.uint8)
     tall[6:18] = 200  # Halved, it is 12 pixels tall, of which 6 are left.
     wide[:, 4:12] = 100
@@ -146,7 +146,7 @@ def test_images_of_other_sizes_cover_the_size_and_are_cut_around_their_centre(ma
     assert other.where == "1 of 6 images"
     assert str(problem) == (
         "train, 2 of 10 images: of other sizes (6 x 16 to 24 x 16 pixels): scaled to cover 6 x 8 "
-        "and cut around their centre"
+        "and cut around their center"
     )
     assert problem.count == 2
 
@@ -160,10 +160,10 @@ def test_shrinking_averages_instead_of_aliasing(make):
 
 
 def test_grey_images_are_repeated_over_three_channels(make):
-    grey = picture(1)[..., 0]
-    data = load(make({"train/cat/1.png": png(grey)}))
+    gray = picture(1)[..., 0]
+    data = load(make({"train/cat/1.png": png(gray)}))
     found = data.train.images[data.train.index == 1][0]
-    np.testing.assert_array_equal(found, np.repeat(grey[..., None], 3, -1))
+    np.testing.assert_array_equal(found, np.repeat(gray[..., None], 3, -1))
 
 
 def test_absent_folders_are_refused_together_and_the_nearest_is_named(make, tmp_path):

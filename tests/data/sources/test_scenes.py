@@ -93,7 +93,7 @@ def test_boxes_lie_inside_the_image_and_hardly_overlap(small):
 def masks(monkeypatch):
     """White shapes of all sizes on black, one an image, with their boxes and classes."""
     monkeypatch.setattr(scenes, "_distract", lambda size, key, ground: 0 * ground)
-    monkeypatch.setattr(scenes, "_colours", lambda key, count, ground: jnp.full((count, 3), 255.0))
+    monkeypatch.setattr(scenes, "_colors", lambda key, count, ground: jnp.full((count, 3), 255.0))
     monkeypatch.setattr(scenes, "_illuminate", lambda key, image: image)
     draw = jax.vmap(functools.partial(scene, Scenes(image_size=64, max_objects=1)))
     batch = jax.jit(draw)(jax.random.split(jax.random.key(0), 400))
@@ -121,15 +121,15 @@ def test_boxes_are_tight_around_what_is_drawn_and_classes_are_their_shapes(masks
         np.testing.assert_allclose(values, expected[name], atol=0.012)
 
 
-def test_colour_says_nothing_about_the_class(small):
+def test_color_says_nothing_about_the_class(small):
     boxes, classes, image = objects(small.train)
-    centre = np.floor((boxes[:, :2] + boxes[:, 2:]) / 2).astype(int)
-    colours = small.train.images[image, centre[:, 1], centre[:, 0]].astype(float)
-    groups = [colours[classes == class_] for class_ in range(len(CLASS_NAMES))]
+    center = np.floor((boxes[:, :2] + boxes[:, 2:]) / 2).astype(int)
+    colors = small.train.images[image, center[:, 1], center[:, 0]].astype(float)
+    groups = [colors[classes == class_] for class_ in range(len(CLASS_NAMES))]
     assert min(map(len, groups)) > 200
     for group in groups:
-        error = colours.std(0) / np.sqrt(len(group))
-        assert np.all(np.abs(group.mean(0) - colours.mean(0)) < 4.5 * error)
+        error = colors.std(0) / np.sqrt(len(group))
+        assert np.all(np.abs(group.mean(0) - colors.mean(0)) < 4.5 * error)
 
 
 def test_size_says_nothing_about_the_class(small):

@@ -217,10 +217,10 @@ def test_specs_that_fit_no_data_are_refused(fields, says):
         Voc(**{"root": ".", "class_names": NAMES} | fields)
 
 
-def test_every_colour_mode_becomes_rgb(tmp_path):
+def test_every_color_mode_becomes_rgb(tmp_path):
     ramp = np.linspace(0, 255, 50).astype(np.uint8) * np.ones((40, 1), np.uint8)
-    grey = Image.fromarray(ramp)
-    modes = {mode: grey.convert(mode) for mode in ("L", "LA", "RGB", "RGBA", "P", "1")}
+    gray = Image.fromarray(ramp)
+    modes = {mode: gray.convert(mode) for mode in ("L", "LA", "RGB", "RGBA", "P", "1")}
     modes["16"] = Image.fromarray(ramp.astype(np.uint16) * 257)
     modes["P"].info["transparency"] = bytes(range(256))
     for name, image in modes.items():
@@ -230,7 +230,7 @@ def test_every_colour_mode_becomes_rgb(tmp_path):
         assert decoded.dtype == np.uint8
         if name != "1":
             np.testing.assert_allclose(decoded[..., 1], ramp, atol=1)
-    (tmp_path / "cmyk.jpg").write_bytes(jpeg(grey.convert("RGB").convert("CMYK")))
+    (tmp_path / "cmyk.jpg").write_bytes(jpeg(gray.convert("RGB").convert("CMYK")))
     np.testing.assert_allclose(decode_rgb(tmp_path / "cmyk.jpg")[..., 0], ramp, atol=6)
 
 

@@ -14,7 +14,9 @@ import types
 import pytest
 
 import fpnlab
-from fpnlab.config import help as fields
+from fpnlab.config import help
+from fpnlab.config.experiment import Experiment
+from fpnlab.config.hints import field_paths
 
 reference = runpy.run_path(str(pathlib.Path(__file__).with_name("reference.py")))
 reference = types.SimpleNamespace(**reference)
@@ -224,6 +226,7 @@ def test_every_public_definition_says_what_it_is():
 
 
 def test_every_spec_field_says_what_it_means():
-    rows = fields.fields()
-    assert len(rows) > 80
-    assert [path for path, _, _, meaning in rows if not meaning.endswith(".")] == []
+    paths = [*field_paths(Experiment)]
+    assert len(paths) > 80
+    fields = [help.sections(path)[0] for path in paths if not path.endswith("kind")]
+    assert [field.path for field in fields if not field.meaning.rstrip().endswith(".")] == []

@@ -28,7 +28,12 @@ LINES = [
     for line in COMMAND.findall(text)
     if "configs/demo.toml:" != line.split()[1]  # The first line of an error.
 ]
-PLACES = {"CONFIG": "configs/demo.toml", "runs/NAME": "docs", "ADDRESS": "local"}
+PLACES = {
+    "CONFIG": "configs/demo.toml",
+    "runs/NAME": "docs",
+    "photos/": "docs",
+    "ADDRESS": "local",
+}
 
 
 def parsed(line):

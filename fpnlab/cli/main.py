@@ -1,5 +1,6 @@
 """The command ``fpnlab``."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from fpnlab.config.experiment import Experiment
@@ -61,17 +63,33 @@ class Laboratory(click.Group):
 class Configured(Command):
     """A command that takes a config, and overrides of its fields as further options."""
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the list of fields under the options."""
-        from fpnlab.config.help import fields
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses the words; ``--help FIELD`` prints the help on a field."""
+        for word, after in itertools.pairwise(args):
+            path = after.removeprefix("--").replace("-", "_")
+            if word in ctx.help_option_names and re.fullmatch(r"[a-z_0-9]+(\.[a-z_0-9]+)*", path):
+                from fpnlab.cli.field_help import describe_field
 
-        with formatter.section("Fields of the experiment, e.g. --train.batch_size 8"):
-            formatter.write_dl(
-                [
-                    (f"--{path} {kind}", f"{meaning} [{default}]")
-                    for path, kind, default, meaning in fields()
-                ]
-            )
+                click.echo(describe_field(path))
+                ctx.exit()
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Returns completions of a word; of ``--tr`` also the fields of an experiment."""
+        items = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("--"):
+            from fpnlab.config.experiment import Experiment
+            from fpnlab.config.hints import field_paths
+
+            fields = (f"--{path}" for path in field_paths(Experiment))
+            items += [CompletionItem(field) for field in fields if field.startswith(incomplete)]
+        return items
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the sections of fields under the options."""
+        from fpnlab.cli.field_help import write_sections
+
+        write_sections(formatter)
 
 
 def configured(name: str) -> Any:
@@ -284,6 +302,97 @@ def study(
     for finding in summary.findings:
         console.print(f"- {finding}", markup=False, highlight=False)
     click.echo(f"report: {write_report(folder)}")
+
+
+@configured("plan")
+@config_argument
+@click.option(
+    "--effect",
+    type=click.FloatRange(0, min_open=True),
+    required=True,
+    help="Smallest difference between two arms that matters, in points of the study's metric.",
+)
+@click.option(
+    "--spread",
+    type=click.FloatRange(0, min_open=True),
+    help="Standard deviation over seeds of paired differences, in points.  [default: --from]",
+)
+@click.option(
+    "--from",
+    "pilot",
+    type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path),
+    help="Folder of a pilot study from which the spread is estimated.  [default: --spread]",
+)
+@click.option(
+    "--power",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.8,
+    show_default=True,
+    help="Wanted probability of deciding a difference of that size.",
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Level of the paired t test.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes that run trials side by side.",
+)
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    config: pathlib.Path,
+    effect: float,
+    spread: float | None,
+    pilot: pathlib.Path | None,
+    power: float,
+    alpha: float,
+    workers: int,
+) -> None:
+    """Print how many seeds CONFIG's [study] needs to decide a difference, and how long they take.
+
+    The time is measured on a few steps of each kind of trial; nothing is written.
+    """
+    if (spread is None) == (pilot is None):
+        raise click.UsageError("give the spread: either --spread POINTS or --from FOLDER")
+    from fpnlab.cli.study_plan import describe_plan
+    from fpnlab.config.trials import counted
+    from fpnlab.records.study_records import read_summary
+    from fpnlab.study.dry_run import estimate
+    from fpnlab.study.power_plan import plan_seeds, pooled_deviation
+
+    experiment = _experiment(ctx, config)
+    if spread is None:
+        assert pilot is not None
+        spread, freedom = pooled_deviation(read_summary(pilot / "summary.json"))
+        source = f"estimated from {pilot} with {freedom} degrees of freedom"
+    else:
+        source = "as given"
+    dataset = _data(counted(experiment))
+    click.echo("measuring a few steps of each kind of trial ...", err=True)
+    found = estimate(experiment, dataset)
+    assert experiment.study is not None
+    study = experiment.study
+    planned = plan_seeds(
+        found,
+        study.seeds,
+        effect=effect,
+        deviation=spread,
+        power=power,
+        alpha=alpha,
+        workers=workers,
+    )
+    click.echo(
+        describe_plan(
+            planned, metric=study.metric, seeds=len(study.seeds), power=power, source=source
+        )
+    )
 
 
 @main.command("worker", hidden=True)

@@ -10,18 +10,20 @@ import sys
 import time
 
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from PIL import Image
 
 from fpnlab.cli.main import main, problem_lines
-from fpnlab.config.help import fields as describe
+from fpnlab.config.help import sections
 from fpnlab.config.load import load_config
 from fpnlab.config.validate import validate
 from fpnlab.data.dataset import Problem
+from fpnlab.stats.intervals import paired_power
 from fpnlab.study.ledger import Ledger
 
-CONFIGURED = ("train", "study", "show", "config")
-COMMANDS = (*CONFIGURED, "evaluate", "report", "verify")
+CONFIGURED = ("train", "study", "plan", "show", "config")
+COMMANDS = (*CONFIGURED, "evaluate", "predict", "report", "verify", "doctor")
 
 CONFIG = """
 question = "Does the command line work?"
@@ -100,11 +102,75 @@ def test_help_lists_every_option_with_type_default_and_meaning(command):
         if option.param_type_name == "option":
             assert option.help
             assert squeezed(option.help) in squeezed(result.output)
-            assert option.show_default or "[default:" in option.help
+            assert option.required or option.show_default or "[default:" in option.help
             assert f"{option.opts[0]} " in result.output
-    fields = describe()
-    for path, kind, default, meaning in fields if command in CONFIGURED else ():
-        assert squeezed(f"--{path} {kind} {meaning} [{default}]") in squeezed(result.output)
+    if command in CONFIGURED:
+        _, (experiment,) = sections()
+        for field in experiment.fields:
+            assert f"--{field.path} {field.type}" in result.output
+            assert squeezed(field.meaning.split("\n\n")[0]) in squeezed(result.output)
+        assert len(result.output.splitlines()) < 90
+
+
+@pytest.mark.parametrize("path", ["train", "model.backbone.norm", "train.ema_examples", "study"])
+def test_help_on_a_field_shows_its_section(path):
+    result = call("train", "--help", path)
+    assert result.exit_code == 0
+    assert result.output == call("study", "--help", f"--{path}").output
+    field, kinds = sections(path)
+    assert squeezed(field.meaning) in squeezed(result.output)
+    for kind in kinds:
+        assert squeezed(kind.meaning) in squeezed(result.output)
+        for inner in kind.fields:
+            assert f"--{inner.path} {inner.type}" in result.output
+
+
+def test_help_on_an_unknown_field_names_a_near_one():
+    result = call("train", "--help", "train.batchsize")
+    assert result.exit_code == 2
+    assert "train.batchsize: unknown field; did you mean train.batch_size" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "incomplete", "expected"),
+    [
+        ([], "eva", "evaluate"),
+        (["study"], "--wor", "--workers"),
+        (["train"], "--train.batch", "--train.batch_size"),
+        (
+            ["train", "configs/demo.toml"],
+            "--model.backbone.norm.dec",
+            "--model.backbone.norm.decay",
+        ),
+    ],
+)
+def test_the_shell_completes_commands_options_and_fields(words, incomplete, expected):
+    completion = ShellComplete(main, {}, "fpnlab", "_FPNLAB_COMPLETE")
+    found = [item.value for item in completion.get_completions(words, incomplete)]
+    assert expected in found
+
+
+def test_a_plan_prints_power_trials_and_time_by_seeds(config_file, tmp_path):
+    words = ("--effect", 3, "--study.seeds", "[0, 1]", "--train.examples", 48)
+    result = call("plan", config_file, *words, "--spread", 2)
+    assert result.exit_code == 0
+    assert "6 seeds decide a true difference of 3 points of AP with a probability" in result.stdout
+    rows = {
+        int(line.split()[0]): line.split()[1:]
+        for line in result.stdout.splitlines()
+        if line.strip()[:1].isdecimal() and "seeds" not in line
+    }
+    assert rows[2][1] == "2"
+    assert rows[2][-2:] == ["this", "config"]
+    assert rows[6][0] == f"{paired_power(3.0, 2.0, 6):.2f}"
+    assert rows[6][-1] == "needed"
+
+
+@pytest.mark.parametrize("words", [(), ("--spread", 2, "--from", ".")])
+def test_a_plan_needs_one_source_of_the_spread(words, config_file):
+    result = call("plan", config_file, "--effect", 3, *words)
+    assert result.exit_code == 2
+    assert "give the spread: either --spread POINTS or --from FOLDER" in result.stderr
 
 
 @pytest.mark.parametrize("overrides", [(), ("--train.batch-size", 8), ("--train.batch_size=8",)])

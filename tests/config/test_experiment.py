@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 
-from fpnlab.config import help as fields
+from fpnlab.config import help
 from fpnlab.config.load import load_config
 from fpnlab.config.messages import MINIMAL
 from fpnlab.config.study import Axis
@@ -509,14 +509,12 @@ def test_a_run_folder_gives_its_experiment_back(table, tmp_path):
     assert RunFolder(tmp_path).stored().experiment == experiment
 
 
-def test_help_names_every_field_by_the_path_that_overrides_it(table):
-    paths = {path for path, *_ in fields.fields()}
-    given = {".".join(path) for path, _ in leaves(resolved(validate(table | {"augment": {}})))}
-    # Fields of a norm are listed once, where the first norm stands; kinds, with their union.
-    elsewhere = ("model.neck.norm.", "model.head.norm.")
-    assert {p for p in given - paths if not p.startswith(elsewhere)} == {
-        p for p in given if p.endswith(".kind") and not p.startswith(elsewhere)
-    }
+def test_help_describes_every_field_by_the_path_that_overrides_it(table):
+    for path, _ in leaves(resolved(validate(table | {"augment": {}}))):
+        if path[-1] != "kind":
+            field, _ = help.sections(".".join(path))
+            assert field.path == ".".join(path)
+            assert field.meaning
 
 
 def test_there_are_configs():

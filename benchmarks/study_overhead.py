@@ -47,7 +47,7 @@ class Share:
     calls: int
 
 
-class Stopwatch:
+class PartTimer:
     """The time in parts of a program, each outermost call counted once, in the main thread."""
 
     def __init__(self):
@@ -55,9 +55,9 @@ class Stopwatch:
         self.calls = collections.Counter()
         self.busy = False
 
-    def watched(self, part, function):
+    def timed(self, part, function):
         @functools.wraps(function)
-        def timed(*args, **kwargs):
+        def call(*args, **kwargs):
             if self.busy or threading.current_thread() is not threading.main_thread():
                 return function(*args, **kwargs)
             # Steps run ahead: waiting for them is not what the records cost.
@@ -70,7 +70,7 @@ class Stopwatch:
                 self.seconds[part] += time.perf_counter() - begun
                 self.calls[part] += 1
 
-        return timed
+        return call
 
 
 def main():
@@ -79,10 +79,10 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="folder of the study  [default: none]")
     options: argparse.Namespace = parser.parse_args()
     timing.prepare(options)
-    experiment, watch = load_config(options.config), Stopwatch()
+    experiment, timer = load_config(options.config), PartTimer()
     for part, places in PARTS.items():
         for owner, name in places:
-            setattr(owner, name, watch.watched(part, getattr(owner, name)))
+            setattr(owner, name, timer.timed(part, getattr(owner, name)))
     dataset = load(counted(experiment).data)
     with contextlib.ExitStack() as stack:
         folder = options.out or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -93,10 +93,10 @@ def main():
             experiment, dataset, folder, command=command, stop=stop, listener=listener, pack=8
         )
         wall = time.perf_counter() - begun
-        watch.watched("report", write_report)(folder)
+        timer.timed("report", write_report)(folder)
     rows = [
-        Share(part, round(seconds, 2), round(100 * seconds / wall, 2), watch.calls[part])
-        for part, seconds in watch.seconds.items()
+        Share(part, round(seconds, 2), round(100 * seconds / wall, 2), timer.calls[part])
+        for part, seconds in timer.seconds.items()
     ]
     total = sum(row.seconds for row in rows if row.part != "report")
     rows.append(Share("all but the report", round(total, 2), round(100 * total / wall, 2), 0))

@@ -1,4 +1,4 @@
-"""Memory that the process keeps instead of handing it back to the system."""
+"""Settings of glibc with which the process keeps freed memory for later allocations."""
 
 import ctypes
 import os
@@ -27,6 +27,6 @@ def keep_freed_memory() -> bool:
     if not glibc:
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # One arena: the others are made of mappings that are always given back.
+    # One arena: the others are mappings, which are always unmapped.
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_ARENA_MAX: 1}
     return all([mallopt(name, value) == 1 for name, value in settings.items()])

@@ -28,7 +28,7 @@ def describe_field(path: str) -> str:
       path: Dotted path, e.g. ``train.batch_size`` or ``model.backbone.norm``.
 
     Raises:
-      ConfigError: There is no such field.
+      ConfigError: The field is unknown.
     """
     field, kinds = sections(path)
     assert field is not None

@@ -491,7 +491,7 @@ def report(folder: pathlib.Path) -> None:
 @main.command("verify")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path))
 def verify(folder: pathlib.Path) -> None:
-    """Check the run or study FOLDER against its own checksums, and print every fault."""
+    """Check the run or study FOLDER against its own checksums, and print every problem."""
     from fpnlab.study.verify import verify as check
 
     found = check(folder)
@@ -631,7 +631,7 @@ def _use_compilation_cache() -> None:
 
 
 def _data(experiment: "Experiment") -> "Dataset":
-    """Returns the experiment's data; tells what was left out of them, or why there are none."""
+    """Returns the experiment's data; prints problems, and exits with 3 where loading fails."""
     from fpnlab.data.load_data import load
 
     try:
@@ -655,7 +655,7 @@ def problem_lines(problems: "Sequence[Problem]", most: int = 20) -> list[str]:
     """
     kinds: dict[str, list[Problem]] = {}
     for problem in problems:
-        # Numbers (coordinates, sizes) differ where the fault is the same.
+        # Numbers (coordinates, sizes) differ where the kind of problem is the same.
         kinds.setdefault(re.sub(r"\d+(\.\d+)?", "#", problem.what), []).append(problem)
     ordered = sorted(kinds.values(), key=len)
     lines = [

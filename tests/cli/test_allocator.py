@@ -8,7 +8,7 @@ import pytest
 
 from fpnlab.cli import allocator
 
-FAULTS = """
+PROGRAM = """
 import resource, sys, threading
 from fpnlab.cli.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
@@ -23,8 +23,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """
 
 
-def faults(mode):
-    run = [sys.executable, "-c", FAULTS, mode]
+def page_faults(mode):
+    run = [sys.executable, "-c", PROGRAM, mode]
     return int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
 
 
@@ -34,7 +34,7 @@ def test_large_blocks_freed_in_a_thread_are_used_again():
         os.confstr("CS_GNU_LIBC_VERSION")
     except ValueError:
         pytest.skip("a setting of glibc")
-    assert faults("keep") < 0.25 * faults("default")
+    assert page_faults("keep") < 0.25 * page_faults("default")
 
 
 @pytest.mark.parametrize("error", [AttributeError, OSError, ValueError])

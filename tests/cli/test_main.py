@@ -233,7 +233,7 @@ def test_the_folder_of_another_run_exits_with_5(trained, config_file):
         (["evaluate"], 2, "config.json: not the config of a run"),
     ],
 )
-def test_a_folder_that_is_no_run_is_refused(words, code, says, tmp_path):
+def test_commands_on_a_run_reject_a_folder_without_one(words, code, says, tmp_path):
     result = call(*words, tmp_path)
     assert result.exit_code == code
     assert says in result.stderr

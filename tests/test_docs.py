@@ -8,7 +8,8 @@ import typing
 
 import pytest
 
-from fpnlab.cli.main import _overrides, main
+from fpnlab.cli.command_line import overrides
+from fpnlab.cli.main import main
 from fpnlab.config.experiment import Experiment
 from fpnlab.config.hints import field_paths
 from fpnlab.config.load import load_config
@@ -40,7 +41,7 @@ def parsed(line):
     """Returns the config and the overrides of a command, read as the command line reads them."""
     name, *words = shlex.split(line, comments=True)
     context = main.commands[name].make_context(name, [PLACES.get(w, w) for w in words])
-    return context.params.get("config"), list(_overrides(context.args))
+    return context.params.get("config"), list(overrides(context.args))
 
 
 def all_kinds(hint, seen=()):

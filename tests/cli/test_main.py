@@ -14,7 +14,8 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from PIL import Image
 
-from fpnlab.cli.main import main, problem_lines
+from fpnlab.cli.command_line import problem_lines
+from fpnlab.cli.main import main
 from fpnlab.config.help import sections
 from fpnlab.config.load import load_config
 from fpnlab.config.validate import validate

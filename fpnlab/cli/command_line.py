@@ -1,0 +1,178 @@
+"""Words and options that the commands share."""
+
+import itertools
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from fpnlab.config.experiment import Experiment
+    from fpnlab.data.dataset import Dataset, Problem
+
+
+class Command(click.Command):
+    """A command without options of several letters behind one dash."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses the words; click would take ``-batch`` for ``-b -a -t -c -h`` and print help."""
+        flags = {
+            word
+            for option in self.get_params(ctx)
+            if isinstance(option, click.Option) and (option.is_flag or option.count)
+            for word in option.opts + option.secondary_opts
+        }
+        for before, word in zip(["", *args], args):
+            value = before.startswith("--") and "=" not in before and before not in flags
+            if not value and re.match(r"-[A-Za-z][\w.-]", word):
+                raise click.UsageError(f"{word}: no such option; did you mean -{word}?", ctx)
+        return super().parse_args(ctx, args)
+
+
+class Laboratory(click.Group):
+    """The group of all commands; an error that names its exit code is a message, not a trace."""
+
+    command_class = Command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            code = getattr(error, "exit_code", None)
+            if code is None:
+                raise
+            click.echo(f"fpnlab {ctx.invoked_subcommand}: {error}", err=True)
+            sys.exit(code)
+
+
+class Configured(Command):
+    """A command that takes a config, and overrides of its fields as further options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses the words; ``--help FIELD`` prints the help on a field."""
+        for word, after in itertools.pairwise(args):
+            path = after.removeprefix("--").replace("-", "_")
+            if word in ctx.help_option_names and re.fullmatch(r"[a-z_0-9]+(\.[a-z_0-9]+)*", path):
+                from fpnlab.cli.field_help import describe_field
+
+                click.echo(describe_field(path))
+                ctx.exit()
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Returns completions of a word; of ``--tr`` also the fields of an experiment."""
+        items = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("--"):
+            from fpnlab.config.experiment import Experiment
+            from fpnlab.config.hints import field_paths
+
+            fields = (f"--{path}" for path in field_paths(Experiment))
+            items += [CompletionItem(field) for field in fields if field.startswith(incomplete)]
+        return items
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the sections of fields under the options."""
+        from fpnlab.cli.field_help import write_sections
+
+        write_sections(formatter)
+
+
+def configured(name: str, short_help: str) -> Callable[[Callable[..., None]], Configured]:
+    """Returns a decorator that makes a function a command over a config with overrides."""
+    passing = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return click.command(name, cls=Configured, context_settings=passing, short_help=short_help)
+
+
+config_argument = click.argument("config", type=click.Path(dir_okay=False, path_type=pathlib.Path))
+out_option = click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    help="Folder for results.  [default: runs/<name of the config>]",
+)
+
+
+def given_experiment(ctx: click.Context, path: pathlib.Path) -> "Experiment":
+    """Returns the experiment of a config with the overrides of the command line."""
+    from fpnlab.config.load import load_config
+
+    use_compilation_cache()
+    return load_config(path, list(overrides(ctx.args)))
+
+
+def overrides(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Yields (path, value) from words like ``--a.b 1`` and ``--a.b=1``."""
+    rest = iter(words)
+    for word in rest:
+        path, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not path:
+            raise click.UsageError(
+                f"{word!r} is neither an option nor a field like --train.examples"
+            )
+        given = value if equals else next(rest, None)
+        if given is None:
+            raise click.UsageError(f"--{path} needs a value, e.g. --{path} 1")
+        yield path, given
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in ``$FPNLAB_CACHE`` or ``~/.cache/fpnlab``."""
+    import jax
+
+    home = os.environ.get("FPNLAB_CACHE") or pathlib.Path.home() / ".cache" / "fpnlab"
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def loaded_data(experiment: "Experiment") -> "Dataset":
+    """Returns the experiment's data; prints problems, and exits with 3 where loading fails."""
+    from fpnlab.data.load_data import load
+
+    try:
+        dataset = load(experiment.data)
+    except (OSError, ValueError) as error:
+        click.echo(
+            f"fpnlab: {error}\nThe folder is the field data.root: --data.root PATH", err=True
+        )
+        sys.exit(3)
+    for line in problem_lines(dataset.problems):
+        click.echo(f"data: {line}", err=True)
+    return dataset
+
+
+def problem_lines(problems: "Sequence[Problem]", most: int = 20) -> list[str]:
+    """Returns a line for each kind of problem, the rarest first: equal ones are counted.
+
+    Args:
+      problems: what was left out or changed while loading.
+      most: lines at most; a last one says how many kinds were left out.
+    """
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        # Numbers (coordinates, sizes) differ where the kind of problem is the same.
+        kinds.setdefault(re.sub(r"\d+(\.\d+)?", "#", problem.what), []).append(problem)
+    ordered = sorted(kinds.values(), key=len)
+    lines = [
+        str(alike[0]) + (f" (and {len(alike) - 1} more like it)" if len(alike) > 1 else "")
+        for alike in ordered
+    ]
+    rest = len(lines) - most
+    return lines if rest <= 0 else [*lines[:most], f"{rest} more kinds of problems"]
+
+
+def print_metrics(metrics: "Mapping[str, Mapping[str, float | None]]") -> None:
+    """Prints metrics in points, a row a metric and a column a source of statistics."""
+    names = list(metrics["running"])
+    width = max(map(len, names))
+    click.echo(f"{'points':{width}}" + "".join(f"{source:>10}" for source in metrics))
+    for name in names:
+        row = [metrics[source][name] for source in metrics]
+        cells = "".join(f"{'-' if v is None or v != v else f'{100 * v:.1f}':>10}" for v in row)
+        click.echo(f"{name:{width}}{cells}")

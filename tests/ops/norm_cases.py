@@ -210,6 +210,13 @@ def maps(shape=SHAPE, seed=0, dtype=np.float32):
     return (1 + 2 * np.random.default_rng(seed).normal(size=shape)).astype(dtype)
 
 
+def far_maps():
+    """Returns maps of which each set has a mean of ten thousand deviations."""
+    # Neighbors along every axis lie on either side of the mean, so that no set is nearly constant.
+    size = np.random.default_rng(0).uniform(0.5, 1.5, SHAPE)
+    return np.float32(1e4) + (size * (-1.0) ** np.indices(SHAPE).sum(0)).astype(np.float32)
+
+
 def weights_of(shape=SHAPE):
     """Returns weights of maps, mean and variance, of mean 0."""
     random = np.random.default_rng(3)

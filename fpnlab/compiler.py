@@ -1,14 +1,14 @@
-"""Flags without which XLA computes wrong numbers, and whether the backend at hand is right.
+"""XLA flags that avoid known wrong results on CPU, and a check of the current backend.
 
-Two kinds of reductions are silently wrong on CPU in some versions of jaxlib, where XLA hands them
-to its YNNPACK runtime:
+Two kinds of reductions are silently wrong on CPU in some versions of jaxlib, which compile them
+with the YNNPACK runtime:
 
 * jax-ml/jax#39103: a vmapped matrix-vector product that is squared and summed, over many rows;
 * a batched matrix product with a broadcast operand, multiplied and reduced: NaN, or off by orders
   of magnitude. The derivative of a normalization has this shape.
 
-Taking reductions away from YNNPACK makes both right. XLA aborts the process on a flag that it does
-not know, so that a version gets only flags that were tried with it.
+Without YNNPACK both are right. XLA aborts the process on an unknown flag, so each version gets only
+flags that were tested with it.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 NO_YNN_REDUCTIONS = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
 NEEDED_FLAGS = {
@@ -31,14 +31,14 @@ NEEDED_FLAGS = {
 }
 """The XLA flags that a version of jaxlib needs.
 
-Another version gets none, since it may not know them; `check_backend` computes the known cases.
+Other versions get none, since an unknown flag aborts; `check_backend` computes the known cases.
 """
 RIGHT_WITHOUT_FLAGS = {"0.10.1"}
-"""Versions of jaxlib that were seen to compute the known cases right as they are."""
+"""Versions of jaxlib that compute the known cases correctly without flags."""
 
 
 class WrongResultWarning(UserWarning):
-    """The backend at hand computes wrong numbers."""
+    """The current backend computes wrong numbers."""
 
 
 class Check(NamedTuple):
@@ -49,17 +49,17 @@ class Check(NamedTuple):
     found: float
     """Result of the backend."""
     expected: float
-    """The right value, from float64 NumPy."""
+    """Reference value, from float64 NumPy."""
 
     @property
     def right(self) -> bool:
-        """True if both agree to 1e-4 relative; the known faults are off by 0.008 and more."""
+        """True if both agree to 1e-4 relative; the known errors are 0.008 or larger."""
         return abs(self.found - self.expected) <= 1e-4 * abs(self.expected)
 
 
 @functools.cache
 def jaxlib_version() -> str:
-    """Returns the version of the installed jaxlib; "" where there is none."""
+    """Returns the version of the installed jaxlib, or "" if it is not installed."""
     try:
         return importlib.metadata.version("jaxlib")
     except importlib.metadata.PackageNotFoundError:
@@ -67,13 +67,13 @@ def jaxlib_version() -> str:
 
 
 def missing_flags(version: str, xla_flags: str) -> tuple[str, ...]:
-    """Returns the flags that a jaxlib needs and ``XLA_FLAGS`` does not set, to whatever value.
+    """Returns the flags that a jaxlib needs and ``XLA_FLAGS`` does not set to any value.
 
-    A value that the user set stays: the user decides.
+    A value that the user set is kept.
 
     Args:
-      version: of jaxlib.
-      xla_flags: value of the environment variable ``XLA_FLAGS``.
+      version: Version of jaxlib.
+      xla_flags: Value of the environment variable ``XLA_FLAGS``.
     """
     return tuple(
         flag
@@ -83,23 +83,28 @@ def missing_flags(version: str, xla_flags: str) -> tuple[str, ...]:
 
 
 def known_to_be_right(version: str, xla_flags: str) -> bool:
-    """Returns whether a jaxlib was seen to be right with these flags; arguments as above."""
+    """Returns whether a jaxlib is known to compute correctly with these flags.
+
+    Args:
+      version: Version of jaxlib.
+      xla_flags: Value of the environment variable ``XLA_FLAGS``.
+    """
     if version in RIGHT_WITHOUT_FLAGS:
         return True
-    values = {_name(flag): flag for flag in xla_flags.split()}  # The last one counts.
+    values = {_name(flag): flag for flag in xla_flags.split()}  # The last one wins.
     needed = NEEDED_FLAGS.get(version, ())
     return bool(needed) and all(values.get(_name(flag)) == flag for flag in needed)
 
 
-def _name(flag):
+def _name(flag: str) -> str:
     return flag.partition("=")[0]
 
 
 def set_flags() -> None:
     """Appends the flags that the installed jaxlib needs to ``XLA_FLAGS``.
 
-    It works until JAX starts its backend, which reads the variable once; processes started later
-    inherit it. Where the backend already runs without them, it is checked: see `check_backend`.
+    This has an effect only before JAX starts its backend, which reads the variable once; child
+    processes inherit it. If the backend already runs without the flags, `check_backend` checks it.
     """
     present = os.environ.get("XLA_FLAGS", "")
     missing = missing_flags(jaxlib_version(), present)
@@ -110,19 +115,19 @@ def set_flags() -> None:
 
 
 def check_backend() -> None:
-    """Warns, once in a process, where the backend computes one of the known cases wrong.
+    """Warns, once per process, if the backend computes one of the known cases wrong.
 
-    They are computed unless the version of jaxlib and ``XLA_FLAGS`` say that it is right.
+    The cases are computed unless the version of jaxlib with ``XLA_FLAGS`` is known to be right.
 
     Warns:
-      WrongResultWarning: it is wrong; the message says what to do.
+      WrongResultWarning: A result is wrong; the message names the remedy.
     """
     if not known_to_be_right(jaxlib_version(), os.environ.get("XLA_FLAGS", "")):
         _warn_if_wrong()
 
 
 @functools.cache
-def _warn_if_wrong():
+def _warn_if_wrong() -> None:
     wrong = [check.name for check in checks() if not check.right]
     if wrong:
         warnings.warn(
@@ -134,7 +139,7 @@ def _warn_if_wrong():
 
 
 def remedy() -> str:
-    """Returns what to do about a backend that computes wrong numbers, in a sentence."""
+    """Returns the remedy for a backend that computes wrong numbers, as one sentence."""
     version = jaxlib_version()
     if needed := NEEDED_FLAGS.get(version):
         return (
@@ -146,40 +151,41 @@ def remedy() -> str:
 
 
 def silence_false_alarms() -> None:
-    """Keeps jaxlib 0.10.1 from printing an error for each program that it loads from its cache.
+    """Silences the error that jaxlib 0.10.1 prints for each program loaded from its cache.
 
-    It takes two preferences of its own code generator for features that the processor lacks, and
-    warns of a crash that cannot come. Errors still raise exceptions. Call this before JAX is
-    imported; a level that the user set stays.
+    It mistakes two preferences of its own code generator for features that the processor lacks,
+    and warns of a crash that cannot happen. Errors still raise exceptions. Call this before JAX is
+    imported; a log level set by the user is kept.
     """
-    # JAX itself sets 1 where nothing is set, also for the processes that a process starts.
+    # 1 is the value that JAX itself sets by default, and child processes inherit it.
     if jaxlib_version() == "0.10.1" and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 
 def backend_started() -> bool:
-    """Returns whether JAX has started a backend in this process, and so has read its flags."""
+    """Returns whether JAX has started a backend in this process, and so has read ``XLA_FLAGS``."""
     bridge = sys.modules.get("jax._src.xla_bridge")
-    # A private function, the only one that does not start it; where it is missing, assume so.
+    # A private function, but every public one starts the backend. If it is missing, assume that
+    # the backend has started.
     return bridge is not None and getattr(bridge, "backends_are_initialized", lambda: True)()
 
 
 @functools.cache
 def checks() -> tuple[Check, ...]:
-    """Returns the known cases as computed by JAX's default backend; it starts the backend."""
+    """Returns the known cases as computed by JAX's default backend, which this call starts."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     rows = np.zeros((32_769, 3), np.float32)
     rows[:, 0] = np.arange(32_769)
-    matrix = np.eye(3, dtype=np.float32)  # A constant of the program, which the fault needs.
+    matrix = np.eye(3, dtype=np.float32)  # The bug appears only with a constant matrix.
     squares = lambda x: jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2))(x)
     maps = np.random.default_rng(0).standard_normal((5, 60, 60)).astype(np.float32)
     products = lambda x: jnp.sum((x @ jnp.full_like(x, 0.5)) * x, axis=-1)
     exact = maps.astype(np.float64)
     with contextlib.ExitStack() as settings:
-        # What a program that uses fpnlab may have set; a caller may be traced.
+        # Undo settings that the caller may have changed; the caller may also be inside a trace.
         settings.enter_context(jax.ensure_compile_time_eval())
         settings.enter_context(jax.disable_jit(False))
         settings.enter_context(jax.debug_nans(False))
@@ -201,22 +207,23 @@ def checks() -> tuple[Check, ...]:
 
 
 def summary() -> str:
-    """Returns in one line whether this backend computes the known cases right; starts it."""
+    """Returns one line on the known cases: "wrong: ..." or "right: ..."; starts the backend."""
     wrong = [check.name for check in checks() if not check.right]
     return f"wrong: {'; '.join(wrong)}" if wrong else f"right: {len(checks())} known cases"
 
 
-def doubt(environment: Mapping[str, Any]) -> str | None:
-    """Returns why numbers computed in an environment may be wrong; None where nothing says so.
+def doubt(environment: Mapping[str, object]) -> str | None:
+    """Returns the reason why numbers from an environment may be wrong; None if there is none.
 
     Args:
-      environment: the contents of an ``env.json``; one written before the known cases were
-        checked is judged by its jaxlib, its platform and its flags.
+      environment: Contents of an ``env.json``. If it was written before the known cases were
+        checked, its jaxlib version, platform and flags decide.
     """
     if line := environment.get("known_cases"):
-        return f"its backend failed the known cases ({line})" if line.startswith("wrong") else None
-    version = environment.get("versions", {}).get("jaxlib", "")
-    flags = environment.get("flags", {}).get("XLA_FLAGS", "")
+        wrong = str(line).startswith("wrong")
+        return f"its backend failed the known cases ({line})" if wrong else None
+    version = _entry(environment, "versions", "jaxlib")
+    flags = _entry(environment, "flags", "XLA_FLAGS")
     if environment.get("platform") != "cpu" or version not in NEEDED_FLAGS:
         return None
     if known_to_be_right(version, flags):
@@ -225,3 +232,8 @@ def doubt(environment: Mapping[str, Any]) -> str | None:
         f"it was computed by jaxlib {version} on CPU, which is wrong for some reductions "
         f"without {' '.join(NEEDED_FLAGS[version])}"
     )
+
+
+def _entry(environment: Mapping[str, object], table: str, name: str) -> str:
+    entries = environment.get(table)
+    return str(entries.get(name, "")) if isinstance(entries, Mapping) else ""

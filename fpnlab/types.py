@@ -1,4 +1,4 @@
-"""The named values that cross rooms: what data hands to models, models to losses, and so on.
+"""Types shared by several subpackages: modes, batches, detections, moments, feature maps.
 
 Axis names in the shapes: ``b`` images, ``h w`` space, ``c`` channels, ``a`` anchors,
 ``m`` ground-truth boxes (padded to a fixed number), ``d`` detections, ``k`` classes.
@@ -7,14 +7,14 @@ Boxes are ``xyxy`` in pixels; the origin is the top-left corner of the top-left 
 
 import collections
 import typing
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import ClassVar, TypeVar, dataclass_transform
 
 import flax.struct
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from fpnlab.spec import spec
 
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def tree(cls: type[T]) -> type[T]:
-    """Returns ``cls`` as a frozen pytree dataclass: parameters, state, or a batch.
+    """Returns ``cls`` as a frozen pytree dataclass, for parameters, state or a batch.
 
-    Its constructor is left unchecked by shape checkers, because ``eval_shape``, ``vmap``
-    and ``tree.map`` rebuild it around leaves that are not arrays. Programs that take or return it
-    can be exported and serialized (``jax.export``).
+    Runtime shape checkers skip its constructor, because ``eval_shape``, ``vmap`` and ``tree.map``
+    rebuild it around leaves that are not arrays. Programs that take or return it can be exported
+    and serialized (``jax.export``).
     """
     built = typing.no_type_check(flax.struct.dataclass(cls, kw_only=True))
     jax.export.register_pytree_node_serialization(
@@ -41,19 +41,19 @@ def tree(cls: type[T]) -> type[T]:
 
 @spec
 class Mode:
-    """Three switches that other libraries hide behind one ``train`` flag.
+    """Three independent switches that other libraries combine into one ``train`` flag.
 
-    Every combination is legal.
+    Every combination is valid.
     """
 
     stats: typing.Literal["batch", "running"] = "batch"
-    """The statistics that normalize: those of this batch, or the running ones."""
+    """Statistics that normalize: those of the current batch, or the running ones."""
     update: typing.Literal["none", "running", "moments"] = "running"
-    """Update of the statistics in the state: none, a running average that takes this
-    batch in, or the moments of all values so far, into which those of this batch are merged by
-    count (from a state whose counts are 0; "precise" statistics are made so)."""
+    """Update of the statistics in the state: none; a step of the running average; or a merge of
+    this batch's moments, weighted by count, into the moments of all values so far (starting from
+    a state with counts of 0; "precise" statistics are computed this way)."""
     stochastic: bool = True
-    """If true, stochastic parts (stochastic depth, dropout) are on."""
+    """If true, stochastic layers (stochastic depth, dropout) are on."""
 
     TRAIN: ClassVar["Mode"]
     EVAL: ClassVar["Mode"]
@@ -70,7 +70,13 @@ Mode.MOMENTS = Mode(stats="batch", update="moments", stochastic=False)
 def picture_mask(
     extent: Float[Array | np.ndarray, "b 2"], height: int, width: int
 ) -> Bool[Array, "b h w"]:
-    """Returns which pixels of padded images belong to the pictures of this height and width."""
+    """Returns the mask of the pixels of padded images that belong to the pictures.
+
+    Args:
+      extent: Height and width of each picture, pixels.
+      height: Height of the padded images, pixels.
+      width: Width of the padded images, pixels.
+    """
     inside_y = jnp.arange(height) < extent[:, :1]
     inside_x = jnp.arange(width) < extent[:, 1:]
     return inside_y[:, :, None] & inside_x[:, None, :]
@@ -78,43 +84,43 @@ def picture_mask(
 
 @tree
 class Batch:
-    """Images with their boxes, padded to fixed shapes."""
+    """Images with their ground-truth boxes, padded to fixed shapes."""
 
-    images: Any
-    """``[b, h, w, 3]``, uint8 or float, 0 to 255."""
-    boxes: Any
-    """``[b, m, 4]`` float32, ``xyxy`` in pixels of ``images``."""
-    classes: Any
-    """``[b, m]`` int32, 0 to k - 1; anything where ``valid`` is false."""
-    valid: Any
-    """``[b, m]`` bool: which of the ``m`` rows are boxes."""
-    extent: Any
-    """``[b, 2]`` float32: height and width of the picture inside ``images``, whose remaining
-    rows (below) and columns (to the right) are padding."""
-    index: Any
-    """``[b]`` int32: the images' numbers in their data set."""
+    images: Num[Array | np.ndarray, "*b h w 3"]
+    """uint8 or float, 0 to 255."""
+    boxes: Float[Array | np.ndarray, "*b m 4"]
+    """float32, ``xyxy`` in pixels of ``images``."""
+    classes: Int[Array | np.ndarray, "*b m"]
+    """int32, 0 to k - 1; arbitrary where ``valid`` is false."""
+    valid: Bool[Array | np.ndarray, "*b m"]
+    """True for rows that are boxes, false for padding."""
+    extent: Float[Array | np.ndarray, "*b 2"]
+    """float32; height and width of the picture inside ``images``. The rows below and the columns
+    to the right of it are padding."""
+    index: Int[Array | np.ndarray, "*b"]
+    """int32; the images' numbers in their data set."""
 
     @property
     def mask(self) -> Bool[Array, "b h w"]:
-        """``[b, h, w]`` bool: which pixels belong to the picture."""
+        """True for pixels that belong to the picture."""
         return picture_mask(self.extent, *self.images.shape[1:3])
 
 
 @tree
 class LabeledBatch:
-    """Images with one label each, all pixels of the picture."""
+    """Images with one label each, without padding."""
 
-    images: Any
-    """``[b, h, w, 3]``, uint8 or float, 0 to 255."""
-    labels: Any
-    """``[b]`` int32, 0 to k - 1; or ``[b, k]`` float32, the shares of the classes, sum 1."""
-    index: Any
-    """``[b]`` int32: the images' numbers in their data set."""
+    images: Num[Array | np.ndarray, "*b h w 3"]
+    """uint8 or float, 0 to 255."""
+    labels: Int[Array | np.ndarray, "*b"] | Float[Array | np.ndarray, "*b k"]
+    """int32 class indices, 0 to k - 1; or float32 class probabilities that sum to 1."""
+    index: Int[Array | np.ndarray, "*b"]
+    """int32; the images' numbers in their data set."""
 
 
 @tree
 class Detections:
-    """Boxes found in a batch of images, best first, padded to a fixed number."""
+    """Detected boxes of a batch of images, best first, padded to a fixed number."""
 
     boxes: Float[Array, "*b d 4"]
     """``xyxy`` in pixels."""
@@ -142,10 +148,10 @@ class Moments:
 
 
 Features = dict[int, Float[Array, "b _ _ _"]]
-"""Maps by level; the stride of level ``l`` is ``2**l``. Backbone maps are C, pyramid maps P."""
+"""Feature maps by level; level ``l`` has stride ``2**l``. C are backbone maps, P pyramid maps."""
 
 Key = jax.Array
 """A typed PRNG key (``jax.random.key``)."""
 
 Intermediates = collections.OrderedDict[str, Array]
-"""Layer outputs by name, in the order of computation, which ``jit`` keeps of this type."""
+"""Layer outputs by name, in order of computation; ``jit`` would sort the keys of a plain dict."""

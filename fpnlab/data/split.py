@@ -53,7 +53,7 @@ def split_dataset(
       train: all training images.
       held: what is held out from, as in ``draw_split``.
     """
-    numbers = draw_split(split, train.labels, held.labels)
+    numbers = draw_split(split, np.asarray(train.labels), np.asarray(held.labels))
     return Dataset(
         name=name,
         class_names=class_names,

@@ -1,6 +1,7 @@
 """Resampling of maps and images. Pixel ``j`` covers ``j`` to ``j + 1``."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Num
 
 from fpnlab.ops.sharding import compiler_sharded
@@ -21,7 +22,7 @@ def upsample_nearest(x: Num[Array, "*b h w c"], factor: int = 2) -> Num[Array, "
 
 
 def sample_linear(
-    x: Num[Array, "..."], positions: Float[Array, " n"], axis: int
+    x: Num[Array | np.ndarray, "..."], positions: Float[Array, " n"], axis: int
 ) -> Float[Array, "..."]:
     """Returns ``x`` at ``positions`` along ``axis``, interpolated linearly, in float32.
 

@@ -198,11 +198,9 @@ def _check_batch(batch: object) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _trace(task: Classification, image_size: tuple[int, int], batch_size: int) -> None:
-    shape = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
-    batch = LabeledBatch(
-        images=shape((batch_size, *image_size, 3)),
-        labels=shape((batch_size,)),
-        index=shape((batch_size,)),
+    zeros = lambda *axes: jnp.zeros((batch_size, *axes), jnp.int32)
+    batch = jax.eval_shape(
+        lambda: LabeledBatch(images=zeros(*image_size, 3), labels=zeros(), index=zeros())
     )
 
     def run(batch: LabeledBatch) -> tuple[Array, LossOutput]:

@@ -206,21 +206,29 @@ def _check_batch(batch: object) -> None:
 @functools.lru_cache(maxsize=256)
 def _trace(task: Detection, image_size: tuple[int, int], batch_size: int) -> None:
     anchors = detector_anchors(task.model, *image_size)
-    shape = lambda dtype, *axes: jax.ShapeDtypeStruct((batch_size, *axes), dtype)
-    batch = Batch(
-        images=shape(np.float32, *image_size, 3),
-        boxes=shape(np.float32, 1, 4),
-        classes=shape(np.int32, 1),
-        valid=shape(bool, 1),
-        extent=shape(np.float32, 2),
-        index=shape(np.int32),
+    zeros = lambda dtype, *axes: jnp.zeros((batch_size, *axes), dtype)
+    batch = jax.eval_shape(
+        lambda: Batch(
+            images=zeros(jnp.float32, *image_size, 3),
+            boxes=zeros(jnp.float32, 1, 4),
+            classes=zeros(jnp.int32, 1),
+            valid=zeros(bool, 1),
+            extent=zeros(jnp.float32, 2),
+            index=zeros(jnp.int32),
+        )
     )
 
     def run(batch: Batch) -> tuple[Array, Detections]:
         key = jax.random.key(0)
         params, state = task.init(key)
         output, _, _ = capture_detector(
-            task.model, params, state, batch.images, Mode.TRAIN, extent=batch.extent, key=key
+            task.model,
+            params,
+            state,
+            jnp.asarray(batch.images),
+            Mode.TRAIN,
+            extent=batch.extent,
+            key=key,
         )
         loss, _ = detection_loss(task.objective, output, anchors, batch)
         return loss, detect(task.model, output, anchors, batch.extent)

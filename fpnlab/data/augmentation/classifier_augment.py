@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from fpnlab.data.augmentation.color import jitter
@@ -72,8 +73,10 @@ def augment_images(
     return dataclasses.replace(batch, images=_cast(mixed, batch.images.dtype), labels=targets)
 
 
-def _view(spec: AugmentImages, key: Key, image: Num[Array, "h w 3"]) -> Float[Array, "h w 3"]:
-    image = image.astype(jnp.float32)
+def _view(
+    spec: AugmentImages, key: Key, image: Num[Array | np.ndarray, "h w 3"]
+) -> Float[Array, "h w 3"]:
+    image = jnp.asarray(image, jnp.float32)
     image = jitter(
         key,
         image,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
 from fpnlab.ops.random import named_key
@@ -84,8 +85,8 @@ def _augment_image(spec: Augment, key: Key, example: Batch) -> Batch:
 
 
 def _view_pixels(
-    image: Num[Array, "h w 3"],
-    picture: Float[Array, " 2"],
+    image: Num[Array | np.ndarray, "h w 3"],
+    picture: Float[Array | np.ndarray, " 2"],
     scale: Float[Array, " 2"],
     offset: Float[Array, " 2"],
     extent: Float[Array, " 2"],
@@ -103,7 +104,7 @@ def _view_pixels(
 
 
 def _view_boxes(
-    boxes_xyxy: Float[Array, "m 4"],
+    boxes_xyxy: Float[Array | np.ndarray, "m 4"],
     scale: Float[Array, " 2"],
     offset: Float[Array, " 2"],
     extent: Float[Array, " 2"],

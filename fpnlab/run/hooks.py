@@ -135,8 +135,8 @@ class StopOnDivergence(Hook[TrainState, Logs]):
     def after_step(self, step: int, state: TrainState, logs: Logs) -> bool:
         """Marks the diverged trials; never ends training of the others."""
         if self.pack.is_logged(step):
-            refused = np.atleast_1d(one_copy(state.refused))
-            self.pack.ending = [i for i in self.pack.live if refused[i]]
+            skipped = np.atleast_1d(one_copy(state.skipped))
+            self.pack.ending = [i for i in self.pack.live if skipped[i]]
         return False
 
 

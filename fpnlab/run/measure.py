@@ -51,7 +51,7 @@ def measure(
             if arrays:
                 np.savez_compressed(files.path / name, **arrays)  # type: ignore[arg-type]
     steps, records = int(state.step), read_records(files.metrics)
-    diverged = int(state.refused) > 0
+    diverged = int(state.skipped) > 0
     return RunResult(
         trial=trial.name,
         config_hash=files.stored().hash,
@@ -150,7 +150,7 @@ def _divergence(experiment: Experiment, dataset: Dataset, state: TrainState) -> 
 
     Every later one was refused too, so that the state is the one before it but for its count.
     """
-    at = int(state.step) - int(state.refused)
+    at = int(state.step) - int(state.skipped)
     before = dataclasses.replace(state, step=jnp.asarray(at))
     where = first_of_step(experiment, before, batch_at(experiment, dataset, at)) or "the update"
     return f"loss or gradient not finite at step {at + 1}; first not finite: {where}"

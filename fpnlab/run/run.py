@@ -148,7 +148,7 @@ def _restored(runs: Sequence[Run]) -> list[tuple[int, TrainState]]:
 def _has_ended(run: Run, step: int, state: TrainState) -> bool:
     experiment = run.trial.experiment
     return step >= experiment.train.steps or (
-        int(state.refused) > 0 and step % log_interval(experiment) == 0
+        int(state.skipped) > 0 and step % log_interval(experiment) == 0
     )
 
 

@@ -22,7 +22,7 @@ class CrossEntropy:
 
     kind: Literal["cross_entropy"] = "cross_entropy"
     label_smoothing: Annotated[float, Fraction] = 0.0
-    """Share of every target given to all classes alike (arXiv:1512.00567, section 7)."""
+    """Share of every target spread evenly over all classes (arXiv:1512.00567, section 7)."""
 
 
 @spec
@@ -31,9 +31,9 @@ class Objective:
 
     kind: Literal["detection"] = "detection"
     positive_iou: Annotated[float, Share] = 0.5
-    """An anchor that overlaps a box by this much or more is trained to find it."""
+    """IoU with a box from which an anchor is positive, i.e. trained to predict it."""
     negative_iou: Annotated[float, Share] = 0.4
-    """An anchor below it is background; those between take no part."""
+    """IoU below which an anchor is background; anchors in between are ignored."""
     focal_alpha: Annotated[float, Inside] = 0.25
     """Weight of positives against negatives."""
     focal_gamma: Annotated[float, NonNegative] = 2.0
@@ -45,7 +45,7 @@ class Objective:
     box_weight: Annotated[float, NonNegative] = 1.0
     """Weight of the box loss against the class loss."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.negative_iou > self.positive_iou:
             raise ValueError(
                 f"negative_iou is {self.negative_iou} and positive_iou {self.positive_iou}; "
@@ -59,15 +59,16 @@ def detection_loss(
     anchors: Float[Array | np.ndarray, "a 4"],
     batch: Batch,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns the loss of a batch and its parts, per positive anchor of the batch, and their count.
+    """Returns the loss of a batch, and the logs ``loss``, ``loss_class``, ``loss_box``, ``count``.
 
-    Anchors whose center lies in the padding around a picture take no part.
+    Losses are sums divided by ``count``, the number of positive anchors in the batch (at least 1).
+    Anchors with their center in the padding around a picture are ignored.
 
     Args:
-      objective: thresholds and weights.
-      output: one row an anchor.
+      objective: Thresholds and weights.
+      output: Logits and deltas, one row per anchor.
       anchors: ``xyxy`` in pixels.
-      batch: images with their boxes.
+      batch: Images with their boxes.
     """
     match = jax.vmap(
         lambda boxes, valid: match_max_iou(
@@ -110,13 +111,13 @@ def detection_loss(
 def classification_loss(
     objective: CrossEntropy, logits: Float[Array, "b k"], batch: LabeledBatch
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns the mean cross-entropy of a batch in nats, the share of right answers, and the count.
+    """Returns the mean cross-entropy in nats, and the logs ``loss``, ``accuracy`` and ``count``.
 
     Args:
-      objective: smoothing.
-      logits: one row an image.
-      batch: images with their labels, numbers or shares of classes; of shares, the answer is
-        right where the largest logit is that of the largest share.
+      objective: Label smoothing.
+      logits: One row per image.
+      batch: Images with their labels: class indices or class probabilities. A prediction counts as
+        correct if it is the most probable class.
     """
     targets = jnp.asarray(batch.labels)
     if targets.ndim == 1:

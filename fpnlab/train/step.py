@@ -1,14 +1,14 @@
-"""One step of training: state and batch in, better state and logs out."""
+"""The training step with its recipe, optimizer and state."""
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Annotated, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from fpnlab.compiler import check_backend
 from fpnlab.ops.random import named_key
@@ -24,8 +24,8 @@ class LossOutput(NamedTuple):
     """Auxiliary outputs of the loss of a batch."""
 
     logs: Logs
-    """The loss and its parts, and ``count``: of how many anchors or images they are means."""
-    state: Any
+    """The loss and its parts, and ``count``, the number of anchors or images they average over."""
+    state: PyTree
     """The state after the batch."""
     intermediates: Intermediates
     """Outputs of all layers."""
@@ -33,15 +33,22 @@ class LossOutput(NamedTuple):
 
 @runtime_checkable
 class Trainable(Protocol):
-    """A model with its objective, as a training step uses it."""
+    """Interface of a model with its objective, as used by a training step."""
 
-    def init(self, key: Key) -> tuple[Any, Any]:
-        """Returns parameters and state before training."""
+    def init(self, key: Key) -> tuple[PyTree, PyTree]:
+        """Returns initial parameters and state."""
 
     def loss(
-        self, params: Any, state: Any, batch: Any, mode: Mode, *, precision: str, key: Key
+        self,
+        params: PyTree,
+        state: PyTree,
+        batch: PyTree,
+        mode: Mode,
+        *,
+        precision: str,
+        key: Key,
     ) -> tuple[Float[Array, ""], LossOutput]:
-        """Returns the loss of a batch, and what comes with it.
+        """Returns the loss of a batch, and its auxiliary outputs.
 
         Args:
           params: Parameters.
@@ -49,7 +56,7 @@ class Trainable(Protocol):
           batch: Images with their annotations.
           mode: Source and update of statistics, and whether stochastic parts are on.
           precision: Dtype of the computation.
-          key: Draws what is random.
+          key: Random key of the stochastic layers.
         """
 
 
@@ -84,9 +91,9 @@ class Train:
     batch_size: Annotated[int, Count]
     """Images per optimizer step."""
     micro_batch: Annotated[int | None, Count] = None
-    """Images per pass through the network; a step sums the gradients of its passes; none: all."""
+    """Images per microbatch, over which a step accumulates gradients; none: the whole batch."""
     norm_batch: Annotated[int | None, Count] = None
-    """Images per statistics group of every batch norm that leaves it open; none: the batch."""
+    """Images per statistics group of each batch norm that does not set it; none: the batch."""
     optimizer: Sgd | AdamW = Sgd()
     """The optimizer."""
     learning_rate: Annotated[float, Bounds(least=1.2e-38, most=3.4e38)]
@@ -102,13 +109,13 @@ class Train:
     clip_norm: Annotated[float | None, Positive] = 10.0
     """Largest norm of the whole gradient; none: no limit."""
     ema_examples: Annotated[int | None, Count] = None
-    """Evaluate weights averaged over about so many last examples; none: the last weights."""
+    """Window, in examples, of the averaged weights that are evaluated; none: the last weights."""
     statistics: Literal["batch", "running"] = "batch"
-    """Source of statistics in training: the batch, or the running ones that it then updates."""
+    """Source of statistics in training: the batch, or the running ones (still updated by it)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters and statistics stay float32."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.examples is None) == (self.updates is None):
             given = "neither is" if self.examples is None else "both are"
             raise ValueError(f"give examples or updates ({given} given); the other is none")
@@ -150,7 +157,7 @@ class Train:
 
     @property
     def statistics_group(self) -> int:
-        """Images per statistics group of a batch norm that leaves it open."""
+        """Images per statistics group of a batch norm that does not set it."""
         return self.norm_batch or self.batch_size
 
     @property
@@ -165,26 +172,27 @@ class Train:
 
 @tree
 class TrainState:
-    """All that training carries from one step to the next."""
+    """State of training, carried from one step to the next and stored in checkpoints."""
 
-    params: Any
+    params: PyTree
     """Float32 parameters."""
-    state: Any
+    state: PyTree
     """Running statistics."""
-    optimizer: Any
-    """The optimizer's own state."""
-    average: Any
-    """Averaged parameters, where `Train.ema_examples` asks for them; or None."""
+    optimizer: PyTree
+    """State of the optimizer."""
+    average: PyTree
+    """Averaged parameters if `Train.ema_examples` is set, else None."""
     step: Int[Array, ""]
     """Steps done."""
     seed: UInt32[Array, " 2"]
-    """Raw key of everything that is random in a step."""
-    refused: Int[Array, ""]
-    """Updates that were not applied: the first that was not finite, and all after it."""
+    """Raw data of the key that all random numbers of a step derive from."""
+    skipped: Int[Array, ""]
+    """Updates that were skipped: the first with a loss or gradient that is not finite, and all
+    after it."""
 
 
 def init_train(key: Key, task: Trainable, train: Train) -> TrainState:
-    """Returns the state before the first step.
+    """Returns the initial training state.
 
     Warns:
       WrongResultWarning: the backend computes wrong numbers (`fpnlab.compiler`).
@@ -194,12 +202,12 @@ def init_train(key: Key, task: Trainable, train: Train) -> TrainState:
     return TrainState(
         params=params,
         state=state,
-        optimizer=_optimizer(train).init(cast(Any, params)),
+        optimizer=_optimizer(train).init(params),
         # A copy: donated buffers must not be shared between two leaves.
         average=jax.tree.map(jnp.copy, params) if train.ema_examples else None,
         step=jnp.zeros((), jnp.int32),
         seed=jax.random.key_data(named_key(key, "step")),
-        refused=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
     )
 
 
@@ -207,26 +215,26 @@ def train_step(
     task: Trainable,
     train: Train,
     state: TrainState,
-    batch: Any,
+    batch: PyTree,
     *,
     peak_rate: Float[Array, ""] | None = None,
 ) -> tuple[TrainState, Logs]:
     """Returns the state after one optimizer step, and its logs.
 
     With ``micro_batch``, gradients accumulate over microbatches to that of the whole batch: the
-    loss is a mean over what counts in all of them, and a statistics group lies in one microbatch.
-    The running statistics take in one microbatch after another.
+    loss is a mean over the counted items of all microbatches, and each statistics group lies within
+    one microbatch. The running statistics are updated by one microbatch after another.
 
-    An update is refused where the loss, the gradient or the gradient times the rate is not finite,
+    An update is skipped if the loss, the gradient or the gradient times the rate is not finite,
     and so is every later one: parameters, statistics and optimizer stay as they were before the
-    first, and ``refused`` counts.
+    first skipped update, and ``skipped`` counts.
 
     Args:
       task: Model and objective (``tasks.kinds.task_of``).
       train: The recipe.
       state: The state before.
       batch: Images with their annotations.
-      peak_rate: Takes the place of that of ``train``, so that one program serves all rates.
+      peak_rate: Replaces the peak rate of ``train``, so that one program serves all rates.
 
     Returns:
       The state after, and the logs ``loss`` and its parts, ``gradient_norm`` (before clipping)
@@ -234,10 +242,10 @@ def train_step(
     """
 
     def loss_of(
-        params: Any, statistics: Any, images: Any, number: Int[Array, ""] | None
-    ) -> tuple[Float[Array, ""], tuple[Logs, Any]]:
-        its = dataclasses.replace(state, state=statistics)
-        loss, output = step_loss(task, train, its, images, number)(params)
+        params: PyTree, statistics: PyTree, images: PyTree, number: Int[Array, ""] | None
+    ) -> tuple[Float[Array, ""], tuple[Logs, PyTree]]:
+        start = dataclasses.replace(state, state=statistics)
+        loss, output = step_loss(task, train, start, images, number)(params)
         return loss, (output.logs, output.state)
 
     found, logs, statistics = gradient(
@@ -246,16 +254,16 @@ def train_step(
     seen = state.step * train.batch_size
     peak = train.peak_rate if peak_rate is None else peak_rate
     rate = peak * scheduled(train.schedule, train.total_examples, seen, train.batch_size)
-    params = cast(Any, state.params)  # optax has no name for trees of dataclasses
-    updates, optimizer = _optimizer(train).update(found, state.optimizer, params)
+    updates, optimizer = _optimizer(train).update(found, state.optimizer, state.params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
     average = None
     if train.ema_examples:
         keep = math.exp(-train.batch_size / train.ema_examples)
         average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, state.average, params)
     norm = optax.tree.norm(found)
-    # Looking at every parameter would double the time of compilation.
-    finite = jnp.isfinite(logs["loss"]) & jnp.isfinite(rate * norm) & (state.refused == 0)
+    # The norm is finite only if the whole gradient is, and so is its product with the rate. A check
+    # of every parameter would double the compilation time.
+    finite = jnp.isfinite(logs["loss"]) & jnp.isfinite(rate * norm) & (state.skipped == 0)
     after = TrainState(
         params=params,
         state=statistics,
@@ -263,9 +271,9 @@ def train_step(
         average=average,
         step=state.step + 1,
         seed=state.seed,
-        refused=state.refused,
+        skipped=state.skipped,
     )
-    before = dataclasses.replace(state, step=state.step + 1, refused=state.refused + 1)
+    before = dataclasses.replace(state, step=state.step + 1, skipped=state.skipped + 1)
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, before)
     return kept, {**logs, "gradient_norm": norm, "learning_rate": rate}
 
@@ -274,17 +282,17 @@ def step_loss(
     task: Trainable,
     train: Train,
     state: TrainState,
-    batch: Any,
+    batch: PyTree,
     number: Int[Array, ""] | None = None,
-) -> Callable[[Any], tuple[Float[Array, ""], LossOutput]]:
-    """Returns the function of the parameters that a step takes the gradient of.
+) -> Callable[[PyTree], tuple[Float[Array, ""], LossOutput]]:
+    """Returns the loss of a step as a function of the parameters.
 
     Args:
       task: Model and objective.
       train: The recipe.
       state: The state before.
       batch: The images of a step, or of one of its microbatches.
-      number: That of the microbatch, where a step has several.
+      number: Number of the microbatch; None if a step has only one.
     """
     mode = Mode(stats=train.statistics)
     drop = jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
@@ -295,7 +303,7 @@ def step_loss(
 
 
 def _optimizer(train: Train) -> optax.GradientTransformation:
-    """Returns the direction of the update at rate 1, pointing uphill."""
+    """Returns the transformation from gradients to updates at rate 1, which are subtracted."""
     kernels = lambda params: jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].name == "kernel", params
     )

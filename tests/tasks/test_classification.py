@@ -68,7 +68,7 @@ def test_a_classifier_learns_colors(key):
         losses.append(float(logs["loss"]))
     assert logs["accuracy"] == 1
     assert losses[-1] < 0.5 * losses[0]
-    assert int(state.refused) == 0
+    assert int(state.skipped) == 0
 
 
 def test_a_smoothing_of_everything_is_refused():

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, of one config only, and never restored changed."""
+"""Checkpoints: exact, of one config only, and protected against corruption."""
 
 import collections
 import contextlib
@@ -17,6 +17,7 @@ import pytest
 from fpnlab.errors import CheckpointError, DamagedCheckpointError
 from fpnlab.nn.norm_layer import NormState
 from fpnlab.train.checkpoint import Checkpoints, read_checkpoint
+from fpnlab.train.step import TrainState
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def checkpoints(tmp_path):
     return Checkpoints(tmp_path / "checkpoints", "a" * 64)
 
 
-def test_what_was_saved_comes_back_bit_for_bit(checkpoints, tree):
+def test_restore_returns_the_saved_tree_bit_for_bit(checkpoints, tree):
     assert checkpoints.restore(tree) is None
     checkpoints.save(7, tree)
     step, restored = checkpoints.restore(jax.eval_shape(lambda: tree))
@@ -46,14 +47,41 @@ def test_what_was_saved_comes_back_bit_for_bit(checkpoints, tree):
     assert jax.tree.structure(restored) == jax.tree.structure(tree)
 
 
-def test_the_newest_two_are_kept(checkpoints, tree):
+def test_save_keeps_the_newest_two_checkpoints(checkpoints, tree):
     for step in (1, 2, 3):
         checkpoints.save(step, jax.tree.map(lambda x: x + x.dtype.type(step), tree))
     assert checkpoints.steps() == [2, 3]
     np.testing.assert_array_equal(checkpoints.restore(tree)[1]["kernel"], tree["kernel"] + 3)
 
 
-def test_a_checkpoint_of_another_config_is_refused(checkpoints, tree):
+def test_a_checkpoint_with_an_old_leaf_name_is_restored_under_the_new_one(checkpoints):
+    """`TrainState.skipped` was called ``refused`` in version 0.1."""
+    state = TrainState(
+        params={"kernel": jnp.ones(3)},
+        state=None,
+        optimizer=None,
+        average=None,
+        step=jnp.int32(7),
+        seed=jnp.zeros(2, jnp.uint32),
+        skipped=jnp.int32(2),
+    )
+    stored = {name: getattr(state, name) for name in ("params", "step", "seed")}
+    checkpoints.save(7, stored | {"refused": state.skipped})
+    assert "refused" in read_checkpoint(checkpoints.folder / "7")[1]
+    step, restored = checkpoints.restore(jax.eval_shape(lambda: state))
+    assert step == 7
+    chex.assert_trees_all_equal(restored, state)
+
+
+def test_an_old_leaf_name_that_the_tree_still_has_is_not_replaced(checkpoints):
+    tree = {"refused": jnp.int32(1), "skipped": jnp.int32(2)}
+    checkpoints.save(1, tree)
+    chex.assert_trees_all_equal(checkpoints.restore(tree), (1, tree))
+    with pytest.raises(CheckpointError, match="in only one of checkpoint and model"):
+        checkpoints.restore({**tree, "kernel": jnp.ones(3)})
+
+
+def test_restore_rejects_a_checkpoint_of_another_config(checkpoints, tree):
     checkpoints.save(1, tree)
     other = Checkpoints(checkpoints.folder, "b" * 64)
     with pytest.raises(
@@ -70,7 +98,7 @@ def files(folder):
 
 @contextlib.contextmanager
 def flipped(folder, bit):
-    """Flips one bit of all those in a checkpoint's files; gives the file's name."""
+    """Flips one bit among all those of a checkpoint's files; yields the file's name."""
     paths, begins = files(folder)
     position = int(np.searchsorted(begins, bit // 8, side="right")) - 1
     sound = paths[position].read_bytes()
@@ -82,7 +110,7 @@ def flipped(folder, bit):
 
 
 def bits(folder, count):
-    """Random bits of a checkpoint's files: half of them anywhere, and as many in each file."""
+    """Random bits of a checkpoint's files: half of them anywhere, half evenly over the files."""
     draw = np.random.default_rng(0)
     _, begins = files(folder)
     yield from map(int, draw.integers(8 * begins[-1], size=count // 2))
@@ -91,36 +119,36 @@ def bits(folder, count):
         yield int(draw.integers(8 * begins[i], 8 * begins[i + 1]))
 
 
-def test_none_of_a_thousand_flipped_bits_is_accepted(checkpoints, tree):
+def test_read_checkpoint_detects_each_of_1200_flipped_bits(checkpoints, tree):
     checkpoints.save(1, tree)
     folder = checkpoints.folder / "1"
-    hit, refused = collections.Counter(), 0
+    hit, detected = collections.Counter(), 0
     for bit in bits(folder, 1200):
         with flipped(folder, bit) as name, pytest.raises(DamagedCheckpointError) as caught:
             read_checkpoint(folder)
         hit[name] += 1
-        refused += 1
-        # A line of the sums says of what it is; without one it is the list that is damaged.
+        detected += 1
+        # A damaged line of the checksums names no file; then the error names the list itself.
         assert name in str(caught.value) or name == "SHA256SUMS", str(caught.value)
         assert "SHA256SUMS" in str(caught.value)
-    assert refused == 1200
+    assert detected == 1200
     assert set(hit) == {path.relative_to(folder).as_posix() for path in files(folder)[0]}
     read_checkpoint(folder)
 
 
-def test_no_flipped_bit_is_restored(checkpoints, tree):
+def test_restore_rejects_checkpoints_with_a_flipped_bit(checkpoints, tree):
     checkpoints.save(1, tree)
     for bit in bits(checkpoints.folder / "1", 60):
         with flipped(checkpoints.folder / "1", bit) as name:
-            with pytest.raises(CheckpointError, match="no sound checkpoint is left: remove"):
+            with pytest.raises(CheckpointError, match="no intact checkpoint is left: remove"):
                 checkpoints.restore(tree)
         assert name
     chex.assert_trees_all_equal(checkpoints.restore(tree), (1, tree))
 
 
-def test_the_leaf_that_a_flipped_bit_lies_in_is_named_and_no_other(checkpoints):
+def test_a_flipped_bit_is_reported_for_its_leaf_and_no_other(checkpoints):
     draw = np.random.default_rng(0)
-    # Noise, which no compression shortens: its bytes stand in the file as they are.
+    # Noise cannot be compressed: its bytes are stored in the file unchanged.
     noise = lambda: draw.integers(256, size=50_000, dtype=np.uint8)
     tree = {"a": {"kernel": noise(), "bias": noise()}, "b": noise(), "c": np.zeros(9)}
     checkpoints.save(1, tree)
@@ -139,20 +167,20 @@ def test_the_leaf_that_a_flipped_bit_lies_in_is_named_and_no_other(checkpoints):
                 pytest.raises(DamagedCheckpointError) as e,
             ):
                 read_checkpoint(folder)
-            assert [fault for fault in e.value.problems if fault.startswith("leaf")] == [
+            assert [problem for problem in e.value.problems if problem.startswith("leaf")] == [
                 f"leaf {name} is not what was saved"
             ]
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "SHA256SUMS", "leaves/manifest.ocdbt"])
-def test_a_missing_file_is_named(name, checkpoints, tree):
+def test_a_missing_file_of_a_checkpoint_is_named(name, checkpoints, tree):
     checkpoints.save(1, tree)
     (checkpoints.folder / "1" / name).unlink()
     with pytest.raises(CheckpointError, match=f"{name} (is missing|cannot be read)"):
         checkpoints.restore(tree)
 
 
-def test_a_truncated_list_of_checksums_is_refused(checkpoints, tree):
+def test_restore_rejects_a_truncated_list_of_checksums(checkpoints, tree):
     checkpoints.save(1, tree)
     sums = checkpoints.folder / "1" / "SHA256SUMS"
     lines = sums.read_text().splitlines(keepends=True)
@@ -162,7 +190,7 @@ def test_a_truncated_list_of_checksums_is_refused(checkpoints, tree):
             checkpoints.restore(tree)
 
 
-def test_what_orbax_reads_wrong_is_refused_by_the_name_of_the_leaf(checkpoints, tree, monkeypatch):
+def test_a_leaf_that_orbax_casts_silently_is_named(checkpoints, tree, monkeypatch):
     checkpoints.save(1, tree)
     right = ocp.Checkpointer.restore
 
@@ -175,21 +203,21 @@ def test_what_orbax_reads_wrong_is_refused_by_the_name_of_the_leaf(checkpoints, 
         checkpoints.restore(tree)
 
 
-def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(checkpoints, tree, caplog):
+def test_restore_falls_back_to_the_checkpoint_before_a_damaged_one(checkpoints, tree, caplog):
     checkpoints.save(1, tree)
     checkpoints.save(5, tree)
     (checkpoints.folder / "5" / "manifest.json").write_text("{}")
     with caplog.at_level(logging.WARNING):
         assert checkpoints.restore(tree)[0] == 1
     assert "5: file manifest.json is not what was saved" in caplog.text
-    assert "trying the one before" in caplog.text
+    assert "trying the previous one" in caplog.text
     later = jax.tree.map(lambda x: x + x.dtype.type(1), tree)
     checkpoints.save(3, later)
     assert checkpoints.steps() == [1, 3]
     chex.assert_trees_all_equal(checkpoints.restore(tree), (3, later))
 
 
-def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared_away(checkpoints, tree):
+def test_files_of_a_killed_save_are_ignored_and_removed(checkpoints, tree):
     checkpoints.save(1, tree)
     left = checkpoints.folder / ".2.tmp" / "leaves"
     left.mkdir(parents=True)
@@ -198,7 +226,7 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared_away(checkpoint
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["1", "2"]
 
 
-def test_another_shape_or_dtype_is_refused(checkpoints, tree):
+def test_restore_rejects_another_shape_dtype_or_structure(checkpoints, tree):
     checkpoints.save(1, tree)
     with pytest.raises(CheckpointError, match="levels/3"):
         checkpoints.restore({**tree, "levels": {**tree["levels"], 3: jnp.arange(5.0)}})
@@ -206,7 +234,7 @@ def test_another_shape_or_dtype_is_refused(checkpoints, tree):
         checkpoints.restore({**tree, "extra": jnp.zeros(1)})
 
 
-def test_a_full_disk_names_folder_and_remedy_and_leaves_the_checkpoint_before(
+def test_save_on_a_full_disk_names_the_remedy_and_keeps_the_previous_checkpoint(
     checkpoints, tree, monkeypatch
 ):
     checkpoints.save(1, tree)
@@ -223,7 +251,7 @@ def test_a_full_disk_names_folder_and_remedy_and_leaves_the_checkpoint_before(
     assert checkpoints.restore(tree)[0] == 1
 
 
-def test_a_save_that_fails_without_a_word_has_failed(checkpoints, tree, monkeypatch):
+def test_save_reports_an_error_without_a_message_by_its_type(checkpoints, tree, monkeypatch):
     def mute(*_, **__):
         raise RuntimeError
 
@@ -235,7 +263,7 @@ def test_a_save_that_fails_without_a_word_has_failed(checkpoints, tree, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_really_full_disk_leaves_the_checkpoint_before(tmp_path):
+def test_save_on_a_file_system_that_is_full_keeps_the_previous_checkpoint(tmp_path):
     import subprocess
 
     disk = tmp_path / "disk"

@@ -1,4 +1,4 @@
-"""Anchors: the boxes of fixed shapes at every place of every map.
+"""Anchors: reference boxes of fixed shapes, centered at every cell of every feature map.
 
 They depend on shapes only, so they are NumPy arrays: constants inside a jitted function.
 """
@@ -18,19 +18,19 @@ def level_anchors(
     octaves: int = 3,
     ratios: Sequence[float] = (0.5, 1.0, 2.0),
 ) -> Float[np.ndarray, "a 4"]:
-    """Returns the anchors of one map, ``xyxy`` in pixels of the image, in float32.
+    """Returns the anchors of one feature map, ``xyxy`` in pixels of the image, in float32.
 
     See "Focal Loss for Dense Object Detection", Lin et al. 2017, arXiv:1708.02002, sec. 4; its
     values are the defaults (sides of 32 to 512 pixels on levels 3 to 7). Cell ``(i, j)`` is
-    centerd at ``((j + 0.5) * stride, (i + 0.5) * stride)``, where the stride is ``2**level``.
+    centered at ``((j + 0.5) * stride, (i + 0.5) * stride)``, where the stride is ``2**level``.
     Anchors are ordered by row, column, octave, ratio; they are not clipped to the image.
 
     Args:
-      map_size: height and width of the map, in cells.
-      level: the map's level.
-      scale: side of the first octave's square anchor, in strides.
-      octaves: sizes per level; the i-th is ``2**(i / octaves)`` times the first.
-      ratios: height over width of each shape; all shapes of one octave have the same area.
+      map_size: Height and width of the map, in cells.
+      level: Level of the map.
+      scale: Side of the first octave's square anchor, in strides.
+      octaves: Sizes per level; the i-th is ``2**(i / octaves)`` times the first.
+      ratios: Height over width of each shape; all shapes of one octave have the same area.
 
     Raises:
       ValueError: ``scale`` or a ratio is not positive, or there is no octave or no ratio.
@@ -61,13 +61,13 @@ def pyramid_anchors(
     """Returns the anchors of all levels, from the finest level up; see ``level_anchors``.
 
     Args:
-      map_sizes: height and width of each level's map, in cells.
-      scale: side of the first octave's square anchor, in strides of its level.
-      octaves: sizes per level.
-      ratios: height over width of each shape.
+      map_sizes: Height and width of each level's map, in cells.
+      scale: Side of the first octave's square anchor, in strides of its level.
+      octaves: Sizes per level.
+      ratios: Height over width of each shape.
 
     Raises:
-      ValueError: there is no level, or ``level_anchors`` refuses the shapes.
+      ValueError: There is no level, or the shapes are invalid (see ``level_anchors``).
     """
     if not map_sizes:
         raise ValueError("pyramid_anchors: map_sizes is empty; give at least one level's size")

@@ -1,7 +1,7 @@
-"""Geometry of boxes: areas, overlaps, and offsets against anchors.
+"""Box geometry: areas, IoU and GIoU, and encoding of boxes as offsets from anchors.
 
-Boxes of integers or of narrow floats are taken to float32 first, and so are the results: the area
-of 300 x 300 pixels is beyond float16.
+Integers and floats narrower than float32 are converted to float32 first, and results have that
+dtype: an area of 300 x 300 pixels overflows float16.
 
 Boxes are ``xyxy`` in pixels. A box whose right edge is not right of its left one (or whose
 bottom is not below its top) is empty: its area is 0, and so is its overlap with anything.
@@ -19,11 +19,11 @@ MAX_LOG_SCALE = math.log(1000 / 16)
 """``decode`` lets a box be at most ``exp(MAX_LOG_SCALE)`` = 62.5 times its anchor's side."""
 
 TIE = 1e-6
-"""Overlaps that differ by less are equal: which of them rounding makes larger depends on how a
-program was compiled."""
+"""Overlaps that differ by less count as equal: which one is larger after rounding depends on how
+a program was compiled."""
 
-# Below these, a size or an area counts as zero: their logarithm and the square of their inverse
-# still fit into float32, in which the gradients of a log and of a quotient are computed.
+# A smaller side or area counts as zero. Above, the gradients of a log (1 / side) and of a quotient
+# (1 / area**2) still fit into float32.
 _MIN_SIDE = 1e-6
 _MIN_AREA = 1e-12
 
@@ -76,8 +76,8 @@ def encode(
     pixel count as that long, so that padding has finite offsets.
     """
     boxes_xyxy, anchors_xyxy = _wide(boxes_xyxy, anchors_xyxy)
-    box_center, box_side = _centre_and_side(boxes_xyxy)
-    anchor_center, anchor_side = _centre_and_side(anchors_xyxy)
+    box_center, box_side = _center_and_side(boxes_xyxy)
+    anchor_center, anchor_side = _center_and_side(anchors_xyxy)
     box_side = jnp.maximum(box_side, _MIN_SIDE)
     anchor_side = jnp.maximum(anchor_side, _MIN_SIDE)
     move = (box_center - anchor_center) / anchor_side
@@ -94,7 +94,7 @@ def decode(
     their gradient is zero.
     """
     deltas, anchors_xyxy = _wide(deltas, anchors_xyxy)
-    anchor_center, anchor_side = _centre_and_side(anchors_xyxy)
+    anchor_center, anchor_side = _center_and_side(anchors_xyxy)
     center = anchor_center + deltas[..., :2] * anchor_side
     half = 0.5 * anchor_side * jnp.exp(jnp.minimum(deltas[..., 2:], MAX_LOG_SCALE))
     return jnp.concatenate([center - half, center + half], -1)
@@ -103,9 +103,9 @@ def decode(
 def clip(
     boxes_xyxy: Num[Array | np.ndarray, "*b n 4"], extent_hw: Num[Array | np.ndarray, "*b 2"]
 ) -> Float[Array, "*b n 4"]:
-    """Returns the parts of the boxes inside the picture, whose height and width are given.
+    """Returns the parts of the boxes inside a picture of height and width ``extent_hw``, pixels.
 
-    A box wholly outside becomes an empty one on the picture's edge.
+    A box entirely outside becomes an empty one on the edge of the picture.
     """
     boxes_xyxy, extent_hw = _wide(boxes_xyxy, extent_hw)
     height, width = extent_hw[..., 0], extent_hw[..., 1]
@@ -113,11 +113,11 @@ def clip(
     return jnp.clip(boxes_xyxy, 0, limit)
 
 
-def _wide(*arrays):
-    """Returns arrays in one floating dtype, float32 or wider.
+def _wide(*arrays: Array | np.ndarray) -> list[Array]:
+    """Returns the arrays in a common floating dtype, float32 or wider.
 
     Raises:
-      TypeError: an array is neither of integers nor of real floating-point numbers.
+      TypeError: An array is neither of integers nor of real floating-point numbers.
     """
     for array in arrays:
         if not jnp.issubdtype(array.dtype, jnp.floating) and (
@@ -129,19 +129,27 @@ def _wide(*arrays):
     return [jnp.asarray(array).astype(dtype) for array in arrays]
 
 
-def _centre_and_side(boxes_xyxy):
+def _center_and_side(
+    boxes_xyxy: Float[Array, "*b 4"],
+) -> tuple[Float[Array, "*b 2"], Float[Array, "*b 2"]]:
     top_left, bottom_right = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
     return 0.5 * (top_left + bottom_right), bottom_right - top_left
 
 
-def _intersection_and_union(a, b):
+def _intersection_and_union(
+    a: Float[Array, "*#b 4"], b: Float[Array, "*#b 4"]
+) -> tuple[Float[Array, "*#b"], Float[Array, "*#b"]]:
     top_left = jnp.maximum(a[..., :2], b[..., :2])
     bottom_right = jnp.minimum(a[..., 2:], b[..., 2:])
     intersection = area(jnp.concatenate([top_left, bottom_right], -1))
     return intersection, area(a) + area(b) - intersection
 
 
-def _ratio(part, whole):
-    """Returns ``part / whole``, and 0 without a gradient where there is no whole."""
+def _ratio(part: Float[Array, "*b"], whole: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Returns ``part / whole``, and 0 with gradient 0 where ``whole`` is 0.
+
+    The denominator is replaced inside, too: the gradient of a division by 0 is NaN, and NaN times
+    the 0 of the outer ``where`` would still be NaN.
+    """
     some = whole > _MIN_AREA
     return jnp.where(some, part / jnp.where(some, whole, 1), 0)

@@ -1,8 +1,8 @@
-"""Convolution of NHWC images with HWIO kernels, arranged so that training is fast on CPUs."""
+"""Convolution of NHWC images with HWIO kernels, with derivatives that are fast on CPU."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from fpnlab.ops.sharding import compiler_sharded
 Bilinear = Callable[[Array, Array], Array]
 
 UNROLLED = 16
-"""Longest mapped axis whose convolutions are written out one by one on a CPU."""
+"""Longest vmapped axis over kernels that is unrolled into separate convolutions on CPU."""
 
 
 @compiler_sharded(lambda spec: PartitionSpec(spec[0]))
@@ -30,26 +30,26 @@ def conv(
 ) -> Float[Array, "b _ _ o"]:
     """Returns the cross-correlation of ``x`` with ``w``, which deep learning calls convolution.
 
-    Values and gradients are those of ``jax.lax.conv_general_dilated``. Two things differ, on
-    CPUs only: how the gradient of the kernel is computed, and what ``vmap`` over kernels makes
-    (convolutions one after the other, where XLA would make a grouped one, several times
-    slower). A program exported for several platforms carries both ways.
+    Values and gradients equal those of ``jax.lax.conv_general_dilated``. Two things differ, on
+    CPU only: the computation of the kernel gradient, and the batching rule for ``vmap`` over
+    kernels (separate convolutions, where XLA would use a grouped one, several times slower). A
+    program exported for several platforms contains both variants.
 
-    It differentiates in both modes, any number of times and in any order. A 1x1 kernel without
-    padding is a matrix product.
+    It can be differentiated in forward and reverse mode, any number of times and in any order. A
+    1x1 kernel without padding is a matrix product.
 
     Args:
-      x: images.
-      w: kernel, of the dtype of ``x``.
-      stride: step of the window along both axes, in pixels.
-      padding: rows and columns of zeros on each of the four sides. ``None`` is ``(k - 1) // 2``:
+      x: Images.
+      w: Kernel, of the dtype of ``x``.
+      stride: Step of the window along both axes, in pixels.
+      padding: Rows and columns of zeros on each of the four sides. ``None`` is ``(k - 1) // 2``:
         an odd kernel then gives ``ceil(h / stride)`` rows, as PyTorch's ``padding=k // 2``
         does; XLA's ``"SAME"`` is shifted by a pixel where ``stride`` is even.
 
     Raises:
       TypeError: ``x`` is not of real floating-point numbers, or ``w`` of another dtype.
-      ValueError: ``x`` or ``w`` has not four axes, or ``padding`` is left out for a kernel of even
-        size.
+      ValueError: ``x`` or ``w`` does not have four axes, or ``padding`` is None for a kernel of
+        even size.
     """
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError(
@@ -75,16 +75,16 @@ def conv(
     return _conv(x, w, stride, padding)
 
 
-# The convolution, the gradient of its images and that of its kernel are bilinear, and the two
-# transposes of each are the other two. They are three primitives that point at one another: the
-# derivatives of both modes and of any order consist of these three. (A custom_vjp has no forward
-# mode, and JAX transposes the tangents of a custom_jvp in its own way.) Under vmap a primitive
-# stays what it is, with more axes, so that this holds for derivatives of mapped convolutions.
+# The convolution, its input gradient and its kernel gradient are bilinear, and the two transposes
+# of each are the other two. They are three primitives that refer to each other, so derivatives in
+# both modes and of any order consist of these three. (A custom_vjp has no forward mode, and for a
+# custom_jvp JAX would transpose the tangents with its own rules.) Batching a primitive gives the
+# same primitive with more axes, so this also holds for derivatives of vmapped convolutions.
 
 
 @dataclasses.dataclass(frozen=True)
 class _Window:
-    """Sizes of a convolution, of which a gradient's operands do not show all."""
+    """Sizes of a convolution; the operands of a gradient alone do not determine all of them."""
 
     images: tuple[int, ...]
     kernel: tuple[int, ...]
@@ -93,15 +93,15 @@ class _Window:
 
 
 _Vmaps = tuple[tuple[bool, ...], tuple[bool, ...]]
-"""Whether vmaps, the outermost first, map the first operand and the second."""
+"""For the first and the second operand: whether each vmap, outermost first, maps it."""
 
 
 def _primitive(name: str, make: Callable[[_Window], Bilinear]) -> Primitive:
-    """Returns the primitive of a bilinear function, which has no derivatives yet.
+    """Returns the primitive of a bilinear function, without derivative rules yet.
 
     Args:
-      name: shown in jaxprs.
-      make: from the sizes to the function; of two arrays, in terms of other primitives.
+      name: Name of the primitive in jaxprs.
+      make: Returns the function of two arrays for given sizes, in terms of other primitives.
     """
 
     @functools.cache
@@ -111,17 +111,24 @@ def _primitive(name: str, make: Callable[[_Window], Bilinear]) -> Primitive:
             f = jax.vmap(f, in_axes=[0 if m else None for m in pair])
         return f
 
-    def run(a, b, *, window, vmaps):
+    def run(a: Array, b: Array, *, window: _Window, vmaps: _Vmaps) -> Array:
         return function(window, vmaps)(a, b)
 
-    def abstract(a, b, *, window, vmaps):
-        # Traced, because results have more than a shape and a dtype: a mesh, and axes of it.
+    def abstract(a: object, b: object, *, window: _Window, vmaps: _Vmaps) -> object:
+        # Traced, because a result has more than a shape and a dtype: its sharding, and the mesh
+        # axes that it varies over.
         return jax.make_jaxpr(function(window, vmaps))(a, b).out_avals[0]
 
-    def batch(operands, axes, *, window, vmaps):
+    def batch(
+        operands: Sequence[Array],
+        axes: Sequence[int | None],
+        *,
+        window: _Window,
+        vmaps: _Vmaps,
+    ) -> tuple[Array, int]:
         operands = [a if i is None else jnp.moveaxis(a, i, 0) for a, i in zip(operands, axes)]
-        vmaps = tuple((i is not None, *inner) for i, inner in zip(axes, vmaps))
-        return primitive.bind(*operands, window=window, vmaps=vmaps), 0
+        first, second = ((i is not None, *inner) for i, inner in zip(axes, vmaps))
+        return primitive.bind(*operands, window=window, vmaps=(first, second)), 0
 
     primitive = Primitive(name)
     primitive.def_impl(jax.jit(run, static_argnames=("window", "vmaps")))
@@ -137,7 +144,7 @@ def _conv(x: Array, w: Array, stride: int, padding: int) -> Array:
 
 
 def _varying_alike(*arrays: Array) -> list[Array]:
-    """Returns the arrays as varying over the same axes of a mesh, as ``shard_map`` demands it."""
+    """Returns the arrays marked as varying over the same mesh axes, as ``shard_map`` requires."""
     varying = [jax.typeof(a).mat.varying for a in arrays]
     missing = [tuple(sorted(frozenset().union(*varying) - axes)) for axes in varying]
     return [jax.lax.pcast(a, m, to="varying") if m else a for a, m in zip(arrays, missing)]
@@ -148,7 +155,7 @@ def _forward(window: _Window) -> Bilinear:
 
 
 def _input_gradient(window: _Window) -> Bilinear:
-    def gradient(dy, w):
+    def gradient(dy: Array, w: Array) -> Array:
         x = jax.typeof(dy).update(shape=(dy.shape[0], *window.images, w.shape[2]))
         plain = lambda x: _plain(x, w, window.stride, window.padding)
         return jax.linear_transpose(plain, x)(dy)[0]
@@ -159,15 +166,15 @@ def _input_gradient(window: _Window) -> Bilinear:
 def _kernel_gradient(window: _Window) -> Bilinear:
     size, stride, padding = window.kernel, window.stride, window.padding
 
-    def xla(x, dy):
+    def xla(x: Array, dy: Array) -> Array:
         w = jax.typeof(dy).update(shape=(*size, x.shape[3], dy.shape[3]))
         return jax.linear_transpose(lambda w: _plain(x, w, stride, padding), w)(dy)[0]
 
-    def cpu(x, dy):
-        # The same convolution that XLA makes of this gradient: images and channels change
-        # places, and `dy` is the kernel. XLA would fuse the two transpositions with whatever
-        # element-wise arithmetic produced x and dy, and so repeat all of that (in a ResNet
-        # the whole chain of residual sums) in the order of memory that suits it least.
+    def cpu(x: Array, dy: Array) -> Array:
+        # The convolution that XLA uses for this gradient, too: images and channels are swapped,
+        # and `dy` is the kernel. XLA would fuse the two transpositions with the element-wise
+        # operations that produced x and dy, and so recompute all of these (in a ResNet the whole
+        # chain of residual sums) in an unfavorable memory order.
         ends = [
             (n - 1) * stride + k - m - padding for n, k, m in zip(dy.shape[1:3], size, x.shape[1:3])
         ]
@@ -191,8 +198,8 @@ def _plain(x: Array, w: Array, stride: int, padding: int) -> Array:
 
 
 def _apart(x: Array, axes: tuple[int, ...]) -> Array:
-    """Returns the transposed ``x``, compiled apart from what computes ``x``."""
-    # XLA:CPU drops optimization barriers before it fuses; it keeps calls it may not inline.
+    """Returns the transposed ``x``, not fused with the operations that compute ``x``."""
+    # XLA:CPU removes optimization barriers before fusion, but keeps calls that are not inlineable.
     with set_xla_metadata(inlineable="false"):
         return _transpose(x, axes)
 
@@ -201,25 +208,25 @@ _transpose = jax.jit(jnp.transpose, static_argnums=1)
 
 
 def _mapped(f: Bilinear, *, fold: bool = False) -> Bilinear:
-    """Returns ``f(images, other)`` with a batching rule made for CPUs.
+    """Returns ``f(images, other)`` with a batching rule that is fast on CPU.
 
     Args:
-      f: a convolution of two arrays, the first with images along its first axis.
-      fold: whether a mapped axis of the images alone is more images.
+      f: A convolution of two arrays, the first with images along its first axis.
+      fold: If true, a vmap over the images alone merges the mapped axis into the image axis.
     """
     rule = jax.custom_batching.custom_vmap(f)
 
     @rule.def_vmap
-    def _(length, mapped, images, other):
+    def _(length: int, mapped: Sequence[bool], images: Array, other: Array) -> tuple[Array, bool]:
         if fold and not mapped[1]:
             y = rule(images.reshape(-1, *images.shape[2:]), other)
             return y.reshape(length, -1, *y.shape[1:]), True
 
-        def one_by_one(*args):
+        def one_by_one(*args: Array) -> Array:
             at = lambda i: [arg[i] if m else arg for arg, m in zip(args, mapped)]
             return jnp.stack([rule(*at(i)) for i in range(length)])
 
-        def together(*args):
+        def together(*args: Array) -> Array:
             return jax.vmap(f, in_axes=[0 if m else None for m in mapped])(*args)
 
         cpu = one_by_one if length <= UNROLLED else together
@@ -229,15 +236,15 @@ def _mapped(f: Bilinear, *, fold: bool = False) -> Bilinear:
 
 
 def _transposed(position: int, by: Primitive, at: int) -> Callable[..., Array]:
-    """Returns the rule that transposes a primitive in its operand ``position``.
+    """Returns the rule that transposes a primitive with respect to its operand ``position``.
 
     Args:
-      position: which operand the primitive is a linear function of, the other one being constant.
-      by: primitive that the transposed function is.
-      at: which operand of ``by`` is the cotangent; the other one is the constant.
+      position: Operand in which the primitive is linear; the other one is constant.
+      by: Primitive that computes the transpose.
+      at: Operand of ``by`` that takes the cotangent; the other one takes the constant.
     """
 
-    def rule(ct, *operands, window, vmaps):
+    def rule(ct: Array, *operands: object, window: _Window, vmaps: _Vmaps) -> Array:
         new, new_vmaps = [operands[1 - position]], [vmaps[1 - position]]
         new.insert(at, ct)
         new_vmaps.insert(at, (True,) * len(vmaps[0]))

@@ -1,4 +1,4 @@
-"""Kernels changed before they convolve: standardized, scaled, or with a batch norm folded in."""
+"""Transformations of convolution kernels: weight standardization and folding of batch norm."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -13,8 +13,8 @@ def standardize_kernel(
     See "Weight Standardization", Qiao et al., arXiv:1903.10520, equations 7 and 8.
     """
     axes = (0, 1, 2)
-    centerd = kernel - kernel.mean(axes)
-    return centerd * lax.rsqrt(jnp.square(centerd).mean(axes) + eps)
+    centered = kernel - kernel.mean(axes)
+    return centered * lax.rsqrt(jnp.square(centered).mean(axes) + eps)
 
 
 def scale_standardize_kernel(
@@ -27,9 +27,9 @@ def scale_standardize_kernel(
     The variance times the fan-in is kept above ``eps`` (as in NFNets, arXiv:2102.06171).
     """
     fan_in = kernel.shape[0] * kernel.shape[1] * kernel.shape[2]
-    centerd = kernel - kernel.mean((0, 1, 2))
-    var = jnp.square(centerd).mean((0, 1, 2))
-    return centerd * lax.rsqrt(jnp.maximum(var * fan_in, eps)) * gain
+    centered = kernel - kernel.mean((0, 1, 2))
+    var = jnp.square(centered).mean((0, 1, 2))
+    return centered * lax.rsqrt(jnp.maximum(var * fan_in, eps)) * gain
 
 
 def fold_batch_norm(
@@ -41,10 +41,9 @@ def fold_batch_norm(
     *,
     eps: float,
 ) -> tuple[Float[Array, "kh kw i o"], Float[Array, " o"]]:
-    """Returns the kernel and bias of the one convolution that does both, for inference.
+    """Returns kernel and bias of the convolution with a batch norm folded in, for inference.
 
-    A convolution followed by ``batch_norm_eval`` is a convolution with these, exact up to
-    rounding.
+    It equals the convolution followed by ``batch_norm_eval``, up to rounding.
     """
     gain = scale * lax.rsqrt(var + eps)
     return kernel * gain, bias - mean * gain

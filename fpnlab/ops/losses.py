@@ -1,4 +1,4 @@
-"""Losses of detectors, element by element: the caller masks, sums and divides."""
+"""Element-wise losses of detectors; the caller masks, sums and normalizes them."""
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,10 @@ def sigmoid_focal_loss(
     gradient stay finite and exact for logits of any size and for every ``gamma >= 0``.
 
     Args:
-      logits: scores before the sigmoid.
-      targets: 1 where the class is present, else 0; nothing in between.
-      alpha: weight of the present; the absent weigh ``1 - alpha``.
-      gamma: how much less the well classified count.
+      logits: Scores before the sigmoid.
+      targets: 1 where the class is present, else 0; no values in between.
+      alpha: Weight of positive targets; negative ones have ``1 - alpha``.
+      gamma: Focusing exponent that discounts well-classified targets.
     """
     margin = jnp.where(targets > 0, logits, -logits)  # p_t = sigmoid(margin)
     weight = jnp.where(targets > 0, alpha, 1 - alpha)

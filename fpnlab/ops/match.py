@@ -14,9 +14,9 @@ class Matches:
     """Training target of each anchor."""
 
     index: Int[Array, "*b a"]
-    """The box the anchor overlaps most or, if it was forced, the one that claimed it."""
+    """The box the anchor overlaps most or, for a forced match, the box that forced it."""
     label: Int[Array, "*b a"]
-    """1: the anchor is positive, for box ``index``; 0: negative; -1: takes no part."""
+    """1: positive, for box ``index``; 0: negative; -1: ignored."""
 
 
 def match_max_iou(
@@ -30,12 +30,12 @@ def match_max_iou(
 ) -> Matches:
     """Returns each anchor's box and label, for one image; ``vmap`` it over a batch.
 
-    Overlaps that differ by less than ``boxes.TIE`` = 1e-6 are equal, and reach a threshold that is
-    as near, so that the matches do not depend on how the program was compiled.
+    Overlaps that differ by less than ``boxes.TIE`` = 1e-6 count as equal, and thresholds have the
+    same tolerance, so that the matches do not depend on how the program was compiled.
 
     See "Focal Loss for Dense Object Detection", Lin et al. 2017, arXiv:1708.02002, sec. 4. An
     anchor takes the valid box it overlaps most (of equals, the first). It is positive from the
-    IoU ``positive`` on, negative below ``negative``, and takes no part between. Without a valid
+    IoU ``positive`` on, negative below ``negative``, and ignored in between. Without a valid
     box all anchors are negative.
 
     With ``force``, each valid box claims the anchor it overlaps most (of equals, the first), and
@@ -46,12 +46,12 @@ def match_max_iou(
     lets a forced anchor keep the box that it overlaps most.)
 
     Args:
-      anchors: ``xyxy``, in pixels.
-      boxes: ``xyxy``, in pixels; without any, all anchors are negative.
-      valid: which rows of ``boxes`` are boxes.
+      anchors: Boxes ``xyxy`` in pixels.
+      boxes: Boxes ``xyxy`` in pixels; without any, all anchors are negative.
+      valid: True for rows of ``boxes`` that are boxes, false for padding.
       positive: IoU from which an anchor is positive.
       negative: IoU below which an anchor is negative.
-      force: whether boxes claim their best anchors.
+      force: If true, boxes claim their best anchors.
 
     Raises:
       ValueError: ``negative`` is greater than ``positive``.
@@ -76,14 +76,14 @@ def match_max_iou(
 
 
 def _best_box(overlaps: Float[Array, "m a"]) -> tuple[Float[Array, " a"], Int[Array, " a"]]:
-    """Returns each anchor's largest overlap, at least -1, and the first box that has it."""
+    """Returns each anchor's largest overlap (-1 or more), and the first box that attains it."""
     boxes, anchors = overlaps.shape
 
     # One whole row at a time: on a CPU five times faster than argmax over the leading axis.
     largest = lambda box, best: jnp.maximum(best, overlaps[box])
     best = jax.lax.fori_loop(0, boxes, largest, jnp.full(anchors, -1.0, overlaps.dtype))
 
-    def first(turn, index):
+    def first(turn: int | Int[Array, ""], index: Int[Array, " a"]) -> Int[Array, " a"]:
         box = boxes - 1 - turn
         return jnp.where(overlaps[box] >= best - box_ops.TIE, box, index)
 
@@ -91,7 +91,7 @@ def _best_box(overlaps: Float[Array, "m a"]) -> tuple[Float[Array, " a"], Int[Ar
 
 
 def _claims(overlaps: Float[Array, "m a"]) -> Int[Array, " m"]:
-    """Returns the anchor that each box gets by force: another one each, or a if it gets none."""
+    """Returns the anchor that each box is forced to, each a different one; ``a`` for none."""
     boxes, anchors = overlaps.shape
     # `top_k` and `argmax` are no faster, and XLA runs `top_k` on all images of all devices.
     bid = overlaps.max(1)

@@ -23,13 +23,13 @@ def max_pool(
     Behind a ReLU there is no difference: ties are zeros, whose gradient is zero.
 
     Args:
-      x: maps.
-      size: height and width of the window, in pixels.
-      stride: step of the window, in pixels.
-      padding: rows and columns of minus infinity on each side.
+      x: Maps.
+      size: Height and width of the window, in pixels.
+      stride: Step of the window, in pixels.
+      padding: Rows and columns of minus infinity on each side.
 
     Raises:
-      ValueError: the map has not four axes, or no pixels, or is smaller than the window.
+      ValueError: The map does not have four axes, has no pixels, or is smaller than the window.
     """
     _check_maps("max_pool", x)
     if min(x.shape[1:3]) + 2 * padding < size:
@@ -52,12 +52,12 @@ def global_average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
     """Returns the mean of each channel over the map.
 
     Raises:
-      ValueError: the map has not four axes, or no pixels.
+      ValueError: The map does not have four axes, or has no pixels.
     """
     _check_maps("global_average_pool", x)
     return x.mean(axis=(1, 2))
 
 
-def _check_maps(name, x):
+def _check_maps(name: str, x: Array) -> None:
     if x.ndim != 4 or 0 in x.shape[1:3]:
         raise ValueError(f"{name}: x has shape {x.shape}; give maps [b, h, w, c] with pixels")

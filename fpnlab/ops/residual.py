@@ -10,8 +10,8 @@ from fpnlab.types import Key
 def drop_path(key: Key, branch: Float[Array, "b h w c"], *, rate: float) -> Float[Array, "b h w c"]:
     """Returns the branch's output, zero for a random share ``rate`` of the images.
 
-    See "Deep Networks with Stochastic Depth", Huang et al., arXiv:1603.09382. The kept ones
-    are divided by ``1 - rate``, so that the mean stays and evaluation needs no factor.
+    See "Deep Networks with Stochastic Depth", Huang et al., arXiv:1603.09382. Kept outputs are
+    divided by ``1 - rate``, so that the expectation is unchanged and evaluation needs no factor.
 
     Raises:
       ValueError: ``rate`` is not in [0, 1).

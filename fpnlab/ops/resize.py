@@ -1,4 +1,4 @@
-"""Resampling of maps and images. Pixel ``j`` covers ``j`` to ``j + 1``."""
+"""Resampling of maps and images. Pixel ``j`` covers the coordinates ``j`` to ``j + 1``."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,7 @@ from fpnlab.ops.sharding import compiler_sharded
 
 @compiler_sharded(lambda spec: spec)
 def upsample_nearest(x: Num[Array, "*b h w c"], factor: int = 2) -> Num[Array, "*b y x c"]:
-    """Returns maps ``factor`` times as high and wide, each value repeated.
+    """Returns maps ``factor`` times as high and wide, with repeated values.
 
     The top-down step of "Feature Pyramid Networks", Lin et al. 2017, arXiv:1612.03144,
     figure 3. Repeating, not a transposed convolution: no weights and no checkerboard.
@@ -26,15 +26,18 @@ def sample_linear(
 ) -> Float[Array, "..."]:
     """Returns ``x`` at ``positions`` along ``axis``, interpolated linearly, in float32.
 
-    Beyond the outermost pixel centers the outermost value continues. There is no filter
-    before shrinking: below half the size, fine texture aliases. Two calls, one per axis,
+    Positions beyond the outermost pixel centers get the outermost value. There is no low-pass
+    filter: when shrinking below half the size, fine texture aliases. Two calls, one per axis,
     resample an image bilinearly; gathering two neighbors was 7 times as fast on CPU as
     multiplying with a dense interpolation matrix (8 images of 240 x 320: 1.7 and 12 ms).
 
     Args:
-      x: any array.
-      positions: coordinates in pixels of ``x``; the first pixel's center is 0.5.
-      axis: the axis they run along.
+      x: Any array.
+      positions: Coordinates in pixels of ``x``; the center of the first pixel is 0.5.
+      axis: Axis of the coordinates.
+
+    Raises:
+      ValueError: ``x`` has no value along ``axis``.
     """
     size = x.shape[axis]
     if size == 0:

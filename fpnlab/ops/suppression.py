@@ -1,4 +1,4 @@
-"""Non-maximum suppression: one detection for each object."""
+"""Non-maximum suppression (NMS) of overlapping detections."""
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +27,14 @@ def nms(
     candidates, all rows are invalid. For suppression across classes give all candidates one class.
 
     Args:
-      boxes: ``xyxy``.
-      scores: the better, the higher; must be positive.
+      boxes: ``xyxy`` in pixels.
+      scores: Higher is better; must be positive.
       classes: 0 to k - 1. A box with several likely classes is given once for each of them.
-      iou_threshold: overlap above which the worse of two candidates goes.
-      score_threshold: candidates must have a score above it.
-      pre_nms: only this many of the best candidates, over all classes, are looked at. Time and
-        memory grow with its square.
-      max_detections: number of rows that come back.
+      iou_threshold: IoU above which the worse of two candidates is dropped.
+      score_threshold: Candidates must have a score above it.
+      pre_nms: Number of best candidates, over all classes, that are considered. Time and memory
+        grow with its square.
+      max_detections: Number of rows of the result.
 
     Raises:
       ValueError: ``pre_nms`` or ``max_detections`` is negative.
@@ -69,10 +69,10 @@ def nms_indices(
     pre_nms: int,
     max_detections: int,
 ) -> tuple[Int[Array, " d"], Bool[Array, " d"]]:
-    """Returns the candidates that ``nms`` keeps, by their place, best first; and which are valid.
+    """Returns the indices of the candidates that ``nms`` keeps, best first, and ``valid``.
 
-    Where ``valid`` is false the place is 0. With the places, what else is known of the candidates
-    (masks, features) can be gathered. The arguments are those of ``nms``.
+    Where ``valid`` is false the index is 0. Use the indices to gather other properties of the
+    candidates (masks, features). The arguments are those of ``nms``.
 
     Raises:
       ValueError: ``pre_nms`` or ``max_detections`` is negative.
@@ -96,7 +96,7 @@ def nms_indices(
     rivals = overlapping & (classes[:, None] == classes)
     ranks = jnp.arange(len(scores))
 
-    def suppress(i, keep):
+    def suppress(i: int | Int[Array, ""], keep: Bool[Array, " n"]) -> Bool[Array, " n"]:
         return keep & ~(rivals[i] & (ranks > i) & keep[i])
 
     keep = jax.lax.fori_loop(0, len(scores), suppress, jnp.isfinite(scores))

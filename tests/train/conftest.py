@@ -1,4 +1,4 @@
-"""What tests of training steps share."""
+"""Fixtures for tests of training steps."""
 
 import jax
 import jax.numpy as jnp

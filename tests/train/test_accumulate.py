@@ -1,4 +1,4 @@
-"""A batch in several passes: the gradient of the whole, and what goes from pass to pass."""
+"""Gradient accumulation: microbatches give the gradient of the whole batch."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ TRAIN = Train(
 
 
 def squares(params, state, batch, number):
-    """The mean square over what counts, by a state that notes the passes in their order."""
+    """Mean square over the counted items; the state records the microbatch numbers in order."""
     x, counts = batch
     count = counts.sum()
     loss = (counts * jnp.square(params * x)).sum() / jnp.maximum(count, 1)
@@ -37,13 +37,13 @@ def squares(params, state, batch, number):
 
 @pytest.fixture(params=["unrolled", "loop"])
 def either_way(request, monkeypatch):
-    """As on a CPU, and as on an accelerator."""
+    """The variant for CPU, and the one for accelerators."""
     if request.param == "loop":
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 1, 1, 1, 1], [1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]])
-def test_loss_and_gradient_are_those_of_the_whole_batch_however_much_a_pass_counts(
+def test_accumulated_loss_and_gradient_equal_those_of_the_batch_for_unequal_counts(
     counts, either_way
 ):
     batch = jnp.arange(1.0, 7.0), jnp.array(counts, jnp.float32)
@@ -53,7 +53,7 @@ def test_loss_and_gradient_are_those_of_the_whole_batch_however_much_a_pass_coun
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     chex.assert_trees_all_close(logs, expected_logs, rtol=1e-6)
     assert set(logs) == {"loss", "mean"}
-    # Its passes come one after another, with their numbers; a single one has none.
+    # Microbatches are processed in order, with their numbers; a single one has none.
     assert (int(once), int(state)) == (9, 123)
 
 
@@ -75,13 +75,15 @@ def stepped(detector, train, batch, state=None, **options):
     [(LayerNorm(axes="hwc"), None, 1), (BatchNorm(), 2, 2), (BatchNorm(norm_batch=2), None, 2)],
     ids=["layer_norm", "batch_norm", "batch_norm_of_its_own"],
 )
-def test_a_step_in_passes_is_the_step(norm, norm_batch, micro_batch, make_detector, batch):
+def test_a_step_in_microbatches_equals_the_step_of_the_batch(
+    norm, norm_batch, micro_batch, make_detector, batch
+):
     """pytorch/pytorch#46516: what a statistics group is does not depend on accumulation."""
     train = dataclasses.replace(TRAIN, norm_batch=norm_batch)
-    passes = dataclasses.replace(train, micro_batch=micro_batch)
+    accumulated = dataclasses.replace(train, micro_batch=micro_batch)
     detector = make_detector(norm)
     expected, expected_logs = stepped(detector, train, batch)
-    found, logs = stepped(detector, passes, batch)
+    found, logs = stepped(detector, accumulated, batch)
     chex.assert_trees_all_close(logs, expected_logs, rtol=1e-4)
     chex.assert_trees_all_close(found.params, expected.params, rtol=1e-3, atol=1e-5)
     # Half a batch is another step.
@@ -91,7 +93,7 @@ def test_a_step_in_passes_is_the_step(norm, norm_batch, micro_batch, make_detect
         chex.assert_trees_all_close(other.params, expected.params, rtol=1e-3, atol=1e-5)
 
 
-def test_the_running_statistics_take_in_one_pass_after_another(make_detector, batch):
+def test_each_microbatch_updates_the_running_statistics(make_detector, batch):
     detector, still = make_detector(BatchNorm()), jnp.float32(0.0)
     train = dataclasses.replace(TRAIN, norm_batch=2, micro_batch=2)
     found, _ = stepped(detector, train, batch, peak_rate=still)
@@ -103,7 +105,7 @@ def test_the_running_statistics_take_in_one_pass_after_another(make_detector, ba
     chex.assert_trees_all_close(found.state, state.state, rtol=1e-5, atol=1e-6)
 
 
-def test_a_group_that_does_not_fit_a_pass_is_refused(make_detector, batch):
+def test_a_statistics_group_larger_than_a_microbatch_raises(make_detector, batch):
     train = dataclasses.replace(TRAIN, micro_batch=2)
     with pytest.raises(ValueError, match="2 images does not split into groups of norm_batch=4"):
         stepped(make_detector(BatchNorm()), train, batch)

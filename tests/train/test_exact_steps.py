@@ -1,7 +1,7 @@
 """Whole training steps, compiled in float32, against the same functions run eagerly in float64.
 
-A compiler may be wrong in what it makes of a whole step where each function alone is right. The
-maps are large enough (2 images of 128 x 128: 32,768 rows) for the fusions that were.
+A compiler can miscompile a whole step although each function alone is right. The maps are large
+enough (2 images of 128 x 128: 32,768 rows) to trigger the fusions that were miscompiled.
 """
 
 import dataclasses
@@ -95,9 +95,9 @@ def problem(kind, norm, kernel="free"):
 
 
 def exactly(run, train, *trees):
-    """Returns what a function of a recipe and trees computes eagerly, in float64."""
+    """Returns the result of a function of a recipe and trees, run eagerly in float64."""
     train = dataclasses.replace(train)
-    object.__setattr__(train, "precision", "float64")  # Which no recipe may ask for.
+    object.__setattr__(train, "precision", "float64")  # Not a valid value for users.
     wide = lambda leaf: (
         jnp.asarray(leaf, jnp.float64) if np.asarray(leaf).dtype == np.float32 else leaf
     )
@@ -106,7 +106,7 @@ def exactly(run, train, *trees):
 
 
 def check_close(found, exact, start, digits=2e-3):
-    """Holds changes of a state against exact ones, relative to the largest of each leaf's tree."""
+    """Compares changes of a state with exact ones, relative to the largest change of each leaf."""
     change = lambda after: jax.tree.map(lambda a, b: np.asarray(a, np.float64) - b, after, start)
     found, exact = jax.tree.leaves(change(found)), jax.tree.leaves(change(exact))
     scale = max(np.abs(leaf).max() for leaf in exact if leaf.size)
@@ -123,7 +123,7 @@ def step_of(model, objective):
 
 
 def compare_steps(kind, norm, train=TRAIN, before=0, kernel="free"):
-    """Compares the step that comes after ``before`` others."""
+    """Compares one step with the exact one, after ``before`` other steps."""
     model, objective, batch = problem(kind, norm, kernel)
     state = init_train(jax.random.key(0), task_of(model, objective), train)
     step = step_of(model, objective)
@@ -139,33 +139,33 @@ def compare_steps(kind, norm, train=TRAIN, before=0, kernel="free"):
 
 
 @pytest.mark.parametrize("kind", ["classifier", "detector"])
-def test_a_compiled_step_is_the_exact_one(kind):
+def test_a_compiled_step_equals_eager_float64(kind):
     compare_steps(kind, BatchNorm())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classifier", "detector"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_compiled_step_is_the_exact_one_for_every_norm(norm, kind):
+def test_a_compiled_step_equals_eager_float64_for_every_norm(norm, kind):
     compare_steps(kind, NORMS[norm], kernel="standardized" if norm == "standardized" else "free")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classifier", "detector"])
-def test_a_compiled_step_of_batch_renormalization_is_the_exact_one(kind):
+def test_a_compiled_step_of_batch_renormalization_equals_eager_float64(kind):
     renorm = Renorm(start=0, r_full=1, d_full=1)  # The first step is plain batch norm.
     compare_steps(kind, BatchNorm(decay=0.5, reference_batch=2, renorm=renorm), before=1)
 
 
 @pytest.mark.slow
-def test_a_step_in_passes_is_the_exact_one():
+def test_a_step_in_microbatches_equals_eager_float64():
     train = dataclasses.replace(TRAIN, micro_batch=1, norm_batch=1)
     compare_steps("detector", BatchNorm(), train)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "layer_hwc"])
-def test_a_packed_step_is_the_exact_one_of_each_seed(norm):
+def test_a_packed_step_equals_eager_float64_of_each_seed(norm):
     model, objective, batch = problem("detector", NORMS[norm])
     states = [
         init_train(jax.random.key(seed), task_of(model, objective), TRAIN) for seed in range(3)
@@ -181,7 +181,7 @@ def test_a_packed_step_is_the_exact_one_of_each_seed(norm):
 
 
 @pytest.mark.slow
-def test_precise_statistics_and_drift_are_the_exact_ones():
+def test_precise_statistics_and_drift_equal_eager_float64():
     model, objective, batch = problem("detector", BatchNorm())
     state = init_train(jax.random.key(0), task_of(model, objective), TRAIN)
 
@@ -203,7 +203,7 @@ def test_precise_statistics_and_drift_are_the_exact_ones():
 
 
 @pytest.mark.slow
-def test_signals_are_the_exact_ones():
+def test_resnet_signals_equal_eager_float64():
     model, objective, batch = problem("classifier", BatchNorm())
     state = init_train(jax.random.key(0), task_of(model, objective), TRAIN)
     mode = Mode(stats="batch", update="none", stochastic=False)
@@ -220,7 +220,7 @@ def test_signals_are_the_exact_ones():
 
 
 @pytest.mark.slow
-def test_effective_rates_are_the_exact_ones():
+def test_effective_rates_equal_eager_float64():
     model, objective, batch = problem("detector", BatchNorm())
     state = init_train(jax.random.key(0), task_of(model, objective), TRAIN)
     step = step_of(model, objective)
@@ -233,7 +233,7 @@ def test_effective_rates_are_the_exact_ones():
 
 
 @pytest.mark.slow
-def test_gradient_noise_of_the_grouping_is_the_exact_one():
+def test_gradient_noise_of_the_grouping_equals_eager_float64():
     model, objective, batch = problem("classifier", BatchNorm())
     double = lambda leaf: np.concatenate([leaf, leaf[:, ::-1] // 2 if leaf.ndim > 1 else leaf])
     batch = jax.tree.map(double, batch)

@@ -1,4 +1,4 @@
-"""The loss: who takes part, and against the sum written out."""
+"""The detection loss: anchors that enter it, and an explicit sum as reference."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def output(key):
 loss = jax.jit(lambda objective, o, b: detection_loss(objective, o, ANCHORS, b), static_argnums=0)
 
 
-def test_the_loss_is_the_written_out_sum_over_anchors_per_positive(batch, output):
+def test_detection_loss_equals_an_explicit_sum_per_positive_anchor(batch, output):
     objective = Objective(focal_gamma=2.0, focal_alpha=0.25, smooth_l1_beta=0.1)
     total, parts = loss(objective, output, batch)
     # Image 0: anchor 0 is box 0; anchor 4 overlaps it by 7/9. Image 1: anchors 3 and 2.
@@ -55,15 +55,15 @@ def test_the_loss_is_the_written_out_sum_over_anchors_per_positive(batch, output
                 pt, alpha = (p, 0.25) if hit else (1 - p, 0.75)
                 focal += -alpha * (1 - pt) ** 2 * np.log(pt)
     for (image, anchor), (row, _) in positives.items():
-        wanted = np.asarray(encode(batch.boxes[image, row], ANCHORS[anchor]))
-        error = np.abs(np.asarray(output.deltas[image, anchor]) - wanted)
+        expected = np.asarray(encode(batch.boxes[image, row], ANCHORS[anchor]))
+        error = np.abs(np.asarray(output.deltas[image, anchor]) - expected)
         box += np.where(error < 0.1, error**2 / 0.2, error - 0.05).sum()
     np.testing.assert_allclose(parts["loss_class"], focal / 4, rtol=1e-5)
     np.testing.assert_allclose(parts["loss_box"], box / 4, rtol=1e-5)
     np.testing.assert_allclose(total, (focal + box) / 4, rtol=1e-5)
 
 
-def test_an_image_without_boxes_teaches_background_only(batch, output):
+def test_images_without_boxes_have_only_a_class_loss(batch, output):
     empty = dataclasses.replace(batch, valid=jnp.zeros((2, 2), bool))
     total, parts = loss(Objective(), output, empty)
     assert jnp.isfinite(total)
@@ -80,7 +80,7 @@ def test_padding_boxes_change_nothing(batch, output):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-def test_anchors_in_the_padding_of_a_letterboxed_image_take_no_part(batch, output):
+def test_anchors_centered_in_the_padding_are_ignored(batch, output):
     half = dataclasses.replace(batch, extent=jnp.array([[16.0, 8.0], [16.0, 16.0]]))
     gradient = jax.grad(lambda o: loss(Objective(), o, half)[0])(output)
     # Anchors 1 and 3 of image 0 have their centers at x = 12.
@@ -88,7 +88,7 @@ def test_anchors_in_the_padding_of_a_letterboxed_image_take_no_part(batch, outpu
     assert moved.tolist() == [True, False, True, False, True]
 
 
-def test_perfect_boxes_cost_nothing_under_either_box_loss(batch, output):
+def test_perfect_boxes_have_zero_box_loss(batch, output):
     deltas = encode(
         jnp.stack([batch.boxes[0, [0] * 5], batch.boxes[1, jnp.array([0, 0, 1, 0, 0])]]),
         jnp.asarray(ANCHORS),
@@ -100,6 +100,6 @@ def test_perfect_boxes_cost_nothing_under_either_box_loss(batch, output):
         assert loss(objective, output, batch)[1]["loss_box"] > 0.01
 
 
-def test_thresholds_upside_down_are_refused():
+def test_objective_rejects_a_negative_iou_above_the_positive_iou():
     with pytest.raises(ValueError, match=r"negative_iou is 0.6 and positive_iou 0.5"):
         Objective(negative_iou=0.6)

@@ -1,6 +1,6 @@
-"""Training over 2, 4 and 8 devices is training on one, and communicates no maps.
+"""Training over 2, 4 and 8 devices equals training on one, and communicates no feature maps.
 
-This file is the script as well, because the number of devices is fixed when JAX starts.
+This file is also the script that runs on 8 devices, because JAX fixes their number at its start.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ NORMS = {
     "eights": BatchNorm(norm_batch=8),
     "whole": BatchNorm(),
     "layer": LayerNorm(axes="hwc"),
-    "passes": BatchNorm(norm_batch=2),
+    "microbatches": BatchNorm(norm_batch=2),
 }
 FEW = [("pairs", 8), ("eights", 4), ("whole", 8)]
 """Norms and devices: groups within a device, of two devices, and of all."""
 MANY = [("pairs", 2), ("pairs", 4), ("eights", 8), ("whole", 2), ("whole", 4), ("layer", 8)]
-PASSES = ("passes", 4)
-"""A batch in two passes, each over all devices."""
+MICROBATCHES = ("microbatches", 4)
+"""A batch in two microbatches, each over all devices."""
 ONE_MAP = (SIZE // 2) ** 2 * 4
 """Values of one image's largest map."""
 TRAIN = Train(examples=64, batch_size=IMAGES, learning_rate=0.1, reference_batch=IMAGES)
@@ -57,7 +57,7 @@ def detector(norm):
 
 
 def batch():
-    """Images that differ in brightness and in what is in them, so that groups differ."""
+    """Images that differ in brightness and content, so that statistics groups differ."""
     random = np.random.default_rng(0)
     images = random.uniform(0, 120, (IMAGES, SIZE, SIZE, 3)) + 8 * np.arange(IMAGES).reshape(
         -1, 1, 1, 1
@@ -76,7 +76,7 @@ def batch():
 def trained(name, devices):
     """Loss, parameters and statistics after the steps, and the text of the compiled step."""
     mesh = None if devices == 1 else Mesh(np.array(jax.devices()[:devices]), (AXIS,))
-    model, micro_batch = detector(NORMS[name]), IMAGES // 2 if name == "passes" else None
+    model, micro_batch = detector(NORMS[name]), IMAGES // 2 if name == "microbatches" else None
     train = dataclasses.replace(TRAIN, micro_batch=micro_batch)
     step = jit_step(
         functools.partial(
@@ -115,7 +115,7 @@ def communicated(text):
 
 
 def main(cases):
-    """Prints all that the tests look at."""
+    """Prints the report that the tests read, as JSON."""
     assert jax.device_count() == 8
     one = {name: trained(name, 1)[0] for name in sorted({"pairs", "whole", *dict(cases)})}
     report = {
@@ -134,9 +134,9 @@ def main(cases):
 
 @functools.cache
 def report(slow):
-    """What the script prints, which compiles once for few cases and once for many."""
+    """Report of the script, which runs once for few cases and once for many."""
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
-    # Compiling takes nearly all the time, the first time.
+    # Nearly all the time is compilation.
     flags += ["--xla_backend_optimization_level=0"]
     variables = {
         "JAX_PLATFORMS": "cpu",
@@ -165,46 +165,46 @@ cases = pytest.mark.parametrize(
 
 
 @cases
-def test_loss_parameters_and_statistics_are_those_of_one_device(name, devices, slow):
+def test_sharded_training_equals_training_on_one_device(name, devices, slow):
     for part, far in report(slow)[f"{name} {devices}"]["far"].items():
         assert far < 1e-5, part
 
 
 @pytest.mark.slow
-def test_passes_over_devices_are_those_over_one():
-    for part, far in report(True)["{} {}".format(*PASSES)]["far"].items():
+def test_sharded_microbatches_equal_those_on_one_device():
+    for part, far in report(True)["{} {}".format(*MICROBATCHES)]["far"].items():
         assert far < 1e-5, part
 
 
-def test_what_a_group_is_shows_in_loss_parameters_and_statistics():
+def test_the_statistics_group_changes_loss_parameters_and_statistics():
     assert min(report(False)["apart"].values()) > 1e-3
 
 
 @cases
-def test_devices_add_up_gradients_and_moments_and_send_no_maps(name, devices, slow):
+def test_devices_communicate_gradients_and_moments_but_no_maps(name, devices, slow):
     found = report(slow)[f"{name} {devices}"]["communicated"]
-    # Several devices of one group get its shift, a mean over a sixteenth of its rows, from one.
+    # Devices of one group get its shift, a mean over a sixteenth of its rows, from one of them.
     shift = {"collective-permute"} if name in ("eights", "whole") else set()
     assert {"all-reduce"} <= set(found) <= {"all-reduce"} | shift
     assert max(found.values()) < ONE_MAP
 
 
-def test_a_batch_is_spread_over_as_many_devices_as_divide_it():
+def test_data_mesh_uses_the_largest_number_of_devices_that_divides_the_batch():
     expected = {"1": 1, "2": 2, "3": 3, "4": 4, "6": 6, "8": 8, "12": 6, "64": 8}
     assert report(False)["devices"] == expected
     assert report(False)["order"] == list(range(8))
 
 
-def test_one_device_has_all_of_a_batch_and_needs_no_mesh():
+def test_data_mesh_is_none_on_one_device():
     assert jax.local_device_count() == 1
     assert data_mesh(8) is None
 
 
-def test_a_batch_that_does_not_split_over_the_processes_is_refused(monkeypatch):
+def test_data_mesh_rejects_a_batch_that_does_not_split_over_the_processes(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     with pytest.raises(ValueError, match=r"6, which does not split over 4 .*does over 1, 2, 3$"):
         data_mesh(6)
 
 
 if __name__ == "__main__":
-    main([*MANY, PASSES] if "slow" in sys.argv else FEW)
+    main([*MANY, MICROBATCHES] if "slow" in sys.argv else FEW)

@@ -1,4 +1,4 @@
-"""Faults that a training step could have and no other test would notice."""
+"""Errors of a training step that no other test would detect."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ TRAIN = Train(
 
 
 @pytest.mark.parametrize("optimizer", [Sgd(momentum=0.0), AdamW()], ids=lambda o: o.kind)
-def test_weight_decay_moves_kernels_and_nothing_else_also_where_levels_have_scales(
+def test_weight_decay_changes_only_kernels_with_separate_norm_parameters_per_level(
     optimizer, detector, batch
 ):
     head = dataclasses.replace(detector.head, level_affine="separate")
@@ -34,7 +34,7 @@ def test_weight_decay_moves_kernels_and_nothing_else_also_where_levels_have_scal
     recipe = dataclasses.replace(TRAIN, optimizer=optimizer, learning_rate=1e-3)
     decays, plain = (dataclasses.replace(recipe, weight_decay=decay) for decay in (0.5, 0.0))
     state = init_train(jax.random.key(0), task_of(model, Objective()), recipe)
-    # No leaf is zero, so that decay would show in each.
+    # No leaf is zero, so that decay would change every leaf.
     state = dataclasses.replace(state, params=jax.tree.map(lambda p: p + 0.1, state.params))
     after = [
         jax.jit(
@@ -60,11 +60,11 @@ def test_the_gradient_is_clipped_before_weight_decay_is_added(detector, batch):
     )
     after, _ = jax.jit(step)(state, batch)
     kernel = state.params.backbone.stem.kernel
-    # Clipped to nothing, the gradient leaves the decay alone.
+    # The clipped gradient is negligible, so only the decay remains.
     np.testing.assert_allclose(after.params.backbone.stem.kernel, 0.75 * kernel, atol=2e-6)
 
 
-def test_each_step_drops_other_features(key):
+def test_each_step_drops_different_features(key):
     backbone = ResNet(
         depths=(1,), widths=(8,), stem=Stem(size=3, stride=1, pool=False), norm=LayerNorm(axes="c")
     )
@@ -83,7 +83,7 @@ def test_each_step_drops_other_features(key):
     assert losses[3] == losses[0]
 
 
-def test_the_loss_is_per_positive_anchor_inside_of_the_picture():
+def test_detection_loss_is_divided_by_positive_anchors_inside_the_picture():
     # Two anchors overlap the box enough; the center of the second lies in the padding.
     anchors = np.array([[0, 0, 8, 8], [2, 0, 10, 8], [40, 40, 48, 48]], np.float32)
     batch = Batch(
@@ -101,7 +101,7 @@ def test_the_loss_is_per_positive_anchor_inside_of_the_picture():
     np.testing.assert_allclose(parts["loss_box"], 0.5 * jnp.square(error).sum(), rtol=1e-5)
 
 
-def test_a_second_save_of_a_step_takes_the_place_of_the_first(tmp_path):
+def test_a_second_save_of_a_step_replaces_the_first(tmp_path):
     checkpoints = Checkpoints(tmp_path, "hash")
     for value in (1.0, 2.0):
         checkpoints.save(7, {"a": jnp.full(3, value)})
@@ -110,7 +110,7 @@ def test_a_second_save_of_a_step_takes_the_place_of_the_first(tmp_path):
     assert (step, found["a"].tolist()) == (7, [2.0, 2.0, 2.0])
 
 
-def test_running_statistics_that_levels_share_take_in_each_level_in_turn(key):
+def test_each_level_updates_shared_running_statistics_in_turn(key):
     norm = BatchNorm(decay=0.5, reference_batch=2)
     head = RetinaHead(depth=1, norm=norm, level_statistics="shared", anchors_per_cell=1, classes=1)
     params, state = init_head(key, head, channels=2, levels=2)

@@ -1,4 +1,4 @@
-"""Schedules in examples: their shape, and that no batch size changes it."""
+"""Learning rate schedules and the validation of recipes."""
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,13 @@ from fpnlab.train.schedule import Cosine, Steps, scheduled
 from fpnlab.train.step import AdamW, Sgd, Train
 
 
-def test_cosine_rises_to_one_and_falls_to_zero():
+def test_cosine_schedule_rises_to_one_and_falls_to_zero():
     rate = lambda seen: float(scheduled(Cosine(warmup=0.1), 1000, seen, 10))
     at = [rate(n) for n in (0, 40, 90, 100, 550, 1000)]
     np.testing.assert_allclose(at, [0.1, 0.5, 1, 1, 0.5, 0], atol=1e-6)
 
 
-def test_steps_drop_at_their_milestones():
+def test_steps_schedule_drops_at_its_milestones():
     schedule = Steps(warmup=0.0, milestones=(0.5, 0.75), factor=0.1)
     at = [float(scheduled(schedule, 100, n, 1)) for n in (0, 49, 50, 74, 75)]
     np.testing.assert_allclose(at, [1, 1, 0.1, 0.1, 0.01], rtol=1e-6)
@@ -46,14 +46,14 @@ def test_examples_that_fill_no_batch_are_not_used():
         (lambda: Train(examples=8, batch_size=0, learning_rate=0.1), "batch_size is 0; it must be"),
     ],
 )
-def test_impossible_plans_are_refused(make, message):
+def test_invalid_schedules_and_recipes_raise(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize("total", [100, 1000, 2**31 - 1])
 @pytest.mark.parametrize("milestone", [0.1, 0.3, 0.6, 0.7, 0.9])
-def test_a_drop_falls_at_the_same_example_eager_and_jitted(milestone, total):
+def test_steps_schedule_drops_at_the_same_example_eager_and_jitted(milestone, total):
     schedule = Steps(warmup=0.0, milestones=(milestone,), factor=0.5)
     last = round(milestone * total)
     rate = lambda seen: scheduled(schedule, total, seen, 1)
@@ -83,7 +83,7 @@ def test_no_step_has_the_rate_zero(schedule, steps):
         ({"examples": 10**9, "batch_size": 10**9, "norm_batch": 7}, "norm_batch is 7, and batch"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_an_error_that_names_the_field(fields, wrong):
+def test_an_invalid_recipe_raises_an_error_that_names_the_field(fields, wrong):
     with pytest.raises(ValueError, match=wrong):
         Train(**{"examples": 64, "batch_size": 8, "learning_rate": 0.1} | fields)
 
@@ -107,6 +107,6 @@ def test_a_recipe_that_cannot_be_is_an_error_that_names_the_field(fields, wrong)
         (lambda: Evaluate(population_examples=10**12), "population_examples is 1000000000000"),
     ],
 )
-def test_fields_out_of_range_are_named(make, wrong):
+def test_fields_out_of_range_raise_a_spec_error(make, wrong):
     with pytest.raises(SpecError, match=wrong):
         make()

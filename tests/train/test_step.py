@@ -1,4 +1,4 @@
-"""The training step: what it changes, what it refuses, and that it lowers for every platform."""
+"""The training step: its update, skipped updates, and lowering for every platform."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ TRAIN = Train(
 
 @pytest.fixture(scope="module")
 def stepping(detector):
-    """(train) -> initial state and jitted step, compiled once a recipe."""
+    """(train) -> initial state and jitted step, compiled once per recipe."""
 
     @functools.cache
     def make(train, detector=detector):
@@ -52,7 +52,7 @@ def test_training_on_one_batch_lowers_its_loss(optimizer, stepping, batch):
     assert np.isfinite(losses).all()
 
 
-def test_one_sgd_step_is_the_formula(stepping, batch):
+def test_one_sgd_step_equals_the_nesterov_formula(stepping, batch):
     train = dataclasses.replace(
         TRAIN, weight_decay=0.0, clip_norm=None, optimizer=Sgd(momentum=0.5)
     )
@@ -66,7 +66,7 @@ def test_one_sgd_step_is_the_formula(stepping, batch):
     assert int(again.step) == 2
 
 
-def test_a_rate_that_is_given_takes_the_place_of_that_of_the_recipe(stepping, batch):
+def test_a_given_peak_rate_replaces_that_of_the_recipe(stepping, batch):
     state, step = stepping(TRAIN)
     given = jax.jit(functools.partial(step, peak_rate=jnp.float32(0.03)))
     _, expected_step = stepping(dataclasses.replace(TRAIN, learning_rate=0.03, rule="constant"))
@@ -91,8 +91,7 @@ def test_clipping_bounds_the_update_and_logs_the_norm_before(stepping, batch):
 
 
 def test_weight_decay_shrinks_kernels_and_nothing_else(stepping, batch):
-    # Without gradient (nothing valid, no learning of the loss), only decay moves parameters:
-    # compare two decays that differ by 1.
+    # The gradient is the same under both decays, so the difference is that of the decay alone.
     results = []
     for decay in (0.0, 1.0):
         state, step = stepping(
@@ -124,7 +123,7 @@ def test_averaged_weights_follow_their_closed_form(stepping, batch):
     chex.assert_trees_all_close(after.average, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_an_update_that_is_not_finite_is_refused_bit_for_bit(stepping, batch):
+def test_an_update_that_is_not_finite_leaves_the_state_bit_for_bit(stepping, batch):
     state, step = stepping(TRAIN)
     good, _ = step(state, batch)
     poisoned = dataclasses.replace(
@@ -132,13 +131,13 @@ def test_an_update_that_is_not_finite_is_refused_bit_for_bit(stepping, batch):
     )
     bad, logs = step(good, poisoned)
     assert jnp.isnan(logs["loss"])
-    assert int(bad.refused) == 1
+    assert int(bad.skipped) == 1
     chex.assert_trees_all_equal(
         (bad.params, bad.state, bad.optimizer), (good.params, good.state, good.optimizer)
     )
 
 
-def test_after_a_refused_update_all_are_refused_so_that_the_first_is_known(stepping, batch):
+def test_all_updates_after_a_skipped_one_are_skipped_and_counted(stepping, batch):
     state, step = stepping(TRAIN)
     good, _ = step(state, batch)
     poisoned = dataclasses.replace(
@@ -147,19 +146,19 @@ def test_after_a_refused_update_all_are_refused_so_that_the_first_is_known(stepp
     after = good
     for one in (poisoned, batch, poisoned, batch):
         after, _ = step(after, one)
-    assert (int(after.step), int(after.refused)) == (5, 4)
+    assert (int(after.step), int(after.skipped)) == (5, 4)
     chex.assert_trees_all_equal(
-        dataclasses.replace(after, step=good.step, refused=good.refused), good
+        dataclasses.replace(after, step=good.step, skipped=good.skipped), good
     )
 
 
-def test_an_update_that_would_overflow_the_parameters_is_refused(stepping, batch):
-    """Loss and gradient are finite: only what would come of them is not."""
+def test_an_update_that_would_overflow_the_parameters_is_skipped(stepping, batch):
+    """Loss and gradient are finite; only the update is not."""
     state, step = stepping(dataclasses.replace(TRAIN, learning_rate=3e38))
     after, logs = step(state, batch)
     assert jnp.isfinite(logs["loss"])
     assert 2 < logs["gradient_norm"] < jnp.inf
-    assert int(after.refused) == 1
+    assert int(after.skipped) == 1
     chex.assert_trees_all_equal(after.params, state.params)
 
 
@@ -204,15 +203,15 @@ def test_the_schedule_ends_with_the_updates(stepping, batch):
         ({"micro_batch": 2, "norm_batch": 4}, "norm_batch is 4, and micro_batch=2 .*: 1, 2$"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused(fields, says):
+def test_train_rejects_contradictory_fields(fields, says):
     with pytest.raises(ValueError, match=says):
         dataclasses.replace(TRAIN, **fields)
 
 
-def test_the_recipes_norm_batch_is_that_of_the_norms_that_leave_it_open(
+def test_norm_batch_of_the_recipe_applies_to_norms_that_do_not_set_it(
     make_detector, stepping, batch
 ):
-    """Bit for bit; a norm that says its own keeps it."""
+    """Bit for bit; a norm with a norm_batch of its own keeps it."""
     after = lambda train, norm: stepping(train, make_detector(norm))[1](
         stepping(train, make_detector(norm))[0], batch
     )[0]
@@ -253,7 +252,7 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32(stepping, batch):
     np.testing.assert_allclose(logs["loss"], exact["loss"], rtol=0.03)
 
 
-def test_packed_seeds_are_the_same_seeds_in_turn(detector, stepping, batch):
+def test_vmapped_seeds_equal_separate_runs_of_each_seed(detector, stepping, batch):
     _, step = stepping(TRAIN)
     make = lambda seed: init_train(jax.random.key(seed), task_of(detector, Objective()), TRAIN)
     packed = jax.vmap(make)(jnp.arange(2))

@@ -1,4 +1,4 @@
-"""Experiments and studies from Python, as the command line runs them."""
+"""Functions to run experiments and studies and to read their results."""
 
 import dataclasses
 import os
@@ -45,21 +45,21 @@ def run_experiment(
     report: Callable[[MetricRecord], None] = lambda record: None,
     stop: Stop | None = None,
 ) -> RunResult:
-    """Returns the result of a training run, going on from whatever ``folder`` holds of it.
+    """Returns the result of a training run, resuming from what ``folder`` holds of it.
 
     Args:
       experiment: The experiment; its ``study`` is ignored.
-      folder: The run folder; made if absent. A finished run is not run again.
-      dataset: The data, where they are loaded already; None: loaded as the experiment says.
+      folder: The run folder; created if absent. A finished run is not run again.
+      dataset: The data, if already loaded; None: loaded by the experiment's ``data``.
       report: Called with each record of metrics.
-      stop: Asked after each step; as a context it listens for SIGINT and SIGTERM.
+      stop: Checked after each step; as a context manager, it is set by SIGINT and SIGTERM.
 
     Raises:
       ConfigError: The config is invalid.
       OSError, ValueError: The data cannot be read.
       Interrupted: A stop was requested; a checkpoint was saved first.
       RunFolderError: The folder cannot be used.
-      CheckpointError: A checkpoint could not be written, or none is sound.
+      CheckpointError: A checkpoint could not be written, or all checkpoints are damaged.
     """
     path = pathlib.Path(folder)
     trial = single(_experiment(experiment), path.name)
@@ -83,25 +83,25 @@ def run_study(
     stop: Stop | None = None,
     command: str = "fpnlab.run_study",
 ) -> Summary:
-    """Returns the summary of a study, after running what is missing of it in ``folder``.
+    """Returns the summary of a study, after running its unfinished trials in ``folder``.
 
     Args:
       experiment: An experiment with a ``study``.
-      folder: Where results are; made if absent.
-      dataset: The data, where they are loaded already; None: loaded as the experiment says.
-      listener: Called on progress.
-      executor: Starts workers in other processes; None: this process is the only one.
-      pack: Most trials that one program trains together, where a short measurement says that it
-        pays.
-      stop: Asked after each step; as a context it listens for SIGINT and SIGTERM.
-      command: How to run it again, for the report.
+      folder: The study folder; created if absent.
+      dataset: The data, if already loaded; None: loaded by the experiment's ``data``.
+      listener: Callbacks for progress.
+      executor: Starts workers in other processes; None: this process is the only worker.
+      pack: Largest number of trials that one program trains together; they are packed only where
+        a short measurement shows that it saves time.
+      stop: Checked after each step; as a context manager, it is set by SIGINT and SIGTERM.
+      command: The command that the report shows for running the study again.
 
     Raises:
       ConfigError: The config is invalid or has no study.
       OSError, ValueError: The data cannot be read.
-      Interrupted: A stop was requested; the running trials saved first.
+      Interrupted: A stop was requested; the running trials were saved first.
       RunFolderError: The folder cannot be used.
-      WorkersLostError: The workers ended before the study has.
+      WorkersLostError: All workers ended before the last trial.
     """
     experiment = _experiment(experiment)
     return runner.run_study(
@@ -117,9 +117,9 @@ def run_study(
 
 
 def read_results(folder: str | os.PathLike[str]) -> list[RunResult]:
-    """Returns the results of a run or study folder, by arm, axis value and seed.
+    """Returns the results of a run or study folder, ordered by arm, axis value and seed.
 
-    Trials that have not ended have none.
+    Unfinished trials are left out.
 
     Raises:
       RunFolderError: The folder holds neither a result nor a study, or a file is damaged.
@@ -129,18 +129,17 @@ def read_results(folder: str | os.PathLike[str]) -> list[RunResult]:
         return [trial.result for trial in read_study(path).trials if trial.result is not None]
     if not (path / "result.json").is_file():
         raise RunFolderError(
-            f"{path}: neither result.json nor study.json in it; give the folder of a finished run "
+            f"{path}: neither result.json nor study.json found; give the folder of a finished run "
             "or of a study"
         )
     return [read_result(path / "result.json")]
 
 
 def results_frame(results: Sequence[RunResult]) -> "pandas.DataFrame":
-    """Returns results as a table: one row a trial and source of batch-norm statistics.
+    """Returns results as a table with one row per trial and source of batch-norm statistics.
 
-    Columns are ``source``, the metrics (shares from 0 to 1), and the fields of
-    `fpnlab.records.run_records.RunResult` that are single values. A trial without metrics has one
-    row.
+    Columns are ``source``, the metrics (from 0 to 1), and the scalar fields of
+    `fpnlab.records.run_records.RunResult`. A trial without metrics has one row.
 
     Raises:
       ImportError: pandas is not installed.

@@ -1,20 +1,20 @@
-"""Every exception of the package that ends a command, with the exit code of the command."""
+"""Exceptions of the package, with the exit code of the command that they end."""
 
 
 class FpnlabError(Exception):
-    """An error whose message is for the user; the command line prints it without a traceback."""
+    """Base class of errors whose message the command line prints without a traceback."""
 
     exit_code = 1
 
 
 class ConfigError(FpnlabError, ValueError):
-    """Invalid fields of a config, one a line."""
+    """Invalid fields of a config, one per line of the message."""
 
     exit_code = 2
 
 
 class ProcessesError(FpnlabError):
-    """Processes of one run could not connect to each other."""
+    """The processes of a run could not connect to each other."""
 
     exit_code = 2
 
@@ -38,39 +38,39 @@ class RunFolderError(FpnlabError):
 
 
 class FolderLockedError(RunFolderError):
-    """A folder that another process is working in."""
+    """A folder that another process has locked."""
 
 
 class CheckpointError(FpnlabError):
-    """A checkpoint that could not be written, or must not be used."""
+    """A checkpoint that could not be written, or that must not be restored."""
 
     exit_code = 5
 
 
 class DamagedCheckpointError(FpnlabError):
-    """A checkpoint that differs from what was saved."""
+    """A checkpoint whose content differs from its checksums."""
 
     exit_code = 5
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
-        """Everything that differs, each with the name of its leaf or file."""
+        """All differences, each with the name of its leaf or file."""
 
 
 class TuningError(FpnlabError, ValueError):
-    """Tuning trials of which none has a finite score."""
+    """Tuning trials without any finite score."""
 
     exit_code = 5
 
 
 class WorkersLostError(FpnlabError):
-    """All workers have ended before the study has."""
+    """All workers of a study ended before its last trial."""
 
     exit_code = 5
 
 
 class Interrupted(FpnlabError):
-    """The run was asked to stop, and saved before it did (EX_TEMPFAIL of sysexits.h)."""
+    """A run or study that stopped on request, after saving (EX_TEMPFAIL of sysexits.h)."""
 
     exit_code = 75

@@ -1,4 +1,4 @@
-"""Shared by all tests: the compilation cache, real data, small models and experiments."""
+"""Fixtures of all tests: compilation cache, real data, small models and experiments."""
 
 import dataclasses
 import os
@@ -42,7 +42,7 @@ def key():
 
 @pytest.fixture(scope="session")
 def data_root():
-    """The folder with the real data sets; tests that need it skip where it is absent."""
+    """The folder with the real data sets; tests that need it are skipped if it is absent."""
     default = pathlib.Path(__file__).parents[2] / "shared" / "data"
     root = pathlib.Path(os.environ.get("FPNLAB_DATA", default))
     if not root.is_dir():
@@ -82,7 +82,7 @@ def dataset():
 
 @pytest.fixture(scope="session")
 def experiment(make_detector):
-    """Batch norm, SGD, averaged weights, random views; a record every second of twelve steps."""
+    """Batch norm, SGD, averaged weights, augmentation; twelve steps, every second one logged."""
     return Experiment(
         data=SCENES,
         augment=Augment(scale=(0.8, 1.25), brightness=0.2),
@@ -98,7 +98,7 @@ def experiment(make_detector):
 
 @pytest.fixture(scope="session")
 def layer_norm_experiment(experiment, make_detector):
-    """Layer norm and AdamW, without averaged weights and random views."""
+    """Layer norm and AdamW, without averaged weights and augmentation."""
     return dataclasses.replace(
         experiment,
         augment=None,
@@ -108,7 +108,7 @@ def layer_norm_experiment(experiment, make_detector):
 
 
 def start(experiment, dataset, folder, *, stop_after=None):
-    """Runs a trial; returns its result and the steps of the records it reported."""
+    """Runs a trial; returns its result and the steps that it reported."""
     stop, steps = Stop(), []
 
     def report(record):
@@ -126,7 +126,7 @@ def run():
 
 @pytest.fixture(scope="session")
 def unbroken(experiment, dataset, tmp_path_factory):
-    """The folder of a finished run of ``experiment``; only to be read."""
+    """The folder of a finished run of ``experiment``; read-only."""
     folder = tmp_path_factory.mktemp("unbroken")
     start(experiment, dataset, folder)
     return folder
@@ -134,7 +134,7 @@ def unbroken(experiment, dataset, tmp_path_factory):
 
 @spec
 class HeldOut(Scenes):
-    """Scenes of which a share can be held out of training."""
+    """Scenes with a field for a validation share, which the plain scenes lack."""
 
     kind: Literal["held_out"] = "held_out"
     validation: float = 0.0
@@ -142,7 +142,7 @@ class HeldOut(Scenes):
 
 @pytest.fixture
 def held_out(monkeypatch):
-    """Experiments may have such data while the test runs."""
+    """Lets experiments use `HeldOut` data during the test."""
 
     @spec
     class Held(validate.Experiment):

@@ -1,4 +1,4 @@
-"""Experiments, studies and their results from Python."""
+"""The public functions that run experiments and studies and read results."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def study(experiment, dataset, tmp_path_factory):
     return folder, fpnlab.run_study(planned, folder, dataset=dataset)
 
 
-def test_an_experiment_from_python_equals_that_of_a_trial(experiment, dataset, unbroken, tmp_path):
+def test_run_experiment_has_the_metrics_of_run_trial(experiment, dataset, unbroken, tmp_path):
     steps = []
     result = fpnlab.run_experiment(
         experiment, tmp_path / "run", dataset=dataset, report=lambda record: steps.append(record)
@@ -31,12 +31,12 @@ def test_an_experiment_from_python_equals_that_of_a_trial(experiment, dataset, u
     assert fpnlab.run_experiment(experiment, tmp_path / "run") == result
 
 
-def test_a_config_file_is_an_experiment(tmp_path):
+def test_run_experiment_accepts_a_path_and_rejects_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         fpnlab.run_experiment(tmp_path / "absent.toml", tmp_path / "run")
 
 
-def test_results_of_a_study_are_records_in_order(study):
+def test_read_results_of_a_study_are_ordered_by_axis_value(study):
     folder, summary = study
     results = fpnlab.read_results(folder)
     assert [result.axis_value for result in results] == [0.01, 0.02]
@@ -44,7 +44,7 @@ def test_results_of_a_study_are_records_in_order(study):
     assert summary.counts["done"] == 2
 
 
-def test_results_as_a_frame_have_a_row_a_trial_and_source(study):
+def test_results_frame_has_one_row_per_trial_and_source(study):
     folder, summary = study
     frame = fpnlab.results_frame(fpnlab.read_results(folder))
     assert list(frame.source) == ["running", "precise", "batch"] * 2
@@ -54,7 +54,7 @@ def test_results_as_a_frame_have_a_row_a_trial_and_source(study):
     assert means.tolist() == pytest.approx([row.mean / 100 for row in rows])
 
 
-def test_a_trial_without_metrics_is_a_row_of_a_frame(study):
+def test_results_frame_keeps_a_trial_without_metrics(study):
     (first, *_) = fpnlab.read_results(study[0])
     failed = dataclasses.replace(first, status="failed", metrics={})
     frame = fpnlab.results_frame([failed])
@@ -62,17 +62,17 @@ def test_a_trial_without_metrics_is_a_row_of_a_frame(study):
     assert frame.source.isna().all()
 
 
-def test_result_of_a_run_folder_is_one_record(unbroken):
+def test_read_results_of_a_run_folder_is_one_result(unbroken):
     (result,) = fpnlab.read_results(unbroken)
     assert result == read_result(unbroken / "result.json")
 
 
-def test_a_folder_without_results_is_an_error_that_says_what_to_give(tmp_path):
+def test_read_results_rejects_a_folder_without_results(tmp_path):
     with pytest.raises(RunFolderError, match="give the folder of a finished run or of a study"):
         fpnlab.read_results(tmp_path)
 
 
-def test_a_stop_saves_and_the_same_call_goes_on(experiment, dataset, unbroken, tmp_path):
+def test_run_experiment_resumes_after_a_requested_stop(experiment, dataset, unbroken, tmp_path):
     from fpnlab.run.interrupts import Stop
 
     stop = Stop()

@@ -1,11 +1,11 @@
-"""Training batches, and the training images as the model sees them."""
+"""Training batches, and the augmented training images that diagnostics use."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, UInt32
 
 from fpnlab.config.experiment import Experiment
 from fpnlab.data.dataset import Dataset, stream_order, take
@@ -15,18 +15,18 @@ from fpnlab.tasks.task import Task
 from fpnlab.types import Batch, Key, LabeledBatch
 
 VIEW_CHUNK = 64
-"""Images that are augmented at once for measurements."""
+"""Number of images that are augmented at once for evaluation and diagnostics."""
 
 
 def positions(
     experiment: Experiment, size: int, at: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields, from step ``at`` on, the indices of a batch's images and their places in the stream.
+    """Yields the image indices and stream positions of each batch from step ``at`` on.
 
     Args:
       experiment: The experiment.
-      size: Images of the training split.
-      at: Steps already done.
+      size: Number of images in the training split.
+      at: Number of steps already done.
     """
     train = experiment.train
     for step in range(at, train.steps):
@@ -36,12 +36,24 @@ def positions(
 
 
 def augmented(
-    task: Task, augmentation: AnyAugment | None, batch: Any, places: Any, key: Key
-) -> Any:
-    """Returns a batch as training sees it at these places of its stream."""
+    task: Task,
+    augmentation: AnyAugment | None,
+    batch: Batch | LabeledBatch,
+    places: UInt32[Array | np.ndarray, " b"],
+    key: Key,
+) -> Batch | LabeledBatch:
+    """Returns the augmented batch.
+
+    Args:
+      task: The task of the experiment.
+      augmentation: The augmentation; None returns ``batch`` as it is.
+      batch: The images with their annotations.
+      places: Position of each image in the training stream.
+      key: Key of all augmentations of the run.
+    """
     if augmentation is None:
         return batch
-    # A view depends on the place in the stream only, not on the batch it is in.
+    # The key depends on the stream position alone, so that the batch size does not change views.
     keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
     return task.augment(augmentation, keys, batch)
 
@@ -52,7 +64,7 @@ def augment_key(experiment: Experiment) -> Key:
 
 
 def batch_at(experiment: Experiment, dataset: Dataset, step: int) -> Batch | LabeledBatch:
-    """Returns the batch that the step after ``step`` others sees."""
+    """Returns the training batch of step number ``step``, counted from 0."""
     order, places = next(positions(experiment, len(dataset.train.images), step))
     return _view(experiment, dataset, order, places)
 
@@ -63,7 +75,7 @@ def population_size(experiment: Experiment) -> int:
 
 
 def training_view(experiment: Experiment, dataset: Dataset, count: int) -> Batch | LabeledBatch:
-    """Returns the first ``count`` images of training, as training sees them, in host memory."""
+    """Returns the first ``count`` augmented training images in host memory."""
     order = stream_order(experiment.seed, len(dataset.train.images), 0, count)
     places = np.arange(count, dtype=np.uint32)
     chunks = [slice(i, i + VIEW_CHUNK) for i in range(0, count, VIEW_CHUNK)]

@@ -1,12 +1,12 @@
-"""Diagnostics of a trained model, as its result has them."""
+"""Diagnostics of a trained model, in the form that ``result.json`` stores."""
 
 import dataclasses
 import functools
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 import jax
+from jaxtyping import Array, Int, PyTree
 
 from fpnlab.config.experiment import Experiment
 from fpnlab.diagnostics.activations import resnet_signals
@@ -26,15 +26,15 @@ from fpnlab.records.run_records import (
 )
 from fpnlab.tasks.kinds import task_of
 from fpnlab.tasks.task import Task
-from fpnlab.types import Batch, Key, LabeledBatch, Mode
+from fpnlab.types import Batch, LabeledBatch, Mode
 
 
 def diagnose(
     experiment: Experiment,
-    params: Any,
-    state: Any,
+    params: PyTree,
+    state: PyTree,
     *,
-    population: Any,
+    population: PyTree,
     views: Batch | LabeledBatch,
     records: Sequence[MetricRecord],
 ) -> Diagnostics:
@@ -42,11 +42,11 @@ def diagnose(
 
     Args:
       experiment: The experiment.
-      params: The parameters that are measured.
-      state: Running statistics.
-      population: The same with population statistics.
-      views: Training images as training saw them, a training batch or more.
-      records: The log.
+      params: The parameters of the model.
+      state: The state with running statistics.
+      population: The state with population statistics.
+      views: Augmented training images, a training batch or more.
+      records: The records of ``metrics.jsonl``.
     """
     return Diagnostics(
         drift=_drift(experiment.task, state, population),
@@ -56,17 +56,17 @@ def diagnose(
     )
 
 
-def rounded_rates(before: Any, after: Any) -> dict[str, float | None]:
-    """Returns ``|update| / |kernel|`` of one update, by kernel, to six digits."""
+def rounded_rates(before: PyTree, after: PyTree) -> dict[str, float | None]:
+    """Returns ``|update| / |kernel|`` of one update for each kernel, to six digits."""
     return {name: _rounded(rate) for name, rate in effective_rates(before, after).items()}
 
 
 def median_rate(rates: dict[str, float | None]) -> float:
-    """Returns the median over kernels."""
+    """Returns the median effective learning rate over kernels."""
     return statistics.median(rate for rate in rates.values() if rate is not None)
 
 
-def _drift(task: Task, state: Any, population: Any) -> list[DriftRow]:
+def _drift(task: Task, state: PyTree, population: PyTree) -> list[DriftRow]:
     return [
         DriftRow(
             name=drift.name,
@@ -79,8 +79,10 @@ def _drift(task: Task, state: Any, population: Any) -> list[DriftRow]:
     ]
 
 
-def _signals(experiment: Experiment, params: Any, state: Any, views: Any) -> list[SignalRow]:
-    """Returns the moments as training makes them: by batch statistics, in whole groups."""
+def _signals(
+    experiment: Experiment, params: PyTree, state: PyTree, views: Batch | LabeledBatch
+) -> list[SignalRow]:
+    """Returns the moments of block outputs, normalized as in training, in whole groups."""
     task, train = experiment.task, experiment.train
     size = min(experiment.evaluate.batch_size, len(views.images))
     batch = _first(views, whole_groups(size, train.batch_size))
@@ -98,7 +100,7 @@ def _signals(experiment: Experiment, params: Any, state: Any, views: Any) -> lis
 
 
 def _halfway(records: Sequence[MetricRecord]) -> EffectiveRates | None:
-    """Returns the rates of the record that has them; None where training ended before."""
+    """Returns the rates logged halfway through training; None where it ended before."""
     for record in records:
         if record.effective_rates is not None:
             return EffectiveRates(
@@ -110,16 +112,19 @@ def _halfway(records: Sequence[MetricRecord]) -> EffectiveRates | None:
     return None
 
 
-def _noise(experiment: Experiment, params: Any, state: Any, views: Any) -> GradientNoise | None:
-    """Returns the noise over the same images for all trials of a study, whatever their batch."""
+def _noise(
+    experiment: Experiment, params: PyTree, state: PyTree, views: Batch | LabeledBatch
+) -> GradientNoise | None:
+    """Returns the gradient noise by ``norm_batch``; None without a batch norm or without draws."""
     draws, train = experiment.evaluate.gradient_draws, experiment.train
     if draws is None or not has_batch_norm(experiment.model):
         return None
+    # Independent of the training batch size, so that the trials of a study use the same images.
     size = 2 ** (min(experiment.evaluate.batch_size, len(views.images)).bit_length() - 1)
     batch = _first(views, size)
     mode = Mode(stats=train.statistics, update="running", stochastic=False)
 
-    def gradient(order: jax.Array, norm_batch: int) -> Any:
+    def gradient(order: Int[Array, " b"], norm_batch: int) -> PyTree:
         model = replace_batch_norms(
             experiment.model, lambda norm: dataclasses.replace(norm, norm_batch=norm_batch)
         )
@@ -135,19 +140,25 @@ def _noise(experiment: Experiment, params: Any, state: Any, views: Any) -> Gradi
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _gradient(
-    task: Task, mode: Mode, precision: str, params: Any, state: Any, batch: Any, order: Key
-) -> Any:
-    """Returns the gradient of the loss of all images together, dealt out in this order."""
+    task: Task,
+    mode: Mode,
+    precision: str,
+    params: PyTree,
+    state: PyTree,
+    batch: Batch | LabeledBatch,
+    order: Int[Array, " b"],
+) -> PyTree:
+    """Returns the gradient of the loss of all images, assigned to groups in this order."""
     batch = jax.tree.map(lambda leaf: leaf[order], batch)
-    unused = jax.random.key(0)  # The mode draws nothing.
+    unused = jax.random.key(0)  # The mode has no stochastic parts.
     loss = lambda params: task.loss(params, state, batch, mode, precision=precision, key=unused)
     return jax.grad(lambda params: loss(params)[0])(params)
 
 
-def _first(batch: Any, count: int) -> Any:
+def _first(batch: Batch | LabeledBatch, count: int) -> Batch | LabeledBatch:
     return jax.tree.map(lambda leaf: leaf[:count], batch)
 
 
 def _rounded(value: float) -> float:
-    """Returns a number with as many digits as anyone reads."""
+    """Returns ``value`` to six significant digits, which keeps ``result.json`` small."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""Environment of a result: versions, device, flags, commit."""
+"""The software and hardware environment of a run: versions, device, flags, commit."""
 
 import importlib.metadata
 import os
@@ -6,7 +6,7 @@ import pathlib
 import platform
 import shutil
 import subprocess
-from typing import Any
+from typing import TypedDict
 
 import jax
 
@@ -15,8 +15,33 @@ from fpnlab import compiler
 PACKAGES = ("fpnlab", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 
-def environment() -> dict[str, Any]:
-    """Returns versions, device, core count, flags, commit and known cases, as JSON values."""
+class Environment(TypedDict):
+    """Content of an ``env.json``."""
+
+    versions: dict[str, str]
+    """Version of each package in ``PACKAGES``."""
+    python: str
+    """Version of Python."""
+    system: str
+    """Operating system with its version."""
+    device: str
+    """Kind of the first device, such as "NVIDIA H100 80GB HBM3"."""
+    platform: str
+    """JAX's platform: ``cpu``, ``gpu`` or ``tpu``."""
+    devices: int
+    """Number of devices."""
+    cores: int | None
+    """Number of CPU cores available to the process."""
+    flags: dict[str, str]
+    """Environment variables that configure XLA and JAX, where they are set."""
+    commit: str | None
+    """Git commit of the package's checkout."""
+    known_cases: str
+    """Result of `fpnlab.compiler.summary`."""
+
+
+def environment() -> Environment:
+    """Returns versions, device, core count, flags, commit and compiler checks as JSON values."""
     device = jax.devices()[0]
     return {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -34,13 +59,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _cores():
-    """Returns how many cores this process may use, where the system tells."""
+def _cores() -> int | None:
+    """Returns the number of CPU cores available to this process; None where it is unknown."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _commit():
-    """Returns the commit of the checkout that the package runs from; None outside of one."""
+def _commit() -> str | None:
+    """Returns the Git commit of the package's checkout; None outside a checkout."""
     root = pathlib.Path(__file__).parents[2]
     if (git := shutil.which("git")) is None:
         return None

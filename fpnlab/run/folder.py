@@ -1,4 +1,4 @@
-"""A run folder: whose it is, which files it has, and its lock."""
+"""The files of a run folder, its stored config, and its lock."""
 
 import contextlib
 import dataclasses
@@ -29,26 +29,26 @@ from fpnlab.train.checkpoint import Checkpoints
 class RunFolder:
     """The files of one training run.
 
-    ``config.json`` (resolved) and ``env.json`` are written before the first step; then
-    ``metrics.jsonl``, one record a line, and ``checkpoints/``; and when the run has ended,
-    ``gallery.npz``, of a classifier ``items.npz``, and last ``result.json``.
+    ``config.json`` (resolved) and ``env.json`` are written before the first step. Training writes
+    ``metrics.jsonl``, one record per line, and ``checkpoints/``. At the end come ``gallery.npz``,
+    for a classifier ``items.npz``, and last ``result.json``.
     """
 
     path: pathlib.Path
 
     @property
     def config(self) -> pathlib.Path:
-        """The resolved config, with its hash and that of the training it describes."""
+        """The resolved config, with its hash and the hash of its training fields."""
         return self.path / "config.json"
 
     @property
     def environment(self) -> pathlib.Path:
-        """Versions, device, flags."""
+        """Versions, device and flags of the run."""
         return self.path / "env.json"
 
     @property
     def metrics(self) -> pathlib.Path:
-        """The log."""
+        """The training metrics, one record per line."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -57,16 +57,16 @@ class RunFolder:
         return self.path / "result.json"
 
     def stored(self) -> "StoredConfig":
-        """Returns the config that the run began with.
+        """Returns the config that the run started with.
 
         Raises:
-          ConfigError: There is none, or it is invalid.
+          ConfigError: ``config.json`` is missing or invalid.
         """
         try:
             table = read_json(self.config)
             tables, digest = table["experiment"], table["hash"]
             if not isinstance(tables, dict) or not isinstance(digest, str):
-                raise TypeError("experiment or hash of another type")
+                raise TypeError("experiment or hash has the wrong type")
             training = table.get("training_hash") or training_hash_of(tables)
             return StoredConfig(validate(tables), digest, str(training), tables)
         except (RunFolderError, KeyError, TypeError, ConfigError) as error:
@@ -77,7 +77,7 @@ class RunFolder:
         return Checkpoints(self.path / "checkpoints", self.stored().training_hash)
 
     def finished(self) -> RunResult | None:
-        """Returns the result, if it was measured as the config now says; else None."""
+        """Returns the result if it belongs to the current config; otherwise None."""
         if not self.result.exists():
             return None
         result = read_result(self.result)
@@ -85,19 +85,19 @@ class RunFolder:
 
 
 class StoredConfig(NamedTuple):
-    """Content of a ``config.json``."""
+    """The content of a ``config.json``."""
 
     experiment: Experiment
     hash: str
-    """SHA-256 of the resolved experiment, as it was written."""
+    """SHA-256 of the resolved experiment, as stored."""
     training_hash: str
-    """SHA-256 of the part of it that decides the weights, as it was first written."""
+    """SHA-256 of the fields that determine the weights, as first stored."""
     table: JsonObject
-    """The resolved experiment as it was written."""
+    """The resolved experiment, as stored."""
 
 
 class Run(NamedTuple):
-    """A trial in its folder."""
+    """A trial with its run folder."""
 
     trial: Trial
     folder: pathlib.Path
@@ -111,19 +111,19 @@ class Run(NamedTuple):
 
 
 def claim_folder(path: pathlib.Path, experiment: Experiment) -> None:
-    """Makes a folder that of a run, or checks that it is this run's.
+    """Writes the config into a new run folder, or checks it against the stored config.
 
-    A config that differs only in what is measured takes the place of the one there; the weights
-    stay, and the result is measured anew.
+    A config that differs only in evaluation fields replaces the stored one: the weights are kept,
+    and the run is evaluated again.
 
     Raises:
-      RunFolderError: The folder cannot be written, holds a study, or a run of another config.
+      RunFolderError: The folder cannot be written, or holds a study or a run with another config.
     """
     files = RunFolder(path)
     here = resolved(experiment)
     if not files.config.exists():
         if (path / "study.json").exists():
-            raise RunFolderError(f"{path}: it holds a study; choose another folder with --out")
+            raise RunFolderError(f"{path}: this folder holds a study; choose another with --out")
         write_json(files.environment, environment())
         _write_config(files, here, training_hash_of(here))
         return
@@ -139,12 +139,12 @@ def claim_folder(path: pathlib.Path, experiment: Experiment) -> None:
     changed = ", ".join(differences(there, here))
     if not same_training(there, here):
         raise RunFolderError(
-            f"{path}: it holds a run of another config; it differs in {changed}; choose another "
-            "folder with --out, or remove this one"
+            f"{path}: this folder holds a run with another config; the fields that differ: "
+            f"{changed}; choose another folder with --out, or remove this one"
         )
     logging.getLogger(__name__).warning(
-        "%s: its config now differs in %s; the weights do not depend on that and are kept, what is "
-        "measured of them is measured anew",
+        "%s: the config has changed in %s, which does not affect the weights; keeping them and "
+        "evaluating again",
         path,
         changed,
     )
@@ -158,10 +158,10 @@ def _write_config(files: RunFolder, table: JsonObject, training: str) -> None:
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Holds ``folder`` against other processes; the lock of a process ends with it.
+    """Holds an exclusive lock on ``folder``, which the system releases if the process dies.
 
     Raises:
-      FolderLockedError: Another process holds it.
+      FolderLockedError: Another process holds the lock.
     """
     with writing(folder):
         file = (folder / ".lock").open("w")
@@ -170,14 +170,14 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise FolderLockedError(
-                f"{folder}: another process is running this; wait for it, or choose another "
+                f"{folder}: locked by another process; wait until it has ended, or choose another "
                 "folder with --out"
             ) from None
         yield
 
 
 def in_use(folder: pathlib.Path) -> bool:
-    """Returns whether a process holds ``folder``; nothing is written to find out."""
+    """Returns whether a process holds the lock on ``folder``, without writing to the folder."""
     try:
         file = (folder / ".lock").open()
     except OSError:

@@ -1,8 +1,9 @@
 """Hooks of the training loop: logging, stopping on divergence and on request, checkpoints.
 
-Trials that share a program are trained together, as a pack. The loop sees one state; the hooks
-keep the trials apart, and each trial's files are as if it were alone. Of several processes, all run
-the same hooks, since collective operations must be called by all, and process 0 writes.
+Trials that share a compiled program can be trained together, as a pack. The loop sees one stacked
+state; the hooks split it by trial, and each trial's folder has the same files as if it were trained
+alone. All processes of a run execute the same hooks, since every process must call the collective
+operations in them, but only process 0 writes files.
 """
 
 import dataclasses
@@ -25,55 +26,55 @@ from fpnlab.train.step import TrainState
 
 
 def log_interval(experiment: Experiment) -> int:
-    """Returns the number of steps from one record to the next."""
+    """Returns the number of steps between two records of ``metrics.jsonl``."""
     return max(experiment.log_examples // experiment.train.batch_size, 1)
 
 
 class Pack:
-    """The trials of one program: which of them still train, and how they ended."""
+    """Progress of the trials of one program: which still train, and the results of the others."""
 
     def __init__(
         self, runs: Sequence[Run], training: Training, live: Sequence[int], steps: Sequence[int]
     ) -> None:
-        """Begins a session.
+        """Starts a session, and removes records beyond the restored step from each log.
 
         Args:
           runs: The trials.
-          training: Their program.
-          live: Numbers of the trials that go on, all from the same step.
-          steps: Steps that each has done; later records are removed from its log.
+          training: The program that trains them.
+          live: Indices of the trials that continue, all from the same step.
+          steps: Number of steps that each trial has done.
         """
         self.runs, self.training = runs, training
         self.experiment = runs[0].trial.experiment
         self.checkpoints = [run.files.checkpoints() for run in runs]
         self.live = list(live)
-        """Numbers of the trials that still train."""
+        """Indices of the trials that still train."""
         self.ending: list[int] = []
-        """Numbers of the trials that end at this step."""
+        """Indices of the trials that end at this step."""
         self.stopping = False
-        """True if all stop at this step, to go on later."""
+        """True if all trials stop at this step, to be resumed later."""
         self.ended: dict[int, tuple[TrainState, float]] = {}
-        """Last state and training time of those that have ended in this session."""
+        """Last state and training time in seconds of the trials that ended in this session."""
         self.start = steps[live[0]]
         self.before = [cut_log(run, step) for run, step in zip(runs, steps)]
-        """Training time of each in earlier sessions, seconds."""
+        """Training time of each trial in earlier sessions, in seconds."""
         self._begun = time.monotonic()
 
     def seconds(self, i: int) -> float:
-        """Returns the training time of a trial, earlier sessions included: its share of a pack."""
+        """Returns a trial's share of the training time in seconds, earlier sessions included."""
         return round(self.before[i] + (time.monotonic() - self._begun) / len(self.runs), 3)
 
     def is_logged(self, step: int) -> bool:
-        """Returns whether a step has a record."""
+        """Returns whether a step is logged."""
         return step % log_interval(self.experiment) == 0 or self.is_last(step)
 
     def is_last(self, step: int) -> bool:
-        """Returns whether a step is the last of the training."""
+        """Returns whether a step is the last one of training."""
         return step == self.experiment.train.steps
 
 
 def cut_log(run: Run, step: int) -> float:
-    """Returns the training time of a run until ``step``, after removing later records."""
+    """Returns the training time of a run up to ``step``, after removing later records."""
     records = [record for record in read_records(run.files.metrics) if record.step <= step]
     write_records(run.files.metrics, records)
     return records[-1].seconds if records else 0.0
@@ -81,7 +82,7 @@ def cut_log(run: Run, step: int) -> float:
 
 @dataclasses.dataclass
 class LogMetrics(Hook[TrainState, Logs]):
-    """Writes a record of each trial, and reports it, at every logged step."""
+    """Writes and reports a record of each trial at every logged step."""
 
     pack: Pack
 
@@ -90,7 +91,7 @@ class LogMetrics(Hook[TrainState, Logs]):
         self._step, self._time = self.pack.start, time.monotonic()
 
     def before_step(self, step: int, state: TrainState) -> None:
-        """Keeps the parameters, for the relative size of the update."""
+        """Copies the parameters, from which the size of the update is computed."""
         pack = self.pack
         self._params = copied(pack.training.separate(state.params)) if pack.is_logged(step) else []
 
@@ -105,7 +106,7 @@ class LogMetrics(Hook[TrainState, Logs]):
         after = pack.training.separate(state.params)
         values = {name: np.atleast_1d(one_copy(value)) for name, value in logs.items()}
         now = time.monotonic()
-        # The speed is that of a trial's share of the time, as its seconds are.
+        # Like `seconds`, the speed is based on a trial's share of the pack's time.
         examples = (step - self._step) * train.batch_size * len(pack.runs)
         speed = examples / (now - self._time)
         for i in pack.live:
@@ -128,7 +129,7 @@ class LogMetrics(Hook[TrainState, Logs]):
 
 @dataclasses.dataclass
 class StopOnDivergence(Hook[TrainState, Logs]):
-    """Ends the trials whose updates are no longer applied, at the next logged step."""
+    """Ends diverged trials, whose updates are skipped, at the next logged step."""
 
     pack: Pack
 
@@ -142,14 +143,15 @@ class StopOnDivergence(Hook[TrainState, Logs]):
 
 @dataclasses.dataclass
 class StopOnRequest(Hook[TrainState, Logs]):
-    """Stops all trials after the step in which a stop was requested in any process."""
+    """Stops all trials after the step at which any process requested a stop."""
 
     pack: Pack
     stop: Stop
 
     def after_step(self, step: int, state: TrainState, logs: Logs) -> bool:
         """Marks the request; ``SaveCheckpoints`` saves and ends training."""
-        # Processes agree where they wait for each other anyway.
+        # `in_any` is a collective operation, which all processes must call at the same steps. At
+        # logged steps they synchronize anyway; at every step it would slow training down.
         if self.pack.is_logged(step) or jax.process_count() == 1:
             self.pack.stopping = in_any(self.stop.requested)
         return False
@@ -157,7 +159,10 @@ class StopOnRequest(Hook[TrainState, Logs]):
 
 @dataclasses.dataclass
 class SaveCheckpoints(Hook[TrainState, Logs]):
-    """Saves all trials at intervals and on a stop, and each trial when it ends. The last hook."""
+    """Saves all trials at intervals and on a stop, and each trial when it ends.
+
+    Must be the last hook: it acts on the marks that the others leave in the pack.
+    """
 
     pack: Pack
 
@@ -168,7 +173,7 @@ class SaveCheckpoints(Hook[TrainState, Logs]):
         """Returns whether all trials have ended.
 
         Raises:
-          Interrupted: A stop was requested; all trials are saved.
+          Interrupted: A stop was requested, and all trials have been saved.
           CheckpointError: A checkpoint could not be written.
         """
         pack = self.pack

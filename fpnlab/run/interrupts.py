@@ -1,14 +1,14 @@
-"""Stopping on request: SIGINT and SIGTERM set a flag, a second one ends the process."""
+"""Graceful stopping: the first SIGINT or SIGTERM sets a flag, a second one ends the process."""
 
 import signal
 import types
 
 
 class Stop:
-    """A request to stop; as a context, it listens for SIGINT and SIGTERM.
+    """A flag that requests a stop; as a context manager, it is set by SIGINT and SIGTERM.
 
     Args:
-      outer: another one, whose stop is one of this too.
+      outer: Another flag that also stops this one.
     """
 
     def __init__(self, outer: "Stop | None" = None) -> None:
@@ -16,12 +16,12 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """True if a stop was requested here, or of the outer one."""
+        """True if a stop was requested by this flag or the outer one."""
         return self._requested or (self._outer is not None and self._outer.requested)
 
     @requested.setter
     def requested(self, value: bool) -> None:
-        """Requests a stop here, or takes it back."""
+        """Sets or clears this flag."""
         self._requested = value
 
     def __enter__(self) -> "Stop":

@@ -1,4 +1,4 @@
-"""The training loop: one step a batch, then the hooks."""
+"""The training loop: one step per batch, then the hooks."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
@@ -9,16 +9,16 @@ Logs = TypeVar("Logs")
 
 
 class Hook(Generic[State, Logs]):
-    """Something that happens between steps; the base class does nothing."""
+    """Callbacks around each training step; the base class does nothing."""
 
     def before_step(self, step: int, state: State) -> None:
-        """Sees the state before step number ``step``, counted from 1.
+        """Called with the state before step number ``step``, counted from 1.
 
-        The step may reuse the memory of the state: a hook that needs it later copies it.
+        The state's buffers may be donated to the step: a hook that needs them later copies them.
         """
 
     def after_step(self, step: int, state: State, logs: Logs) -> bool:
-        """Returns whether training ends here; sees the state and logs of step number ``step``."""
+        """Returns whether training ends; called with the state and logs after step ``step``."""
         return False
 
 
@@ -33,17 +33,17 @@ def train_loop(
     """Returns the state after all batches, or after the step at which a hook ends training.
 
     Args:
-      train_step: State and batch to the state after, and logs.
+      train_step: Maps state and batch to the next state and the logs.
       state: The state before the first batch.
-      batches: One a step.
-      hooks: Called around each step, in their order. An exception of one ends training.
-      start: Steps done before.
+      batches: One batch per step.
+      hooks: Called around each step, in order. An exception in a hook ends training.
+      start: Number of steps already done.
     """
     for step, batch in enumerate(batches, start + 1):
         for hook in hooks:
             hook.before_step(step, state)
         state, logs = train_step(state, batch)
-        # All hooks see the step, also after one has asked to end.
+        # A list, not a generator: all hooks are called even if an earlier one ends training.
         if any([hook.after_step(step, state, logs) for hook in hooks]):
             break
     return state

@@ -1,13 +1,13 @@
-"""Measurement of a trained model: metrics, pictures, diagnostics, and why a run diverged."""
+"""Evaluation of a trained model: metrics, pictures, diagnostics, and the cause of divergence."""
 
 import dataclasses
 import pathlib
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from fpnlab.config.experiment import Experiment
 from fpnlab.config.trials import Trial
@@ -24,21 +24,21 @@ from fpnlab.run.folder import RunFolder
 from fpnlab.run.programs import initial_state
 from fpnlab.tasks.task import Measured
 from fpnlab.train.accumulate import split_microbatches
-from fpnlab.train.step import TrainState, step_loss
-from fpnlab.types import Intermediates
+from fpnlab.train.step import LossOutput, TrainState, step_loss
+from fpnlab.types import Batch, Intermediates, LabeledBatch
 
 
 def measure(
     trial: Trial, dataset: Dataset, files: RunFolder, state: TrainState, seconds: float
 ) -> RunResult:
-    """Returns the result of a trained trial, after writing its pictures.
+    """Returns the result of a trained trial, after writing ``gallery.npz`` and ``items.npz``.
 
     Args:
       trial: The trial.
-      dataset: Its data.
-      files: Its folder, with its log.
-      state: The state after its last step.
-      seconds: Training time.
+      dataset: The data of the trial.
+      files: The run folder, with the training log.
+      state: The state after the last step.
+      seconds: Training time in seconds.
 
     Raises:
       RunFolderError: The folder cannot be written.
@@ -83,14 +83,16 @@ def measure(
     )
 
 
-def evaluate(experiment: Experiment, dataset: Dataset, state: TrainState, views: Any) -> Measured:
-    """Returns everything that is measured on the test images.
+def evaluate(
+    experiment: Experiment, dataset: Dataset, state: TrainState, views: Batch | LabeledBatch
+) -> Measured:
+    """Returns the metrics on the test images, with the items and pictures to store.
 
     Args:
       experiment: The experiment.
-      dataset: Its data.
+      dataset: The data of the experiment.
       state: The state after training.
-      views: Training images as training saw them, for population statistics.
+      views: Augmented training images, from which population statistics are estimated.
     """
     return experiment.task.evaluate(
         experiment.evaluate,
@@ -106,9 +108,9 @@ def evaluate_run(folder: pathlib.Path, dataset: Dataset) -> dict[str, dict[str, 
     """Returns the metrics of a run folder's last checkpoint, by source of statistics.
 
     Raises:
-      ConfigError: It is not a run folder.
+      ConfigError: ``folder`` is not a run folder.
       RunFolderError: The folder has no checkpoint.
-      CheckpointError: None is sound.
+      CheckpointError: All checkpoints are damaged.
     """
     experiment, state = restored_run(folder)
     views = training_view(experiment, dataset, population_size(experiment))
@@ -119,9 +121,9 @@ def restored_run(folder: pathlib.Path) -> tuple[Experiment, TrainState]:
     """Returns the experiment of a run folder and the state in its last checkpoint.
 
     Raises:
-      ConfigError: It is not a run folder.
+      ConfigError: ``folder`` is not a run folder.
       RunFolderError: The folder has no checkpoint.
-      CheckpointError: None is sound.
+      CheckpointError: All checkpoints are damaged.
     """
     files = RunFolder(folder)
     experiment = files.stored().experiment
@@ -129,26 +131,28 @@ def restored_run(folder: pathlib.Path) -> tuple[Experiment, TrainState]:
     found = files.checkpoints().restore(like)
     if found is None:
         raise RunFolderError(
-            f"{folder}: no checkpoint in it; give a folder that `fpnlab train` has written to"
+            f"{folder}: no checkpoint found; give a folder written by `fpnlab train`"
         )
     return experiment, found[1]
 
 
-def weights(state: TrainState) -> Any:
-    """Returns the parameters that are measured: averaged ones where there are."""
+def weights(state: TrainState) -> PyTree:
+    """Returns the parameters to evaluate: the averaged ones if training averages them."""
     return state.params if state.average is None else state.average
 
 
-def _smallest_count(state: Any) -> int | None:
+def _smallest_count(state: PyTree) -> int | None:
+    """Returns the fewest values per channel in a statistics group; None without a batch norm."""
     is_state = lambda node: isinstance(node, NormState)
     nodes = [node for node in jax.tree.leaves(state, is_leaf=is_state) if is_state(node)]
     return min((int(node.count.min()) for node in nodes), default=None)
 
 
 def _divergence(experiment: Experiment, dataset: Dataset, state: TrainState) -> str:
-    """Returns which update was the first to be refused, and where it went wrong.
+    """Returns the step of the first non-finite update, and the first non-finite value in it.
 
-    Every later one was refused too, so that the state is the one before it but for its count.
+    Updates are skipped from that step on, so that ``state`` differs from the state before it only
+    in its counters: replaying one batch from there reproduces the divergence.
     """
     at = int(state.step) - int(state.skipped)
     before = dataclasses.replace(state, step=jnp.asarray(at))
@@ -156,13 +160,15 @@ def _divergence(experiment: Experiment, dataset: Dataset, state: TrainState) -> 
     return f"loss or gradient not finite at step {at + 1}; first not finite: {where}"
 
 
-def first_of_step(experiment: Experiment, state: TrainState, batch: Any) -> str | None:
-    """Returns the first value of a training step that is not finite; None if all are finite.
+def first_of_step(
+    experiment: Experiment, state: TrainState, batch: Batch | LabeledBatch
+) -> str | None:
+    """Returns the name of the first non-finite value of a training step; None if all are finite.
 
     Args:
       experiment: The experiment.
       state: The state before the step.
-      batch: Its images; replayed in the microbatches of training.
+      batch: The batch of the step; it is split into microbatches as in training.
     """
     task, train = experiment.task, experiment.train
     for i, images in enumerate(split_microbatches(batch, train.microbatches)):
@@ -176,8 +182,10 @@ def first_of_step(experiment: Experiment, state: TrainState, batch: Any) -> str 
     return None
 
 
-def _with_intermediates(loss_of: Any) -> Any:
-    def run(params: Any) -> tuple[Float[Array, ""], Intermediates]:
+def _with_intermediates(
+    loss_of: Callable[[PyTree], tuple[Float[Array, ""], LossOutput]],
+) -> Callable[[PyTree], tuple[Float[Array, ""], Intermediates]]:
+    def run(params: PyTree) -> tuple[Float[Array, ""], Intermediates]:
         loss, output = loss_of(params)
         return loss, output.intermediates
 

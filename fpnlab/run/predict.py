@@ -1,12 +1,12 @@
-"""Predictions of a trained model for images of any size."""
+"""Predictions of a trained model on images of any size."""
 
 import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from fpnlab.config.experiment import Experiment
 from fpnlab.data.image_io import decode_rgb
@@ -21,14 +21,14 @@ ImageLike = np.ndarray | str | os.PathLike[str]
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """A trained model, ready to predict."""
+    """A trained model with its experiment."""
 
     experiment: Experiment
     """The experiment that trained it."""
-    params: Any
-    """Its parameters, averaged where the experiment averages them."""
-    state: Any
-    """Its running statistics."""
+    params: PyTree
+    """The parameters; averaged ones if the experiment averages them."""
+    state: PyTree
+    """The state with running statistics."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -36,30 +36,30 @@ class TrainedRun:
         return self.experiment.class_names
 
     def predict(self, images: Iterable[ImageLike]) -> list[Prediction]:
-        """Returns the prediction for each image, in their order.
+        """Returns the prediction for each image, in the order of the images.
 
-        Images are brought to the size of training (a detector's letterboxed, a classifier's cut
-        around their center), predicted with running statistics, and boxes brought back.
+        Images are resized to the training size (letterboxed for a detector, center-cropped for a
+        classifier) and normalized with running statistics. Boxes are in pixels of the original.
 
         Args:
-          images: Arrays ``[h, w, 3]`` uint8, RGB, of any sizes, or paths of image files, whose
-            EXIF orientation is applied; or one array ``[n, h, w, 3]``.
+          images: Arrays ``[h, w, 3]`` uint8, RGB, of any sizes, or paths of image files, with
+            their EXIF orientation applied; or one array ``[n, h, w, 3]``.
 
         Raises:
-          FileNotFoundError: There is no such file.
-          ValueError: An image is not such an array, or a file does not decode.
+          FileNotFoundError: An image file does not exist.
+          ValueError: An array has another shape or dtype, or a file cannot be decoded.
         """
         return [prediction for _, prediction in self.iterate(images)]
 
     def iterate(self, images: Iterable[ImageLike]) -> Iterator[tuple[np.ndarray, Prediction]]:
-        """Yields each image as an array with its prediction; keeps one batch in memory.
+        """Yields each image as an array with its prediction, holding one batch in memory.
 
         Args:
-          images: As of ``predict``.
+          images: Arrays or paths as in ``predict``.
 
         Raises:
-          FileNotFoundError: There is no such file.
-          ValueError: An image is not such an array, or a file does not decode.
+          FileNotFoundError: An image file does not exist.
+          ValueError: An array has another shape or dtype, or a file cannot be decoded.
         """
         size, pending = self.experiment.evaluate.batch_size, []
         for number, image in enumerate(images):
@@ -90,18 +90,18 @@ def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
     """Returns the model of a run folder, with the weights of its last checkpoint.
 
     Args:
-      folder: A folder that ``fpnlab train`` has written, or one of a study's ``trials``.
+      folder: A folder written by ``fpnlab train``, or one of a study's ``trials``.
 
     Raises:
-      ConfigError: It is not a run folder.
-      RunFolderError: It holds a study, or no checkpoint.
-      CheckpointError: No checkpoint is sound.
+      ConfigError: ``folder`` is not a run folder.
+      RunFolderError: The folder holds a study, or has no checkpoint.
+      CheckpointError: All checkpoints are damaged.
     """
     path = pathlib.Path(folder)
     if (path / "study.json").exists():
         trials = sorted(trial.name for trial in (path / "trials").glob("*/"))
         examples = f", e.g. {path / 'trials' / trials[0]}" if trials else ""
-        raise RunFolderError(f"{path}: it holds a study; give the folder of one trial{examples}")
+        raise RunFolderError(f"{path}: this folder holds a study; give that of a trial{examples}")
     experiment, state = restored_run(path)
     return TrainedRun(experiment, weights(state), state.state)
 
@@ -115,7 +115,7 @@ def _as_array(image: ImageLike, number: int) -> np.ndarray:
     array = np.asarray(image)
     if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape:
         raise ValueError(
-            f"images[{number}] is {array.dtype} of shape {array.shape}; give [h, w, 3] uint8, RGB, "
-            "0 to 255"
+            f"images[{number}]: {array.dtype} array of shape {array.shape}; expected uint8 RGB of "
+            "shape [h, w, 3]"
         )
     return array

@@ -1,16 +1,16 @@
-"""The compiled training step of one experiment, or of several that share a program."""
+"""The compiled training step of one experiment, or of a pack of experiments."""
 
 import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer, UInt32
 
 from fpnlab.config.experiment import Experiment
 from fpnlab.data.dataset import Dataset, take
@@ -19,16 +19,20 @@ from fpnlab.tasks.kinds import AnyAugment, task_of
 from fpnlab.tasks.task import Task
 from fpnlab.train.parallel import data_mesh, jit_step, one_copy, replicate, shard
 from fpnlab.train.step import Train, TrainState, init_train, train_step
-from fpnlab.types import Batch, LabeledBatch
+from fpnlab.types import Batch, Key, LabeledBatch
 
+Tree = TypeVar("Tree")
 Logs = dict[str, Float[Array, "*trials"]]
-"""Logs of a step; of a pack, with a leading axis of trials."""
+"""Logs of a step; those of a pack have a leading axis of trials."""
+Indices = tuple[Integer[Array | np.ndarray, "*trials b"], UInt32[Array | np.ndarray, " b"]]
+"""Image indices of a batch, and their positions in the training stream."""
 PROGRAMS_KEPT = 64
-"""A study goes through all its arms and values for each seed: fewer would compile them anew."""
+"""Size of the caches of compiled programs. A study visits all arms and axis values for each seed:
+a smaller cache would compile them again for the next seed."""
 
 
 class Program(NamedTuple):
-    """Static arguments of the compiled step; seeds and learning rates are dynamic ones."""
+    """Static arguments of the compiled step; seed and learning rate are dynamic."""
 
     task: Task
     train: Train
@@ -36,7 +40,7 @@ class Program(NamedTuple):
 
 
 def program_of(experiment: Experiment) -> Program:
-    """Returns what is equal for experiments that one program can train."""
+    """Returns the program of an experiment; experiments with equal programs can be packed."""
     train = dataclasses.replace(
         experiment.train, learning_rate=1.0, rule="constant", reference_batch=1
     )
@@ -44,30 +48,32 @@ def program_of(experiment: Experiment) -> Program:
 
 
 class Training(NamedTuple):
-    """Everything that the loop takes, of one experiment or of a pack."""
+    """Arguments of the training loop for one experiment or a pack."""
 
-    step: Callable[[TrainState, Any], tuple[TrainState, Logs]]
+    step: Callable[[TrainState, Indices], tuple[TrainState, Logs]]
+    """The compiled step."""
     state: TrainState
-    """Of a pack, with a leading axis of experiments."""
-    batches: Iterator[Any]
+    """The initial state; that of a pack has a leading axis of experiments."""
+    batches: Iterator[Indices]
+    """The indices of each batch."""
     count: int
     """Number of experiments."""
 
-    def separate(self, tree: Any) -> list[Any]:
-        """Returns the part of each experiment in the state, or in a part of it."""
+    def separate(self, tree: Tree) -> list[Tree]:
+        """Returns the state, or a subtree of it, of each experiment."""
         return [one_copy(tree)] if self.count == 1 else _separated(tree, self.count)
 
 
 def training_of(
     experiments: Sequence[Experiment], dataset: Dataset, states: Sequence[TrainState], at: int
 ) -> Training:
-    """Returns the step of all experiments, their state, and their batches.
+    """Returns the compiled step of the experiments with their states and batches.
 
     Args:
-      experiments: One, or several that share a program: a pack.
-      dataset: Their data.
-      states: The state of each.
-      at: Steps that they have done.
+      experiments: One experiment, or a pack of several with equal programs.
+      dataset: The data of the experiments.
+      states: The state of each experiment.
+      at: Number of steps already done.
     """
     first, size = experiments[0], len(dataset.train.images)
     drawn = [positions(experiment, size, at) for experiment in experiments]
@@ -92,10 +98,10 @@ def compiled_step(
 ) -> Callable[..., tuple[TrainState, Logs]]:
     """Returns the jitted step ``(state, split, indices, places, key, rate) -> (state, logs)``.
 
-    Gathering, augmentation and update are one program; the memory of the old state is reused; the
-    rate is the peak of the schedule. Over the devices of a ``mesh``, state, split, key and rate are
-    on each of them, and indices and places are spread. A packed one has a leading axis of
-    experiments in state, indices, key, rate and logs.
+    One program gathers, augments and updates. The state is donated, and ``rate`` is the peak of the
+    learning-rate schedule. On a ``mesh``, state, split, key and rate are replicated over the
+    devices, and indices and places are sharded. With ``packed``, state, indices, key, rate and logs
+    have a leading axis of experiments.
     """
     return _jitted_step(program_of(experiment), mesh, packed)
 
@@ -107,21 +113,24 @@ def _jitted_step(
     def step(
         state: TrainState,
         split: Batch | LabeledBatch,
-        indices: Any,
-        places: Any,
-        key: Any,
-        rate: Any,
+        indices: Integer[Array, " b"],
+        places: UInt32[Array, " b"],
+        key: Key,
+        rate: Float[Array, ""],
     ) -> tuple[TrainState, Logs]:
         batch = augmented(of.task, of.augmentation, take(split, indices), places, key)
         return train_step(of.task, of.train, state, batch, peak_rate=rate)
 
+    # All trials of a pack have equal batch sizes and step counts, so that they share the stream
+    # positions; the images at them differ with the seed.
     over = (0, None, 0, None, 0, 0)
     return jit_step(jax.vmap(step, in_axes=over) if packed else step, mesh)
 
 
 def initial_state(experiment: Experiment) -> TrainState:
     """Returns the state before the first step."""
-    # Programs that differ in what the first state does not depend on are compiled once.
+    # The initial state does not depend on these fields: reset them, so that experiments that
+    # differ in nothing else share one compiled program.
     any_length = {"examples": None, "updates": 1, "batch_size": 1}
     any_split = {"micro_batch": None, "norm_batch": None}
     train = dataclasses.replace(experiment.train, **any_length, **any_split, learning_rate=1.0)
@@ -130,21 +139,21 @@ def initial_state(experiment: Experiment) -> TrainState:
 
 
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
-def _jitted_init(task: Task, train: Train) -> Callable[[Any], TrainState]:
+def _jitted_init(task: Task, train: Train) -> Callable[[Key], TrainState]:
     return jax.jit(lambda key: init_train(key, task, train))
 
 
 @jax.jit
-def copied(trees: Any) -> Any:
-    """Returns copies of arrays whose memory a step may reuse."""
+def copied(trees: Tree) -> Tree:
+    """Returns copies of arrays that the next step would donate."""
     return jax.tree.map(jnp.copy, trees)
 
 
 @jax.jit
-def _stacked(trees: Any) -> Any:
+def _stacked(trees: list[Tree]) -> Tree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _separated(tree: Any, count: int) -> list[Any]:
+def _separated(tree: Tree, count: int) -> list[Tree]:
     return [jax.tree.map(operator.itemgetter(i), tree) for i in range(count)]

@@ -1,4 +1,4 @@
-"""Training runs: begun, interrupted, gone on with, measured, and written down."""
+"""Training runs that resume after interruptions: restore, train, evaluate, write the result."""
 
 import contextlib
 import pathlib
@@ -39,37 +39,37 @@ def run_trial(
     stop: Stop,
     report: Callable[[MetricRecord], None],
 ) -> RunResult:
-    """Returns the result of a trial, going on from whatever ``folder`` holds of it.
+    """Returns the result of a trial, resuming from what ``folder`` holds of it.
 
     Args:
       trial: The trial.
-      dataset: Its data.
-      folder: The run folder; made if absent.
-      stop: Asked after each step.
+      dataset: The data of the trial.
+      folder: The run folder; created if absent.
+      stop: Checked after each step.
       report: Called with each record of metrics.
 
     Raises:
-      FpnlabError: See ``run_trials``.
+      FpnlabError: As in ``run_trials``.
     """
     return run_trials([Run(trial, folder, report)], dataset, stop=stop)[0]
 
 
 def run_trials(runs: Sequence[Run], dataset: Dataset, *, stop: Stop) -> list[RunResult]:
-    """Returns the results of trials, going on from whatever their folders hold of them.
+    """Returns the results of trials, resuming from what their folders hold of them.
 
-    A trial whose result is there is not run again. One of which loss or gradient became infinite
-    or NaN has the status ``diverged``: its last finite parameters are kept and measured.
+    A trial that has a result is not run again. If its loss or gradient becomes infinite or NaN, a
+    trial has the status ``diverged``, and its last finite parameters are kept and evaluated.
 
     Args:
-      runs: One, or several whose experiments share a program: they are trained together.
-      dataset: Their data.
-      stop: Asked after each step.
+      runs: One trial, or a pack of several with equal programs, which are trained together.
+      dataset: The data of the trials.
+      stop: Checked after each step.
 
     Raises:
-      Interrupted: ``stop`` was set; a checkpoint of each was saved first.
-      RunFolderError: A folder cannot be written, belongs to another config, or another process
-        is running it.
-      CheckpointError: A checkpoint could not be written, or none is sound.
+      Interrupted: ``stop`` was set; a checkpoint of each trial was saved first.
+      RunFolderError: A folder cannot be written, belongs to another config, or is locked by
+        another process.
+      CheckpointError: A checkpoint could not be written, or all checkpoints are damaged.
     """
     with contextlib.ExitStack() as locks:
         for run in runs:
@@ -87,14 +87,15 @@ def run_trials(runs: Sequence[Run], dataset: Dataset, *, stop: Stop) -> list[Run
 
 
 def follow_trial(trial: Trial, dataset: Dataset, *, stop: Stop) -> None:
-    """Takes part in the steps of a trial that process 0 runs with ``run_trial``.
+    """Takes part in the training steps of a trial that process 0 runs with ``run_trial``.
 
     Raises:
-      Interrupted: ``stop`` was set in one of the processes; process 0 saved.
+      Interrupted: ``stop`` was set in one of the processes, and process 0 has saved.
     """
+    # Each collective call here pairs with one in `run_trials` of process 0, in the same order.
     if of_first(False):
         return
-    # It writes the same files as process 0, which nobody needs twice.
+    # The hooks write the same files as in process 0; these copies are discarded.
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         claim_folder(folder, trial.experiment)
@@ -105,7 +106,7 @@ def follow_trial(trial: Trial, dataset: Dataset, *, stop: Stop) -> None:
 
 
 def _train(runs: Sequence[Run], dataset: Dataset, stop: Stop) -> list[tuple[TrainState, float]]:
-    """Returns the last state of each run, and its seconds of training in all sessions of it."""
+    """Returns each run's last state and its training time over all sessions in seconds."""
     found = _restored(runs)
     steps, states = [step for step, _ in found], [state for _, state in found]
     live = [i for i in range(len(runs)) if not _has_ended(runs[i], steps[i], states[i])]
@@ -126,7 +127,7 @@ def _train(runs: Sequence[Run], dataset: Dataset, stop: Stop) -> list[tuple[Trai
 
 
 def _restored(runs: Sequence[Run]) -> list[tuple[int, TrainState]]:
-    """Returns step and state of each run; those that have not ended are at the same step."""
+    """Returns the step and state of each run; unfinished runs are at the same step."""
     like = jax.eval_shape(lambda: initial_state(runs[0].trial.experiment))
     checkpoints = [run.files.checkpoints() for run in runs]
     newest = None
@@ -141,7 +142,8 @@ def _restored(runs: Sequence[Run]) -> list[tuple[int, TrainState]]:
         ]
         if len(set(steps)) < 2:
             return found
-        # One has saved, or ended, later than another: all go on from where the last of them is.
+        # The process died between the checkpoints of two trials, so that their steps differ. A
+        # pack takes its steps together: restore all from the oldest of the newest checkpoints.
         newest = min(steps)
 
 
@@ -153,7 +155,7 @@ def _has_ended(run: Run, step: int, state: TrainState) -> bool:
 
 
 def _check_backend(folders: Sequence[RunFolder]) -> None:
-    """Warns of a backend that computes wrong numbers, and notes it in runs that began before."""
+    """Warns if the backend computes wrong numbers, and records it in ``env.json`` of old runs."""
     compiler.check_backend()
     known_cases = compiler.summary()
     for path in [files.environment for files in folders]:

@@ -358,6 +358,6 @@ def _describe(
             test_images=len(dataset.test.images),
             problems=problems,
         ),
-        env=environment(),
+        env=dict(environment()),
         config=resolved(experiment),
     )

@@ -1,4 +1,4 @@
-"""The diagnostics of a finished run: what they were computed from, and what is in them."""
+"""Contents and inputs of the diagnostics of a finished run."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from fpnlab.run.programs import compiled_step, initial_state
 
 @pytest.fixture(scope="module")
 def diagnosed(experiment, unbroken, dataset):
-    """(what is to be different) -> diagnostics of the unbroken run."""
+    """Function that diagnoses the uninterrupted run with some inputs replaced."""
     trained = restored_run(unbroken)[1]
     views = training_view(experiment, dataset, 8)
 
@@ -36,13 +36,13 @@ def diagnosed(experiment, unbroken, dataset):
     return run
 
 
-def test_statistics_that_are_the_populations_have_not_drifted(diagnosed):
+def test_drift_is_zero_where_running_statistics_equal_the_population(diagnosed):
     rows = diagnosed().drift
     assert len(rows) > 10
     assert {(row.mean_shift, row.log_variance_ratio) for row in rows} == {(0.0, 0.0)}
 
 
-def test_drift_is_by_layer_and_names_the_level_itself(diagnosed, experiment, unbroken):
+def test_drift_rows_name_the_layer_and_the_pyramid_level(diagnosed, experiment, unbroken):
     state = restored_run(unbroken)[1].state
     off = jax.tree.map(lambda leaf: leaf + 0.5, state)
     rows = diagnosed(population=off).drift
@@ -54,20 +54,24 @@ def test_drift_is_by_layer_and_names_the_level_itself(diagnosed, experiment, unb
     assert {row.level for row in rows if not row.name.startswith("head")} == {None}
 
 
-def test_signals_are_normalized_by_the_batch_as_in_training(diagnosed, experiment, unbroken):
+def test_signals_are_normalized_with_batch_statistics_as_in_training(
+    diagnosed, experiment, unbroken
+):
     state = restored_run(unbroken)[1].state
     off = jax.tree.map(lambda leaf: leaf + 0.5, state)
     assert diagnosed(state=off).signals == diagnosed().signals
     assert min(row.variance for row in diagnosed().signals) > 0
 
 
-def test_a_runs_drift_is_that_from_the_population_of_its_precise_result(unbroken):
+def test_drift_in_a_result_is_measured_from_the_population_statistics(unbroken):
     rows = read_result(unbroken / "result.json").diagnostics.drift
-    # Twelve steps leave a part of the initial statistics in the running ones.
+    # After twelve steps, running averages still contain a part of the initial statistics.
     assert min(row.log_variance_ratio for row in rows) > 0
 
 
-def test_the_halfway_rates_are_those_of_the_step_before_the_record(experiment, dataset, unbroken):
+def test_halfway_effective_rates_belong_to_the_step_before_the_record(
+    experiment, dataset, unbroken
+):
     from fpnlab.run.batches import augment_key, positions
 
     step, state = compiled_step(experiment), initial_state(experiment)
@@ -87,20 +91,20 @@ def test_the_halfway_rates_are_those_of_the_step_before_the_record(experiment, d
     np.testing.assert_allclose(logged, np.median(rates), rtol=1e-4)
 
 
-def test_noise_is_given_for_powers_of_two_below_the_images(diagnosed):
+def test_gradient_noise_is_measured_for_powers_of_two_below_the_number_of_images(diagnosed):
     found = diagnosed(gradient_draws=3).gradient_noise
     assert (found.images, found.draws) == (8, 3)
     assert [row.norm_batch for row in found.rows] == [2, 4]
     assert min(row.noise for row in found.rows) > 1e-2
 
 
-def test_images_that_are_all_alike_make_no_noise(diagnosed):
+def test_gradient_noise_of_identical_images_is_zero(diagnosed):
     alike = lambda leaf: np.repeat(leaf[:1], len(leaf), axis=0)
     found = diagnosed(change=alike, gradient_draws=3).gradient_noise
     assert max(row.noise for row in found.rows) < 1e-6
 
 
-def test_noise_regroups_norms_that_have_a_norm_batch_of_their_own(diagnosed, make_detector):
+def test_gradient_noise_overrides_the_norm_batch_of_each_norm(diagnosed, make_detector):
     own = make_detector(BatchNorm(norm_batch=4), classes=4)
     assert (
         diagnosed(model=own, gradient_draws=3).gradient_noise
@@ -108,9 +112,7 @@ def test_noise_regroups_norms_that_have_a_norm_batch_of_their_own(diagnosed, mak
     )
 
 
-def test_noise_is_measured_where_it_is_asked_for_and_there_is_a_batch_norm(
-    diagnosed, layer_norm_experiment, dataset
-):
+def test_gradient_noise_needs_draws_and_a_batch_norm(diagnosed, layer_norm_experiment, dataset):
     assert diagnosed().gradient_noise is None
     evaluate = dataclasses.replace(layer_norm_experiment.evaluate, gradient_draws=3)
     experiment = dataclasses.replace(layer_norm_experiment, evaluate=evaluate)

@@ -1,4 +1,4 @@
-"""Two processes train as one does, stop together, and fail together."""
+"""Two processes compute the same run as one, and stop and fail together."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def free_port():
 
 
 def two(config_file, folder):
-    """Two processes of one run."""
+    """Starts two processes of one run."""
     where = f"localhost:{free_port()}"
     command = [sys.executable, "-m", "fpnlab", "train", config_file, "--out", folder]
     command += ["--coordinator", where, "--processes", "2", "--process"]
@@ -77,9 +77,9 @@ def two(config_file, folder):
 
 
 def ends(processes):
-    """Their exit codes, and what they said on standard error."""
-    said = [process.communicate(timeout=PATIENCE)[1] for process in processes]
-    return [process.returncode for process in processes], said
+    """Exit codes and standard error of the processes."""
+    errors = [process.communicate(timeout=PATIENCE)[1] for process in processes]
+    return [process.returncode for process in processes], errors
 
 
 def numbers(folder):
@@ -93,7 +93,7 @@ def numbers(folder):
 
 
 @pytest.mark.slow
-def test_two_interrupted_processes_end_like_one_that_nothing_interrupted(config_file, tmp_path):
+def test_two_interrupted_processes_end_like_one_uninterrupted_process(config_file, tmp_path):
     folder = tmp_path / "two"
     processes = two(config_file, folder)
     log = folder / "metrics.jsonl"
@@ -101,15 +101,15 @@ def test_two_interrupted_processes_end_like_one_that_nothing_interrupted(config_
         assert all(process.poll() is None for process in processes)
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
-    codes, said = ends(processes)
-    assert codes == [75, 75], said
-    assert "of 200, saved" in said[0]
-    assert "stopped together with process 0" in said[1]
+    codes, errors = ends(processes)
+    assert codes == [75, 75], errors
+    assert "of 200, saved" in errors[0]
+    assert "stopped together with process 0" in errors[1]
     assert not (folder / "result.json").exists()
-    # The second time they go on, the third time there is nothing left to do.
+    # The second call resumes; the third finds the run finished.
     for _ in range(2):
-        codes, said = ends(two(config_file, folder))
-        assert codes == [0, 0], said
+        codes, errors = ends(two(config_file, folder))
+        assert codes == [0, 0], errors
     lines = log.read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 201))
 
@@ -124,16 +124,16 @@ def test_two_interrupted_processes_end_like_one_that_nothing_interrupted(config_
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_an_error_of_process_0_ends_the_other_too(config_file, tmp_path):
+def test_an_error_in_process_0_ends_process_1(config_file, tmp_path):
     (tmp_path / "study.json").write_text("{}")
-    codes, said = ends(two(config_file, tmp_path))
+    codes, errors = ends(two(config_file, tmp_path))
     assert codes[0] == 5
-    assert "it holds a study; choose another folder" in said[0]
+    assert "this folder holds a study; choose another" in errors[0]
     assert codes[1] != 0
 
 
 @pytest.mark.parametrize("missing", ["--coordinator", "--processes", "--process"])
-def test_a_process_that_knows_only_a_part_is_refused(missing, config_file):
+def test_train_rejects_a_part_of_the_process_options(missing, config_file):
     options = {"--coordinator": "localhost:1", "--processes": "2", "--process": "0"}
     del options[missing]
     words = [word for option in options.items() for word in option]
@@ -142,9 +142,9 @@ def test_a_process_that_knows_only_a_part_is_refused(missing, config_file):
     assert "--coordinator, --processes and --process go together" in result.output
 
 
-def test_without_a_cluster_the_options_are_asked_for(config_file):
+def test_distributed_outside_a_cluster_asks_for_the_process_options(config_file):
     command = [sys.executable, "-m", "fpnlab", "train", config_file, "--distributed"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
-    assert "did not find each other" in ran.stderr
-    assert "give each --coordinator, --processes and its own --process" in ran.stderr
+    assert "could not connect to each other" in ran.stderr
+    assert "start each with --coordinator, --processes and its own --process" in ran.stderr

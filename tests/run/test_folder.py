@@ -1,4 +1,4 @@
-"""Files are whole or absent, and a system that refuses to write is quoted with a remedy."""
+"""Files are written whole or not at all, and failed writes name the cause and a remedy."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from fpnlab.records.run_records import MetricRecord, append_record, read_records
 from fpnlab.run.folder import locked
 
 
-def test_json_comes_back_with_nan_as_null(tmp_path):
+def test_write_json_stores_nan_and_infinity_as_null(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"b": [1.5, float("nan"), {"c": float("inf")}], "a": (1, "x", None, True)})
     assert json.loads(path.read_text()) == {
@@ -21,7 +21,7 @@ def test_json_comes_back_with_nan_as_null(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_value_that_is_no_json_leaves_the_old_file(tmp_path):
+def test_write_json_keeps_the_old_file_if_a_value_is_not_json(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, 1)
     with pytest.raises(TypeError):
@@ -33,7 +33,7 @@ def record(step, loss=1.0):
     return MetricRecord(step=step, examples=4 * step, logs={"loss": loss})
 
 
-def test_records_come_back_without_a_torn_last_one(tmp_path):
+def test_read_records_skips_a_torn_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert read_records(path) == []
     append_record(path, record(1, float("nan")))
@@ -47,7 +47,7 @@ def test_records_come_back_without_a_torn_last_one(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_a_full_disk_is_named_with_a_remedy(tmp_path):
+def test_a_full_disk_raises_an_error_with_a_remedy(tmp_path):
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
     with pytest.raises(RunFolderError, match=r"cannot be written .*No space left.*free space"):
         append_record(tmp_path / "log.jsonl", record(1))
@@ -57,9 +57,9 @@ def test_a_full_disk_is_named_with_a_remedy(tmp_path):
     assert not (tmp_path / "a.json").exists()
 
 
-def test_a_lock_is_held_once_and_given_back(tmp_path):
+def test_a_folder_lock_is_exclusive_and_released(tmp_path):
     with locked(tmp_path):
-        with pytest.raises(RunFolderError, match="another process is running this"):
+        with pytest.raises(RunFolderError, match="locked by another process"):
             with locked(tmp_path):
                 pass
     with locked(tmp_path):

@@ -1,4 +1,4 @@
-"""A first signal asks for a stop, a second one has its usual effect."""
+"""The first signal requests a stop, and the second one has its usual effect."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from fpnlab.run.interrupts import Stop
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_sets_the_flag_and_gives_the_handlers_back(number):
+def test_a_signal_sets_the_flag_and_restores_the_handlers(number):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     with Stop() as stop:
         assert not stop.requested
@@ -18,7 +18,7 @@ def test_a_signal_sets_the_flag_and_gives_the_handlers_back(number):
         assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_handlers_are_given_back_when_nothing_happens():
+def test_handlers_are_restored_without_a_signal():
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     with Stop():
         assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] != before
@@ -33,7 +33,7 @@ def test_a_second_interrupt_ends_the_process():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_stop_is_also_that_of_the_outer_one_but_not_the_reverse():
+def test_an_outer_stop_stops_the_inner_ones_but_not_the_reverse():
     outer = Stop()
     one, other = Stop(outer), Stop(outer)
     one.requested = True

@@ -1,4 +1,4 @@
-"""Predictions for images of any size, from the weights of a run folder."""
+"""Predictions on images of any size with the weights of a run folder."""
 
 import dataclasses
 import shutil
@@ -23,7 +23,7 @@ from fpnlab.types import Mode
 
 @pytest.fixture(scope="module")
 def trained(unbroken):
-    """The run of a few steps, whose detector hands out every box, whatever its score."""
+    """A run of a few steps; its detector returns boxes of any score."""
     run = load_run(unbroken)
     model = run.experiment.model
     model = dataclasses.replace(
@@ -32,7 +32,7 @@ def trained(unbroken):
     return dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, model=model))
 
 
-def test_predictions_are_those_of_the_evaluation(trained, unbroken, dataset):
+def test_predictions_equal_those_of_the_evaluation(trained, unbroken, dataset):
     _, state = restored_run(unbroken)
     expected = trained.experiment.task.predict(
         weights(state),
@@ -61,7 +61,7 @@ def test_boxes_are_in_pixels_of_the_original_image(trained, dataset):
     np.testing.assert_allclose(there.boxes_xyxy, 4 * here.boxes_xyxy, atol=1e-3)
 
 
-def test_files_and_arrays_of_several_sizes_go_together(trained, dataset, tmp_path):
+def test_predict_accepts_files_and_arrays_of_several_sizes(trained, dataset, tmp_path):
     small, path = dataset.test.images[0], tmp_path / "small.png"
     Image.fromarray(small).save(path)
     wide = np.zeros((20, 70, 3), np.uint8)
@@ -72,7 +72,7 @@ def test_files_and_arrays_of_several_sizes_go_together(trained, dataset, tmp_pat
         assert np.all(found.boxes_xyxy <= [70, 20, 70, 20])
 
 
-def test_low_scores_can_be_dropped(trained, dataset):
+def test_above_drops_detections_with_lower_scores(trained, dataset):
     (found,) = trained.predict(dataset.test.images[:1])
     limit = float(np.median(found.scores))
     kept = found.above(limit)
@@ -89,19 +89,19 @@ def test_low_scores_can_be_dropped(trained, dataset):
         np.zeros((0, 4, 3), np.uint8),
     ],
 )
-def test_an_array_that_is_no_image_is_named_by_its_number(image, trained, dataset):
-    with pytest.raises(ValueError, match=r"images\[1\] is .* give \[h, w, 3\] uint8"):
+def test_predict_rejects_an_array_that_is_not_an_image_and_names_its_index(image, trained, dataset):
+    with pytest.raises(ValueError, match=r"images\[1\]: .* array of shape .* expected uint8 RGB"):
         trained.predict([dataset.test.images[0], image])
 
 
-def test_a_file_that_does_not_decode_is_named(trained, tmp_path):
+def test_predict_names_a_file_that_cannot_be_decoded(trained, tmp_path):
     path = tmp_path / "broken.png"
     path.write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"broken\.png: does not decode"):
         trained.predict([path])
 
 
-def test_a_classifier_gives_the_probabilities_of_its_classes(key):
+def test_classifier_predictions_have_the_probability_of_each_class(key):
     experiment = fpnlab.Experiment(
         data=Digits(),
         model=Classifier(classes=10, backbone=cifar_resnet(8, norm=BatchNorm())),
@@ -119,20 +119,18 @@ def test_a_classifier_gives_the_probabilities_of_its_classes(key):
         assert found.probabilities[found.label] == found.probability
 
 
-def test_a_folder_without_a_run_is_an_error_that_says_what_to_give(unbroken, tmp_path):
+def test_load_run_rejects_folders_without_a_run_or_checkpoint(unbroken, tmp_path):
     with pytest.raises(ConfigError, match=r"config\.json: not the config of a run"):
         load_run(tmp_path)
     (tmp_path / "trials" / "bn_4_0").mkdir(parents=True)
     (tmp_path / "study.json").write_text("{}")
-    with pytest.raises(
-        RunFolderError, match=r"holds a study; give the folder of one trial.*bn_4_0"
-    ):
+    with pytest.raises(RunFolderError, match=r"holds a study; give that of a trial.*bn_4_0"):
         load_run(tmp_path)
     bare = shutil.copytree(unbroken, tmp_path / "bare", ignore=shutil.ignore_patterns("check*"))
-    with pytest.raises(RunFolderError, match="no checkpoint in it"):
+    with pytest.raises(RunFolderError, match="no checkpoint found"):
         load_run(bare)
 
 
-def test_a_run_is_a_value(trained):
+def test_load_run_is_public_and_returns_a_dataclass(trained):
     assert dataclasses.is_dataclass(trained)
     assert fpnlab.load_run is load_run

@@ -1,4 +1,4 @@
-"""A pack of runs: each is what it would be alone, whatever becomes of the others."""
+"""Trials of a pack have the same results as trials that are trained alone."""
 
 import dataclasses
 import json
@@ -32,21 +32,21 @@ def at_rate(experiment, rate, **fields):
 
 @pytest.fixture(scope="module")
 def seeds(experiment):
-    """Experiments of three seeds, of which the second has another learning rate."""
+    """Experiments with three seeds; the second has another learning rate."""
     first, second, third = (dataclasses.replace(experiment, seed=seed) for seed in SEEDS)
     return [first, at_rate(second, 1.5 * experiment.train.learning_rate), third]
 
 
 def start(experiments, dataset, folder, stop_after=None):
-    """Runs a pack; returns its results, and (seed, step) of the records in their order."""
+    """Runs a pack; returns its results and (seed, step) of each record in order."""
     stop, seen = Stop(), []
 
     def report(seed):
-        def tell(record):
+        def note(record):
             seen.append((seed, record.step))
             stop.requested |= record.step == stop_after
 
-        return tell
+        return note
 
     runs = [
         Run(Trial(f"{e.seed}", "run", 4, e.seed, e), folder / str(e.seed), report(e.seed))
@@ -57,7 +57,7 @@ def start(experiments, dataset, folder, stop_after=None):
 
 @pytest.fixture(scope="module")
 def pack(seeds, dataset, tmp_path_factory):
-    """The folder of a finished pack, its results and what it reported; only to be read."""
+    """Folder, results and reported records of a finished pack; read-only."""
     folder = tmp_path_factory.mktemp("pack")
     return folder, *start(seeds, dataset, folder)
 
@@ -71,7 +71,7 @@ def untimed(result):
 
 
 def left(folder, experiments):
-    """The last state, the records and the results of each run, but times."""
+    """Last state, records and result of each run, without clock times."""
     found = {}
     for e in experiments:
         path = folder / str(e.seed)
@@ -82,7 +82,9 @@ def left(folder, experiments):
     return found
 
 
-def test_each_seed_of_a_pack_is_what_it_is_alone(pack, seeds, dataset, unbroken, run, tmp_path):
+def test_each_trial_of_a_pack_matches_the_trial_run_alone(
+    pack, seeds, dataset, unbroken, run, tmp_path
+):
     folder, results, _ = pack
     run(seeds[1], dataset, tmp_path)
     for seed, alone in ((0, unbroken), (1, tmp_path)):
@@ -99,7 +101,9 @@ def test_each_seed_of_a_pack_is_what_it_is_alone(pack, seeds, dataset, unbroken,
     assert len({result.final_loss for result in results}) == 3
 
 
-def test_seeds_and_rates_share_a_program_and_nothing_else_does(experiment, seeds):
+def test_experiments_share_a_program_only_if_they_differ_in_seed_or_learning_rate(
+    experiment, seeds
+):
     one = dataclasses.replace(experiment, augment=None)
     alike = [
         dataclasses.replace(one, seed=7, question="why?"),
@@ -115,7 +119,7 @@ def test_seeds_and_rates_share_a_program_and_nothing_else_does(experiment, seeds
     assert len({compiled_step(other) for other in [one, *others]}) == 4
 
 
-def test_a_run_in_microbatches_is_the_run(experiment, dataset):
+def test_training_in_microbatches_equals_training_on_the_full_batch(experiment, dataset):
     ends = []
     for micro_batch in (None, 2):
         one = at_rate(experiment, 0.02, norm_batch=2, micro_batch=micro_batch)
@@ -127,7 +131,7 @@ def test_a_run_in_microbatches_is_the_run(experiment, dataset):
     chex.assert_trees_all_close(*ends, rtol=1e-3, atol=1e-5)
 
 
-def test_what_shares_no_program_is_never_packed(experiment, dataset, monkeypatch):
+def test_experiments_with_different_programs_are_never_packed(experiment, dataset, monkeypatch):
     monkeypatch.setattr(packing, "stepper", lambda *_: pytest.fail("it was measured"))
     assert not packing_pays([experiment, at_rate(experiment, 0.1, weight_decay=0.5)], dataset)
 
@@ -136,19 +140,21 @@ def path_records(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_seconds_of_a_pack_are_shared_by_its_seeds(pack):
+def test_trials_of_a_pack_share_its_training_time(pack):
     folder, results, seen = pack
     assert seen == [(seed, step) for step in (2, 4, 6, 8, 10, 12) for seed in SEEDS]
     assert [result.pack for result in results] == [3] * 3
     for seed, result in zip(SEEDS, results):
         last = path_records(folder / f"{seed}")[-1]
         assert result.seconds >= last["seconds"] > 0
-        # A seed's speed is that of its share, as if the others had not been there.
+        # The logged speed is based on the trial's share of the time.
         speeds = [record["examples_per_second"] for record in path_records(folder / f"{seed}")]
         assert sum(8 / speed for speed in speeds) == pytest.approx(last["seconds"], rel=0.1)
 
 
-def test_an_interrupted_pack_ends_like_an_unbroken_one(pack, seeds, dataset, tmp_path):
+def test_an_interrupted_pack_ends_bit_identical_to_an_uninterrupted_one(
+    pack, seeds, dataset, tmp_path
+):
     with pytest.raises(Interrupted, match="stopped after step 4 of 12, saved"):
         start(seeds, dataset, tmp_path, stop_after=4)
     _, seen = start(seeds, dataset, tmp_path)
@@ -156,7 +162,7 @@ def test_an_interrupted_pack_ends_like_an_unbroken_one(pack, seeds, dataset, tmp
     assert left(tmp_path, seeds) == left(pack[0], seeds)
 
 
-def test_a_pack_goes_on_from_where_its_last_run_is(pack, seeds, dataset, tmp_path):
+def test_a_pack_resumes_from_the_oldest_of_its_checkpoints(pack, seeds, dataset, tmp_path):
     for stop_after in (4, 8):
         with pytest.raises(Interrupted):
             start(seeds, dataset, tmp_path, stop_after=stop_after)
@@ -165,7 +171,7 @@ def test_a_pack_goes_on_from_where_its_last_run_is(pack, seeds, dataset, tmp_pat
     _, seen = start(seeds, dataset, tmp_path)
     assert seen[:3] == [(0, 6), (1, 6), (2, 6)]
     assert left(tmp_path, seeds) == left(pack[0], seeds)
-    # A run that had nothing yet takes the others back to the beginning.
+    # If one run has no checkpoint, all start from the beginning.
     with pytest.raises(Interrupted):
         start(seeds, dataset, tmp_path / "new", stop_after=4)
     shutil.rmtree(tmp_path / "new" / "2" / "checkpoints")
@@ -174,8 +180,8 @@ def test_a_pack_goes_on_from_where_its_last_run_is(pack, seeds, dataset, tmp_pat
     assert left(tmp_path / "new", seeds) == left(pack[0], seeds)
 
 
-def test_a_seed_that_diverges_ends_and_the_others_go_on(pack, seeds, dataset, tmp_path):
-    # Each image is seen once in 8 of the 12 steps; the first four steps of seed 0 meet this one.
+def test_a_diverged_trial_ends_while_the_rest_of_its_pack_continues(pack, seeds, dataset, tmp_path):
+    # An epoch takes 8 of the 12 steps; this image is in the first batch of seed 0.
     image = stream_order(0, 32, 0, 1)
     images = dataset.train.images.astype(np.float32)
     images[image] = np.nan
@@ -189,7 +195,7 @@ def test_a_seed_that_diverges_ends_and_the_others_go_on(pack, seeds, dataset, tm
         assert f"at step {met[0] + 1};" in result.error
         assert result.steps == ends[seed] == met[0] + 1 + (met[0] + 1) % 2
     assert len(set(ends.values())) > 1
-    # Killed before the results were written, the pack trains nothing again.
+    # A pack killed before it wrote its results is evaluated again without further training.
     for seed in SEEDS:
         (tmp_path / str(seed) / "result.json").unlink()
     again, seen = start(seeds, bad, tmp_path)
@@ -201,12 +207,12 @@ def test_a_seed_that_diverges_ends_and_the_others_go_on(pack, seeds, dataset, tm
     ("alone", "together", "steps", "pays"),
     [
         (1.0, 2.6, 1000, True),
-        (1.0, 2.8, 1000, False),  # a gain that noise could make
-        (1.0, 0.1, 39, False),  # two minutes are not worth a program
+        (1.0, 2.8, 1000, False),  # a gain within the noise
+        (1.0, 0.1, 39, False),  # less than two minutes in all
         (1.0, "RESOURCE_EXHAUSTED: out of memory", 1000, False),
     ],
 )
-def test_a_pack_pays_where_it_is_clearly_faster_and_much_is_to_do(
+def test_packing_pays_only_if_clearly_faster_and_long_enough(
     alone, together, steps, pays, experiment, dataset, monkeypatch
 ):
     def stepper(experiments, dataset):
@@ -221,7 +227,7 @@ def test_a_pack_pays_where_it_is_clearly_faster_and_much_is_to_do(
     assert packing_pays([dataclasses.replace(experiment, train=long)] * 3, dataset) == pays
 
 
-def test_both_ways_are_measured_on_the_real_steps(seeds, dataset, monkeypatch):
+def test_packing_pays_times_real_steps_alone_and_together(seeds, dataset, monkeypatch):
     seen = {}
     stepper = packing.stepper
 

@@ -1,4 +1,4 @@
-"""One run in one folder: whatever interrupts it, its end is the same and nothing is lost."""
+"""Runs resume after interruptions with identical results, and no saved work is lost."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ CLOCKS = ("seconds", "examples_per_second")
 
 @pytest.fixture
 def no_data():
-    """Data that cannot be trained on: whoever does not fail has not looked at them."""
+    """Data without images: any training or evaluation on them raises."""
     empty = Batch(images=None, boxes=None, classes=None, valid=None, extent=None, index=None)
     return Dataset(name="none", class_names=(), train=empty, test=empty)
 
@@ -66,7 +66,7 @@ def fingerprint(folder, experiment):
 
 
 def outcome(folder, experiment):
-    """All that a run leaves behind, but clocks."""
+    """The state, metrics, result and gallery of a run, without clock times."""
     with np.load(folder / "gallery.npz") as gallery:
         pictures = {name: gallery[name].tobytes() for name in gallery.files}
     result = timeless(json.loads((folder / "result.json").read_text()))
@@ -78,7 +78,7 @@ def outcome(folder, experiment):
     }
 
 
-def test_a_run_leaves_all_its_files_and_a_full_result(unbroken, experiment, dataset):
+def test_a_finished_run_has_all_files_and_a_complete_result(unbroken, experiment, dataset):
     names = {path.name for path in unbroken.iterdir() if not path.name.startswith(".")}
     assert names == {
         "config.json",
@@ -123,9 +123,7 @@ def test_a_run_leaves_all_its_files_and_a_full_result(unbroken, experiment, data
     assert found.gradient_noise is None
 
 
-def test_the_numbers_of_a_result_are_those_of_the_checkpoint_it_leaves(
-    unbroken, experiment, dataset
-):
+def test_result_metrics_equal_an_evaluation_of_the_last_checkpoint(unbroken, experiment, dataset):
     """open-mmlab/mmaction2#524: statistics re-estimated after the checkpoint was written."""
     result = read_result(unbroken / "result.json")
     again = evaluate_run(unbroken, dataset)
@@ -134,7 +132,9 @@ def test_the_numbers_of_a_result_are_those_of_the_checkpoint_it_leaves(
         assert {n: v if np.isfinite(v) else None for n, v in again[source].items()} == metrics
 
 
-def test_an_interrupted_run_ends_like_an_unbroken_one(unbroken, experiment, dataset, run, tmp_path):
+def test_an_interrupted_run_ends_bit_identical_to_an_uninterrupted_one(
+    unbroken, experiment, dataset, run, tmp_path
+):
     for stop_after in (4, 10):
         with pytest.raises(Interrupted, match=f"stopped after step {stop_after} of 12, saved"):
             run(experiment, dataset, tmp_path, stop_after=stop_after)
@@ -146,7 +146,7 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(unbroken, experiment, data
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_with_adamw_and_layer_norm_ends_like_an_unbroken_one(
+def test_an_interrupted_run_with_adamw_and_layer_norm_ends_bit_identical(
     layer_norm_experiment, dataset, run, tmp_path
 ):
     run(layer_norm_experiment, dataset, tmp_path / "unbroken")
@@ -158,7 +158,7 @@ def test_an_interrupted_run_with_adamw_and_layer_norm_ends_like_an_unbroken_one(
     )
 
 
-def test_a_run_stopped_at_its_last_step_is_only_measured_afterwards(
+def test_a_run_stopped_at_its_last_step_is_only_evaluated_on_resuming(
     unbroken, experiment, dataset, run, tmp_path
 ):
     with pytest.raises(Interrupted):
@@ -168,7 +168,7 @@ def test_a_run_stopped_at_its_last_step_is_only_measured_afterwards(
     assert outcome(tmp_path, experiment) == outcome(unbroken, experiment)
 
 
-def test_a_run_that_goes_on_on_a_wrong_backend_is_doubted(
+def test_verify_reports_a_run_resumed_on_a_backend_with_wrong_results(
     unbroken, experiment, dataset, run, tmp_path, monkeypatch
 ):
     folder = shutil.copytree(unbroken, tmp_path / "run")
@@ -184,12 +184,12 @@ def test_a_run_that_goes_on_on_a_wrong_backend_is_doubted(
     assert verify(unbroken).problems == []
 
 
-def test_a_killed_run_logs_each_step_once_and_drops_a_torn_line(
+def test_a_resumed_run_logs_each_step_once_and_drops_a_torn_line(
     unbroken, experiment, dataset, run, tmp_path
 ):
     with pytest.raises(Interrupted):
         run(experiment, dataset, tmp_path, stop_after=4)
-    # As if it had gone on to step 6 and been killed while it wrote its record of step 8.
+    # The state of a process that was killed while writing the record of step 8.
     with (tmp_path / "metrics.jsonl").open("a") as log:
         log.write(
             json.dumps(records(tmp_path)[-1] | {"step": 6, "loss": -1.0}) + '\n{"step": 8, "lo'
@@ -207,7 +207,9 @@ def test_a_finished_run_is_not_run_again(unbroken, experiment, no_data, run):
     assert result == read_result(unbroken / "result.json")
 
 
-def test_another_config_is_refused_by_the_fields_that_differ(unbroken, experiment, no_data, run):
+def test_run_rejects_a_folder_with_another_config_and_names_the_fields(
+    unbroken, experiment, no_data, run
+):
     other = dataclasses.replace(
         experiment, seed=1, train=dataclasses.replace(experiment.train, weight_decay=0.5)
     )
@@ -220,15 +222,17 @@ def test_another_config_is_refused_by_the_fields_that_differ(unbroken, experimen
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"hash": "0"}'])
-def test_a_config_that_cannot_be_read_is_refused(content, experiment, no_data, run, tmp_path):
+def test_run_rejects_a_folder_with_an_unreadable_config(
+    content, experiment, no_data, run, tmp_path
+):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(RunFolderError, match=r"not the config of a run.*choose another folder"):
         run(experiment, no_data, tmp_path)
 
 
-def test_the_folder_of_a_study_is_refused(experiment, no_data, run, tmp_path):
+def test_run_rejects_the_folder_of_a_study(experiment, no_data, run, tmp_path):
     (tmp_path / "study.json").write_text("{}")
-    with pytest.raises(RunFolderError, match="it holds a study; choose another folder"):
+    with pytest.raises(RunFolderError, match="this folder holds a study; choose another"):
         run(experiment, no_data, tmp_path)
 
 
@@ -237,21 +241,21 @@ HOLD = (
 )
 
 
-def test_a_second_process_is_refused_until_the_first_has_ended(unbroken, experiment, no_data, run):
+def test_run_rejects_a_folder_locked_by_another_process(unbroken, experiment, no_data, run):
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(unbroken / ".lock")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as other:
         other.stdout.readline()
-        with pytest.raises(RunFolderError, match="another process is running this; wait for it"):
+        with pytest.raises(RunFolderError, match="locked by another process; wait until"):
             run(experiment, no_data, unbroken)
         other.kill()
     assert run(experiment, no_data, unbroken)[1] == []
 
 
 @pytest.mark.parametrize("inside", ["", "deep/inside"])
-def test_a_file_where_the_folder_should_be_is_refused(inside, experiment, no_data, run, tmp_path):
+def test_run_rejects_a_path_below_a_file(inside, experiment, no_data, run, tmp_path):
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / inside
     with pytest.raises(
@@ -260,7 +264,7 @@ def test_a_file_where_the_folder_should_be_is_refused(inside, experiment, no_dat
         run(experiment, no_data, folder)
 
 
-def test_a_full_disk_costs_no_more_than_what_was_not_yet_saved(
+def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_resumes_from_it(
     unbroken, experiment, dataset, run, tmp_path, monkeypatch
 ):
     with pytest.raises(Interrupted):
@@ -280,8 +284,8 @@ def test_a_full_disk_costs_no_more_than_what_was_not_yet_saved(
 
 
 @contextlib.contextmanager
-def no_file_larger_than(size):
-    """The system refuses to write on, as it does where a disk is full or a quota reached."""
+def file_size_limit(size):
+    """Writes beyond ``size`` bytes of a file fail, as on a full disk or at a quota."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -290,21 +294,21 @@ def no_file_larger_than(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_wherever_the_system_refuses_to_write_the_run_goes_on_from_there_later(
+def test_a_run_resumes_after_a_failed_write_of_any_file(
     unbroken, experiment, dataset, run, tmp_path, capfd
 ):
     paths = [path for path in unbroken.rglob("*") if path.is_file()]
-    # Each file in turn is too large, from the smallest to the largest. (Half of it, because times
-    # are written with more or fewer digits.)
+    # Each file in turn is too large, from the smallest to the largest. The limit is half its size,
+    # because the number of digits of clock times varies.
     sizes = sorted({path.stat().st_size for path in paths if path.parent.name != "leaves"} - {0})
-    refused = set()
+    failed = set()
     for size in sizes:
-        with no_file_larger_than(size // 2):
+        with file_size_limit(size // 2):
             with pytest.raises((RunFolderError, CheckpointError), match="free space") as e:
                 run(experiment, dataset, tmp_path)
-        refused.add(re.search(r"checkpoint \d+|File too large", str(e.value))[0])
-    assert refused == {"checkpoint 12", "File too large"}
-    # Orbax would print one for each array that it could not write.
+        failed.add(re.search(r"checkpoint \d+|File too large", str(e.value))[0])
+    assert failed == {"checkpoint 12", "File too large"}
+    # Orbax prints a traceback for each array that it cannot write; the package must suppress them.
     assert "Traceback" not in capfd.readouterr().err
     run(experiment, dataset, tmp_path)
     assert outcome(tmp_path, experiment) == outcome(unbroken, experiment)
@@ -312,7 +316,7 @@ def test_wherever_the_system_refuses_to_write_the_run_goes_on_from_there_later(
 
 @contextlib.contextmanager
 def unprivileged():
-    """Without the rights of root, to whom every folder can be written."""
+    """Drops root's privileges, under which every folder is writable."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -322,7 +326,7 @@ def unprivileged():
         os.seteuid(user)
 
 
-def test_a_read_only_folder_is_refused_and_left_as_it_was(
+def test_run_rejects_a_read_only_folder_and_leaves_it_unchanged(
     unbroken, experiment, dataset, no_data, run
 ):
     with tempfile.TemporaryDirectory() as parent:
@@ -345,7 +349,7 @@ def test_a_read_only_folder_is_refused_and_left_as_it_was(
         assert outcome(folder, experiment) == outcome(unbroken, experiment)
 
 
-def test_a_checkpoint_is_saved_whenever_the_time_has_come(experiment, dataset, run, tmp_path):
+def test_a_checkpoint_is_saved_at_each_interval(experiment, dataset, run, tmp_path):
     often = dataclasses.replace(experiment, checkpoint_seconds=0.0)
     run(often, dataset, tmp_path)
     assert Checkpoints(tmp_path / "checkpoints", config_hash(often)).steps() == [11, 12]
@@ -353,7 +357,7 @@ def test_a_checkpoint_is_saved_whenever_the_time_has_come(experiment, dataset, r
 
 @pytest.fixture(scope="module")
 def diverging(experiment, make_detector):
-    """No norm, and steps so large that the loss overflows after a few of them."""
+    """No norm, and a learning rate so large that the loss overflows after a few steps."""
     return dataclasses.replace(
         experiment,
         augment=None,
@@ -362,7 +366,7 @@ def diverging(experiment, make_detector):
     )
 
 
-def test_a_diverged_run_keeps_its_last_finite_parameters_and_is_measured(
+def test_a_diverged_run_keeps_its_last_finite_parameters_and_is_evaluated(
     diverging, dataset, run, tmp_path
 ):
     result, steps = run(diverging, dataset, tmp_path)
@@ -375,17 +379,17 @@ def test_a_diverged_run_keeps_its_last_finite_parameters_and_is_measured(
     assert set(result.metrics) == {"running", "precise", "batch"}
     state = restored_run(tmp_path)[1]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.state)))
-    # Killed before the result was written, it is measured again, and does not train on.
+    # A run killed before it wrote its result is evaluated again without further training.
     whole = outcome(tmp_path, diverging)
     (tmp_path / "result.json").unlink()
     assert run(diverging, dataset, tmp_path)[1] == []
     assert outcome(tmp_path, diverging) == whole
 
 
-def test_a_poisoned_batch_is_never_applied_nor_any_after_it_and_its_step_is_told(
+def test_updates_are_skipped_from_the_first_non_finite_batch_whose_step_is_reported(
     experiment, dataset, run, tmp_path
 ):
-    """An image of step 5 is NaN; step 6 is sound, and the first to be logged after it."""
+    """An image of step 5 is NaN; step 6, the next logged one, is finite."""
     image = stream_order(experiment.seed, 32, 4 * 4, 1)
     images = dataset.train.images.astype(np.float32)
     sound = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, images=images))
@@ -406,17 +410,15 @@ def test_a_poisoned_batch_is_never_applied_nor_any_after_it_and_its_step_is_told
     )
 
 
-def test_a_folder_without_a_checkpoint_cannot_be_evaluated(experiment, dataset, tmp_path):
+def test_evaluate_rejects_a_folder_without_a_run_or_checkpoint(experiment, dataset, tmp_path):
     with pytest.raises(ConfigError, match="not the config of a run"):
         evaluate_run(tmp_path, dataset)
     claim_folder(tmp_path, experiment)
-    with pytest.raises(RunFolderError, match="no checkpoint in it; give a folder"):
+    with pytest.raises(RunFolderError, match="no checkpoint found; give a folder"):
         evaluate_run(tmp_path, dataset)
 
 
-def test_averaged_weights_are_the_ones_that_are_measured(
-    unbroken, experiment, dataset, monkeypatch
-):
+def test_evaluate_uses_averaged_parameters(unbroken, experiment, dataset, monkeypatch):
     measured = []
     nothing = Detections(boxes=None, scores=None, classes=None, valid=None)
     keep = lambda *args, **_: measured.append(args[2]) or Evaluation({}, nothing, None)
@@ -428,27 +430,25 @@ def test_averaged_weights_are_the_ones_that_are_measured(
         chex.assert_trees_all_close(state.average, state.params, rtol=1e-3)
 
 
-def test_training_views_follow_the_stream_and_not_how_many_are_asked_for(experiment, dataset):
+def test_training_views_are_independent_of_their_number(experiment, dataset):
     few, many = (training_view(experiment, dataset, n) for n in (3, 70))
     assert many.images.shape == (70, 32, 32, 3)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:3]), few, many)
-    # The second epoch shows every image again, in another view.
+    # The second epoch has every image again, augmented differently.
     assert sorted(many.index[:32]) == sorted(many.index[32:64]) == list(range(32))
     first = {i: image for i, image in zip(many.index[:32], many.images[:32])}
     same = [np.array_equal(first[i], v) for i, v in zip(many.index[32:64], many.images[32:64])]
     assert not all(same)
 
 
-def test_a_moved_run_folder_is_still_the_same_run(unbroken, experiment, no_data, run, tmp_path):
+def test_a_moved_run_folder_is_recognized_as_finished(unbroken, experiment, no_data, run, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(unbroken, moved)
     assert run(experiment, no_data, moved)[1] == []
     assert fingerprint(moved, experiment) == fingerprint(unbroken, experiment)
 
 
-def test_a_diverged_step_is_replayed_in_the_microbatches_of_training(
-    experiment, dataset, monkeypatch
-):
+def test_divergence_is_replayed_in_the_microbatches_of_training(experiment, dataset, monkeypatch):
     split = dataclasses.replace(experiment.train, micro_batch=2, batch_size=4, norm_batch=2)
     split = dataclasses.replace(experiment, train=split)
     replayed = []
@@ -464,7 +464,7 @@ def test_a_diverged_step_is_replayed_in_the_microbatches_of_training(
     assert len(replayed) == 2
 
 
-def test_fields_that_do_not_change_the_weights_are_measured_anew(
+def test_changed_evaluation_fields_keep_the_weights_and_evaluate_again(
     experiment, dataset, run, tmp_path, caplog
 ):
     result, steps = run(experiment, dataset, tmp_path)
@@ -473,10 +473,12 @@ def test_fields_that_do_not_change_the_weights_are_measured_anew(
     other = dataclasses.replace(experiment, evaluate=evaluate, question="another")
     again, steps = run(other, dataset, tmp_path)
     assert steps == []
-    assert "its config now differs in evaluate.area_bounds.0 (" in caplog.text
+    assert "the config has changed in evaluate.area_bounds.0 (" in caplog.text
     assert again.config_hash == config_hash(other) != result.config_hash
     assert again.final_loss == result.final_loss
     assert verify(tmp_path).problems == []
-    barred = dataclasses.replace(other, seed=other.seed + 1)
-    with pytest.raises(RunFolderError, match="a run of another config; it differs in seed"):
-        run(barred, dataset, tmp_path)
+    other_seed = dataclasses.replace(other, seed=other.seed + 1)
+    with pytest.raises(
+        RunFolderError, match="a run with another config; the fields that differ: seed"
+    ):
+        run(other_seed, dataset, tmp_path)

@@ -1,1 +1,1 @@
-"""A grid of trials to a ledger, statistics and findings."""
+"""Studies: grids of trials, run by workers that share a ledger."""

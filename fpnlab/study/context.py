@@ -1,4 +1,4 @@
-"""Everything that the runner and the workers of a study share, and callbacks for its progress."""
+"""The study context, shared by the runner and the workers, and callbacks for progress."""
 
 import dataclasses
 import pathlib
@@ -20,16 +20,16 @@ class StudyListener:
     """Callbacks for study progress; the base class ignores every event."""
 
     def start(self, plan: list[Trial], workers: int = 1) -> None:
-        """Called first, with the trials in about the order of their ends."""
+        """Called first, with the trials in roughly the order in which they will end."""
 
     def begin(self, trial: Trial) -> None:
-        """Called when a trial starts or goes on."""
+        """Called when a trial starts or resumes."""
 
     def record(self, trial: Trial, record: MetricRecord) -> None:
-        """Called with each record of a trial's log."""
+        """Called with each record of a trial's metrics."""
 
     def pause(self, trial: Trial) -> None:
-        """Called when a trial is no longer run, and has not ended."""
+        """Called when a trial stops running before its end."""
 
     def end(self, trial: Trial, result: RunResult) -> None:
         """Called when a trial has ended."""
@@ -37,40 +37,44 @@ class StudyListener:
 
 @dataclasses.dataclass(frozen=True)
 class StudyContext:
-    """A study in its folder."""
+    """A study with its folder, data and ledger."""
 
     folder: pathlib.Path
-    """The folder."""
+    """The study folder."""
     experiment: Experiment
-    """With its ``study``."""
+    """The experiment, with its ``study``."""
     points: dict[str, Point]
-    """The study's trials by name, in their order."""
+    """The trials of the study by name, in order."""
     dataset: Dataset
-    """Data of the trials that count."""
+    """Data of the main trials; tuning trials hold validation images out of it."""
     ledger: Ledger
-    """State of the trials."""
+    """The ledger with the status of each trial."""
     pack: int = 1
-    """Most trials that one program may train, where that pays."""
+    """Largest number of trials that one program may train."""
 
     @property
     def metric(self) -> str:
-        """The metric that is compared."""
+        """The metric that the study compares."""
         assert self.experiment.study is not None
         return self.experiment.study.metric
 
     def run_folder(self, name: str) -> pathlib.Path:
-        """Returns the folder of a trial."""
+        """Returns the run folder of a trial."""
         return self.folder / run_path(self.points[name])
 
     def result(self, name: str) -> RunResult:
-        """Returns the result of a trial that has ended; raises RunFolderError without one."""
+        """Returns the result of a trial that has ended.
+
+        Raises:
+          RunFolderError: The trial has no readable ``result.json``.
+        """
         row = self.ledger.rows()[name]
         if row.status == "failed":
             return self.failed_result(name, row.error)
         return read_result(self.run_folder(name) / "result.json")
 
     def failed_result(self, name: str, error: str | None) -> RunResult:
-        """Returns the result of a trial that raised."""
+        """Returns the result of a trial that raised ``error``."""
         point = self.points[name]
         return RunResult(
             trial=name,
@@ -83,7 +87,7 @@ class StudyContext:
         )
 
     def build(self, name: str) -> Trial:
-        """Returns a trial, with the best value of the tuned field where there is one.
+        """Returns a trial, with the best value of the tuned field if the study tunes one.
 
         Raises:
           TuningError: A tuning trial of its arm and axis value failed, or none has a score.
@@ -104,22 +108,22 @@ class StudyContext:
 
 
 def run_path(point: Point) -> str:
-    """Returns the folder of a trial in that of its study; trials that tune are apart."""
+    """Returns a trial's folder relative to the study's; tuning trials have their own parent."""
     return f"{'tuning' if point.split == 'validation' else 'trials'}/{point.name}"
 
 
 def open_study(folder: pathlib.Path, pack: int = 1) -> StudyContext:
-    """Returns a study that was begun in ``folder``, with its data loaded.
+    """Returns the study in ``folder``, with its data loaded.
 
     Raises:
-      RunFolderError: There is no study in it.
+      RunFolderError: The folder does not hold a study.
     """
     try:
         experiment = validate(read_study_file(folder / "study.json").config)
         plan = {point.name: point for point in points(experiment)}
     except (RunFolderError, ConfigError) as error:
         raise RunFolderError(
-            f"{folder}: no study has begun in it ({error}); give the folder of one"
+            f"{folder}: not the folder of a study ({error}); give one written by `fpnlab study`"
         ) from None
     dataset = load(counted(experiment).data)
     return StudyContext(folder, experiment, plan, dataset, Ledger(folder / "ledger.sqlite"), pack)

@@ -1,4 +1,4 @@
-"""Estimate of the time of a study, from a few steps of each kind of trial."""
+"""Estimates the time of a study from a few training steps of each kind of trial."""
 
 import contextlib
 import dataclasses
@@ -7,7 +7,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,97 +25,103 @@ from fpnlab.run.measure import weights
 from fpnlab.run.programs import initial_state, program_of, training_of
 
 SECONDS = 1.0
-"""Time for the steps of one kind, about."""
+"""Approximate duration of timing the steps of one kind of trial."""
 STEPS = 3
-"""Number of timed steps, at least."""
+"""Smallest number of timed steps."""
 ENDLESS = 1_000_000
-"""Steps of a training that does not end while it is measured."""
+"""Number of training steps that is not reached during the measurement."""
 BATCHES = 3
-"""Batches of test and of training images on which an evaluation is timed, at most."""
+"""Largest number of batches of test and of training images in a timed evaluation."""
 
 
 class Steps(NamedTuple):
     """Time of the training of one kind of trial, in seconds."""
 
     seconds: float
-    """A step, with its share of a record."""
+    """Time of a step, with its share of the logging."""
     compilation: float
+    """Time of compilation."""
     cpu: float
-    """CPU seconds a second, while nothing is compiled."""
+    """CPU seconds per second, compilation excluded."""
 
 
 class Evaluation(NamedTuple):
     """Time after the training of one kind of trial, in seconds."""
 
     seconds: float
+    """Time of evaluation and diagnostics, compilation excluded."""
     compilation: float
+    """Time of compilation."""
 
 
 class Cost(NamedTuple):
-    """Time of the trials of one kind."""
+    """Time of a trial of one kind."""
 
     trial: str
-    """The one that was measured."""
+    """Name of the measured trial."""
     step: float
-    """Seconds an optimizer step."""
+    """Seconds per optimizer step."""
     rest: float
-    """Seconds of what comes after training: evaluation, diagnostics."""
+    """Seconds of evaluation and diagnostics after training."""
     compilation: float
-    """Seconds of compilation, where nothing is compiled yet."""
+    """Seconds of compilation with an empty cache."""
     cpu: float
-    """CPU seconds a second, while nothing is compiled."""
+    """CPU seconds per second, compilation excluded."""
 
     def seconds(self, trial: Trial) -> float:
-        """Returns what a trial takes, compilation aside."""
+        """Returns the time of a trial in seconds, compilation excluded."""
         return self.step * trial.experiment.train.steps + self.rest
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The trials of a study in their order, and what they take."""
+    """The estimated time of each trial of a study."""
 
     plan: list[Trial]
+    """The trials in order."""
     costs: dict[str, Cost]
-    """By trial."""
+    """Cost by trial name."""
     axis: str
+    """Name of the first axis."""
     programs: int
+    """Number of programs to compile."""
     compilation: float
-    """Seconds of all compilation, by one process."""
+    """Seconds of all compilation in one process."""
 
     def seconds(self, trial: Trial) -> float:
-        """Returns what a trial takes, compilation aside."""
+        """Returns the time of a trial in seconds, compilation excluded."""
         return self.costs[trial.name].seconds(trial)
 
     @property
     def total(self) -> float:
-        """Seconds of all trials one after another, compilation aside."""
+        """Seconds of all trials in sequence, compilation excluded."""
         return sum(map(self.seconds, self.plan))
 
     @property
     def cpu_hours(self) -> float:
-        """CPU hours of all trials, and of compilation by as many cores."""
+        """CPU hours of all trials, compilation included."""
         seconds = sum(self.seconds(trial) * self.costs[trial.name].cpu for trial in self.plan)
         busy = statistics.mean(cost.cpu for cost in self.costs.values())
         return (seconds + self.compilation * busy) / 3600
 
     def wall(self, workers: int) -> float:
-        """Returns the seconds that so many workers take, compilation included.
+        """Returns the wall-clock seconds with ``workers`` workers, compilation included.
 
-        They share the work evenly but for the longest trial, which nobody can share.
+        Assumes that the work is shared evenly; the longest trial is a lower bound.
         """
         longest = max(map(self.seconds, self.plan))
         return max(longest, (self.total + self.compilation) / workers)
 
 
 def estimate(experiment: Experiment, dataset: Dataset) -> Estimate:
-    """Returns what a study takes, after a few steps of the first trial of each kind.
+    """Returns the estimated time of a study, measured on the first trial of each kind.
 
-    Trials that differ in seed, learning rate, weight decay and length alone are of one kind; those
-    that differ in seed and learning rate alone share a program. What follows training is measured
-    once a model: the statistics groups of training change its programs, and hardly its work.
+    Trials that differ only in seed, learning rate, weight decay and length are of one kind; those
+    that differ only in seed and learning rate share a program. Evaluation is measured once per
+    model, because the statistics groups of training hardly change its cost.
 
     Raises:
-      ConfigError: the experiment has no study, or trials are refused.
+      ConfigError: The experiment has no study, or trials are invalid.
     """
     plan = trials(experiment)
     kinds: dict[Experiment, Cost] = {}
@@ -147,7 +153,7 @@ def estimate(experiment: Experiment, dataset: Dataset) -> Estimate:
 
 
 def measure_steps(experiment: Experiment, dataset: Dataset) -> Steps:
-    """Returns what training takes, from about a second of it."""
+    """Returns the time of training, from about a second of it."""
     endless = dataclasses.replace(experiment.train, examples=None, updates=ENDLESS)
     experiment = dataclasses.replace(experiment, train=endless)
     begun = time.monotonic()
@@ -178,7 +184,7 @@ def measure_steps(experiment: Experiment, dataset: Dataset) -> Steps:
 
 
 def measure_evaluation(experiment: Experiment, dataset: Dataset) -> Evaluation:
-    """Returns what follows training, from a few batches of test and of training images."""
+    """Returns the time of evaluation and diagnostics, from a few batches of images."""
     evaluate, train = experiment.evaluate, experiment.train
     state = initial_state(experiment)
     size = whole_groups(evaluate.batch_size, train.statistics_group)
@@ -210,7 +216,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def describe(found: Estimate, workers: int) -> str:
-    """Returns the estimate as text: the trials, the kinds of them, and the sums."""
+    """Returns the estimate as text: a table of trials, a table of kinds, and the totals."""
     trials = [("trial", "arm", found.axis, "seed", "examples", "steps", "time")]
     for trial in found.plan:
         train = trial.experiment.train
@@ -231,15 +237,15 @@ def describe(found: Estimate, workers: int) -> str:
     many = f"{workers} workers" if workers > 1 else "1 worker"
     programs = "programs" if found.programs > 1 else "program"
     sums = [
-        f"{len(found.plan):,} trials of {steps:,} steps: {clock(found.total)} one after another.",
-        f"{found.programs} {programs}: {clock(found.compilation)} of compilation besides.",
+        f"{len(found.plan):,} trials of {steps:,} steps: {clock(found.total)} in sequence.",
+        f"{found.programs} {programs}: {clock(found.compilation)} of additional compilation.",
         f"With {many}: about {clock(found.wall(workers))}, and {found.cpu_hours:.2f} CPU hours.",
     ]
     return "\n".join([*_columns(trials, 2), "", *_columns(kinds, 1), "", *sums])
 
 
-def _columns(rows, left):
-    """Yields rows as lines; the first ``left`` columns start below each other, others end so."""
+def _columns(rows: Sequence[Sequence[str]], left: int) -> Iterator[str]:
+    """Yields rows as aligned lines; the first ``left`` columns flush left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = [
@@ -249,13 +255,14 @@ def _columns(rows, left):
 
 
 def clock(seconds: float) -> str:
-    """Returns "1:02:03" for hours, minutes and seconds, "2:03" for less than an hour."""
+    """Returns a duration as "1:02:03" (hours, minutes, seconds), or "2:03" below an hour."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _kind(experiment):
+def _kind(experiment: Experiment) -> Experiment:
+    """Returns ``experiment`` without the fields that do not affect its time per step."""
     train = dataclasses.replace(
         experiment.train, examples=None, updates=ENDLESS, learning_rate=1.0, weight_decay=0.0
     )
@@ -263,8 +270,8 @@ def _kind(experiment):
 
 
 @contextlib.contextmanager
-def _empty_cache():
-    """Uses an empty compilation cache, so that compilation is measured."""
+def _empty_cache() -> Iterator[None]:
+    """Uses an empty persistent compilation cache, so that compilation time is measured."""
     name = "jax_compilation_cache_dir"
     before = getattr(jax.config, name)
     with tempfile.TemporaryDirectory() as folder:

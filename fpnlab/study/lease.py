@@ -1,4 +1,4 @@
-"""The lease of a worker on the trials that it runs, renewed in the background."""
+"""The lease of a worker on its running trials, renewed by a background thread."""
 
 import threading
 import time
@@ -9,15 +9,16 @@ from fpnlab.run.interrupts import Stop
 from fpnlab.study.ledger import Ledger
 
 LEASE_SECONDS = 60.0
-"""Time that a worker may be silent before its trial is another's."""
+"""Duration of a lease: a trial whose lease is not renewed for so long can be claimed again."""
 TICK_SECONDS = 1.0
-"""Time between two looks whether a worker is to stop, and of an idle one for a trial."""
+"""Interval at which a worker polls for a stop request, and an idle one for a free trial."""
 
 
 class Lease:
-    """Claimed trials, renewed in a thread of their own from ``with`` to its end.
+    """Leases on claimed trials, renewed by a thread while the context is entered.
 
-    ``stop`` is requested with that of the worker, and when another worker owns one of the trials.
+    ``stop`` is requested when the worker's own ``stop`` is, or when a lease is lost to another
+    worker.
     """
 
     def __init__(
@@ -28,26 +29,26 @@ class Lease:
         stop: Stop,
         listen: Callable[[], object],
     ) -> None:
-        """Takes over trials that ``owner`` has claimed.
+        """Creates the lease for trials that ``owner`` has claimed.
 
         Args:
-          ledger: Where they were claimed.
-          names: Their names.
-          owner: The worker.
-          stop: That of the worker.
-          listen: Called about once a second; may request ``stop``.
+          ledger: The ledger of the study.
+          names: The names of the trials.
+          owner: The owner name of the worker.
+          stop: The stop flag of the worker.
+          listen: Called about once per second; may request ``stop``.
         """
         self.owner, self.stop = owner, Stop(stop)
         self._ledger, self._listen = ledger, listen
-        # Guards the names: a trial that is released must not be renewed at the same time, which
-        # would look as if another worker had it.
+        # Guards the names against a race: renewing a trial just after it was released fails, which
+        # `_keep` would take for a lease lost to another worker.
         self._lock, self._names = threading.Lock(), list(names)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
     @property
     def names(self) -> list[str]:
-        """The trials that are still held."""
+        """The trials that are still leased."""
         with self._lock:
             return list(self._names)
 
@@ -60,13 +61,14 @@ class Lease:
         self._thread.join()
 
     def release(self, *, delay: float = 0.0, keep: int = 0) -> None:
-        """Releases the trials but the first ``keep``; they wait for ``delay`` seconds at least."""
+        """Releases all trials but the first ``keep``; they cannot be claimed for ``delay`` s."""
         with self._lock:
             released, self._names = self._names[keep:], self._names[:keep]
             for name in released:
                 self._ledger.release(name, self.owner, delay=delay)
 
     def _keep(self) -> None:
+        """Renews the leases until the context ends or one of them is lost."""
         renewed = time.monotonic()
         while not self._over.wait(TICK_SECONDS):
             try:
@@ -80,5 +82,5 @@ class Lease:
                     return
                 renewed = time.monotonic()
             except RunFolderError:
-                # A disk that is full or slow for a while: the lease may outlast it.
+                # The disk may be full or slow only briefly: try again as long as the lease lasts.
                 continue

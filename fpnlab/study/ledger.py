@@ -1,29 +1,29 @@
-"""The ledger of a study: its trials, which worker runs each, and how each ended; one SQLite file.
+"""The ledger of a study: status, owner and outcome of each trial, in one SQLite file.
 
 Guarantees, for any number of workers in threads, processes and machines that share the file:
 
-**Ownership.** A trial that runs has one owner, who holds it on a lease: until ``lease_until``, and
-longer if it renews. `Ledger.claim` gives a free trial to one owner only: every change is one
-SQLite transaction that begins with the write lock (``begin immediate``), so that changes are
+**Ownership.** A running trial has one owner, which holds a lease on it until ``lease_until``, or
+longer if it renews the lease. `Ledger.claim` gives a free trial to exactly one owner: every change
+is one SQLite transaction that takes the write lock first (``begin immediate``), so that changes are
 serialized. `renew`, `release`, `finish` and `fail` change a trial only if the caller still owns it,
-and return whether it did; who is not the owner any more must stop, and its outcome is not recorded.
+and return whether it did. A worker that has lost its lease must stop, and its outcome is not
+recorded.
 
-**Death of an owner.** Nothing need be written by a worker that dies. Its lease runs out, and the
-trial can be claimed again; `expire` ends the leases of a worker that is known to be dead at once. A
-trial whose owners died ``MOST_ATTEMPTS`` times has failed. A trial that is released was not an
-attempt. A lease that ends later than any could that was given by this clock was given before the
-clock was set back, and counts as run out.
+**Death of an owner.** A dying worker need not write anything: its lease expires, and the trial can
+be claimed again. `expire` ends the leases of a worker that is known to be dead at once. A trial
+fails once ``MOST_ATTEMPTS`` of its owners have died; a claim that was released does not count as an
+attempt. A lease that ends later than this clock could have set it dates from before the clock was
+set back, and counts as expired.
 
-**Threads and processes.** A `Ledger` holds no connection: each call opens its own and closes it, so
-that one object may be shared by threads. With the journal ``wal``, readers do not wait for writers,
-but all must run on one machine; for several machines that share a file system, ``delete``. A
+**Threads and processes.** A `Ledger` holds no connection: each call opens and closes its own, so
+that threads can share one object. With the ``wal`` journal, readers do not wait for writers, but
+all processes must run on one machine; several machines that share a file system need ``delete``. A
 call waits up to a minute for the lock.
 
 **Durability.** When a call returns, its change survives the death of the process; SQLite's
-defaults decide whether it survives that of the machine. The result of a trial is not here but in
-its folder (``result.json``, written before `finish`), and that file is the truth: the ledger has
-its status and score, and where the folder is. A trial whose status says that it has ended and
-whose result is gone is run again.
+defaults decide whether it survives that of the machine. The result of a trial is stored in its
+folder (``result.json``, written before `finish`), and that file is authoritative: the ledger only
+holds status, score and path. A trial that has ended but whose result is missing is run again.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from fpnlab.errors import RunFolderError
 
 VERSION = 4
 MOST_ATTEMPTS = 3
-"""Claims of a trial whose owners all died, after which it has failed."""
+"""Number of claims whose owners died after which a trial fails."""
 SCHEMA = """
 create table if not exists trials (
     name text primary key,
@@ -65,10 +65,12 @@ alter table trials add column score real;
 update trials set path = case split when 'validation' then 'tuning/' else 'trials/' end || name;
 alter table trials drop column result;
 """
-"""From version 3, which kept results."""
+"""Migration from version 3, which stored results in the ledger."""
+# The second condition on the lease catches a clock that was set back (see the module docstring).
 FREE = """
 status in ('waiting', 'running') and (lease_until <= :now or lease_until > :now + :seconds + 1)
 """
+# A main trial waits until the tuning trials of its cell have ended.
 CLAIMABLE = f"""
 select name, attempts, status from trials as wanted
 where {FREE}
@@ -86,41 +88,41 @@ PACK = "select pack from trials where name = :name"
 
 
 class Entry(NamedTuple):
-    """A trial as it is entered."""
+    """A trial as it is added to the ledger."""
 
     name: str
     """Name of the trial."""
     hash: str
     """SHA-256 of its config."""
     cell: str = ""
-    """Arm and axis value, which it shares with the tuning trials that must end before it."""
+    """Arm and axis value, as shared with the tuning trials that must end first."""
     split: Literal["test", "validation"] = "test"
-    """``validation`` for a trial that tunes."""
+    """``validation`` for a tuning trial."""
     path: str = ""
-    """Its folder, relative to the study's."""
+    """The run folder, relative to the study folder."""
 
 
 class Row(NamedTuple):
-    """The state of a trial."""
+    """The status of a trial."""
 
     status: str
     """``waiting``, ``running``, ``done``, ``diverged`` or ``failed``."""
     owner: str | None
     """Name of the worker that runs it."""
     attempts: int
-    """Number of claims, apart from claims that were released."""
+    """Number of claims, without those that were released."""
     error: str | None
     """Why it diverged or failed."""
     score: float | None
-    """The study's metric, from 0 to 1; None where there is none."""
+    """The study's metric, from 0 to 1; None if it was not measured."""
 
 
 OPEN = ("waiting", "running")
-"""Status of a trial that has not ended."""
+"""Statuses of a trial that has not ended."""
 
 
 class Ledger:
-    """The trials of a study and their state; the guarantees are those of the module."""
+    """The trials of a study with their status; the module docstring states the guarantees."""
 
     def __init__(
         self,
@@ -129,16 +131,16 @@ class Ledger:
         journal: Literal["wal", "delete"] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Opens a ledger, or makes one.
+        """Opens a ledger, or creates one.
 
         Args:
-          path: the file.
-          journal: SQLite's journal: ``wal`` for workers of one machine, ``delete`` for those of
-            several (WAL needs shared memory); None leaves it as it is.
-          clock: seconds since the epoch.
+          path: The file.
+          journal: SQLite's journal mode: ``wal`` for workers on one machine, ``delete`` for workers
+            on several (WAL needs shared memory); None keeps the mode of the file.
+          clock: Returns the seconds since the epoch.
 
         Raises:
-          RunFolderError: the file is no ledger, or one that another version has written.
+          RunFolderError: The file is not a ledger, or was written by an unknown version.
         """
         self.path, self._clock = path, clock
         with self._open() as database:
@@ -148,7 +150,7 @@ class Ledger:
                 raise RunFolderError(
                     f"{path}: written by another version of fpnlab (ledger version {version}; "
                     f"expected {VERSION}); choose another folder with --out, or remove this file: "
-                    "what is finished is not run again"
+                    "finished trials are not run again"
                 )
             if journal:
                 database.execute(f"pragma journal_mode = {journal}")
@@ -159,10 +161,10 @@ class Ledger:
                 database.executescript(script)
 
     def expect(self, entries: Iterable[Entry]) -> None:
-        """Enters the trials of a study; known ones stay as they are.
+        """Adds the trials of a study; known trials stay unchanged.
 
         Raises:
-          RunFolderError: the ledger holds other trials, or one with another config.
+          RunFolderError: The ledger holds other trials, or a trial with another config.
         """
         wanted = {entry.name: entry for entry in entries}
         with self._transaction() as database:
@@ -172,7 +174,7 @@ class Ledger:
             changed = sorted(filter(differ, names))
             if known and changed:
                 raise RunFolderError(
-                    f"{self.path}: it belongs to another study ({len(changed)} of its trials "
+                    f"{self.path}: this ledger belongs to another study ({len(changed)} trials "
                     f"differ, e.g. {changed[0]}); choose another folder with --out, or remove "
                     "this one"
                 )
@@ -183,11 +185,11 @@ class Ledger:
             )
 
     def set_hashes(self, entries: Iterable[Entry], *, reopen: bool) -> None:
-        """Gives known trials the hashes of other configs of the same trainings.
+        """Replaces the config hashes of known trials whose training is unchanged.
 
         Args:
-          entries: The trials with their hashes.
-          reopen: Whether trials with another hash are open again, to be measured anew.
+          entries: The trials with their new hashes.
+          reopen: If true, trials with a changed hash wait again, to be evaluated anew.
         """
         state = (
             ", status = 'waiting', owner = null, lease_until = 0, attempts = 0, error = null, "
@@ -201,10 +203,10 @@ class Ledger:
             )
 
     def entries(self) -> dict[str, Entry]:
-        """Returns the trials as they were entered, in the study's order.
+        """Returns the trials as they were added, in the order of the study.
 
         Raises:
-          RunFolderError: the file is damaged.
+          RunFolderError: The file is damaged.
         """
         with self._open() as database:
             found = database.execute("pragma integrity_check").fetchone()[0]
@@ -213,7 +215,7 @@ class Ledger:
             return _entries(database)
 
     def reopen(self, names: Iterable[str]) -> None:
-        """Lets trials run again as if they never had."""
+        """Resets trials to the status of trials that never ran."""
         with self._transaction() as database:
             database.executemany(
                 "update trials set status = 'waiting', owner = null, lease_until = 0, "
@@ -222,14 +224,15 @@ class Ledger:
             )
 
     def claim(self, owner: str, seconds: float) -> str | None:
-        """Returns a trial that ``owner`` now holds for so many seconds; None: none is free.
+        """Returns a trial after leasing it to ``owner`` for ``seconds``; None if none is free.
 
-        It is the first that waits, or whose lease has run out. A trial that counts waits for those
-        that tune for it. The trials of its pack are claimed with it; but the last attempt at each
-        of them is by itself.
+        Claims the first trial that waits or whose lease has expired. Main trials wait for the
+        tuning trials of their cell. The other trials of its pack are claimed with it, except on the
+        last attempt, for which the pack is split up.
         """
         with self._transaction() as database:
-            # Read after waiting for the lock: to an older time, a fresh lease looks too long.
+            # Read the clock after waiting for the lock: compared to an earlier time, a lease that
+            # was just given would look as if the clock had been set back.
             given = {"owner": owner, "now": self._clock(), "seconds": seconds}
             while True:
                 row = database.execute(CLAIMABLE, given).fetchone()
@@ -238,11 +241,12 @@ class Ledger:
                 name, attempts, status = row
                 if status == "waiting" or attempts < MOST_ATTEMPTS:
                     which, mates = {**given, "name": name}, f"pack = ({PACK})"
+                    # One trial may be what kills the workers: it must not fail its whole pack.
                     if attempts == MOST_ATTEMPTS - 1:
                         database.execute(f"update trials set pack = name where {mates}", which)
                     database.execute(f"{TAKE} where name = :name or ({mates} and {FREE})", which)
                     return name
-                error = f"{attempts} workers died while they ran it (killed, or out of memory)"
+                error = f"{attempts} workers died while running it (killed, or out of memory)"
                 database.execute(
                     "update trials set status = 'failed', owner = null, error = ? where name = ?",
                     (error, name),
@@ -253,8 +257,8 @@ class Ledger:
     ) -> tuple[list[str], bool]:
         """Returns the trials that ``owner`` may train together, and whether they are a pack.
 
-        Those of a pack were claimed with ``name``. Otherwise they are ``name`` and those of its
-        cell that wait and are in no pack yet, which are claimed now, ``most`` in all.
+        The trials of an existing pack were claimed with ``name``. If there is none, waiting trials
+        of the same cell that are in no pack are claimed too, up to ``most`` trials in all.
         """
         with self._transaction() as database:
             given = {"owner": owner, "now": self._clock(), "seconds": seconds, "name": name}
@@ -275,10 +279,11 @@ class Ledger:
             return [name, *(mate for (mate,) in found)], False
 
     def set_pack(self, names: Iterable[str], *, together: bool) -> None:
-        """Decides for good whether trials are trained together, whoever claims them later.
+        """Records permanently whether trials are trained together.
 
-        The rounding of sums depends on what else is in a program. So a pack that is interrupted
-        goes on with the same trials, and a trial by itself goes on by itself.
+        The rounding of sums depends on the program, and so on the other trials in it. For
+        reproducible results, an interrupted pack is resumed with the same trials, and a trial that
+        was trained alone is resumed alone, whichever worker claims them.
         """
         names = list(names)
         with self._transaction() as database:
@@ -288,13 +293,14 @@ class Ledger:
             )
 
     def renew(self, name: str, owner: str, seconds: float) -> bool:
-        """Returns whether ``owner`` still has the trial, now for so many seconds more."""
+        """Returns whether ``owner`` still owns the trial; if so, extends its lease."""
         return self._write(name, owner, "lease_until = ?", self._clock() + seconds)
 
     def release(self, name: str, owner: str, delay: float = 0.0) -> bool:
-        """Returns whether ``owner`` had the trial; it waits again, for ``delay`` seconds at least.
+        """Returns whether ``owner`` owned the trial; if so, releases it.
 
-        A trial that is given back was not an attempt.
+        The claim does not count as an attempt, and the trial cannot be claimed again for ``delay``
+        seconds.
         """
         change = "status = 'waiting', owner = null, attempts = attempts - 1, lease_until = ?"
         return self._write(name, owner, change, self._clock() + delay if delay else 0.0)
@@ -302,16 +308,16 @@ class Ledger:
     def finish(
         self, name: str, owner: str, status: str, error: str | None, score: float | None
     ) -> bool:
-        """Returns whether ``owner`` still had the trial; only then its outcome is written."""
+        """Returns whether ``owner`` still owned the trial; if so, records its outcome."""
         change = "status = ?, error = ?, score = ?, owner = null"
         return self._write(name, owner, change, status, error, score)
 
     def fail(self, name: str, owner: str, error: str) -> bool:
-        """Returns whether ``owner`` still had the trial; only then it has failed."""
+        """Returns whether ``owner`` still owned the trial; if so, records that it failed."""
         return self._write(name, owner, "status = 'failed', error = ?, owner = null", error)
 
     def expire(self, owner: str) -> list[str]:
-        """Returns the trials of a worker that has died, after ending its leases."""
+        """Returns the trials of a dead worker, after ending its leases."""
         with self._transaction() as database:
             found = database.execute(
                 "update trials set lease_until = 0 where owner = ? and status = 'running' "
@@ -321,30 +327,30 @@ class Ledger:
             return [name for (name,) in found]
 
     def rows(self) -> dict[str, Row]:
-        """Returns the state of every trial, in the study's order."""
+        """Returns the status of each trial, in the order of the study."""
         columns = "name, status, owner, attempts, error, score"
         with self._open() as database:
             found = database.execute(f"select {columns} from trials order by rowid")
             return {name: Row(*row) for name, *row in found}
 
     def open(self) -> int:
-        """Returns how many trials have not ended."""
+        """Returns the number of trials that have not ended."""
         with self._open() as database:
             query = "select count(*) from trials where status in ('waiting', 'running')"
             return database.execute(query).fetchone()[0]
 
     def stop(self, stopping: bool) -> None:
-        """Asks all workers to stop, or no longer does."""
+        """Requests all workers to stop, or withdraws the request."""
         with self._transaction() as database:
             database.execute("update control set stopping = ?", (stopping,))
 
     def stopping(self) -> bool:
-        """Returns whether all workers are asked to stop."""
+        """Returns whether all workers are requested to stop."""
         with self._open() as database:
             return bool(database.execute("select stopping from control").fetchone()[0])
 
     def _write(self, name: str, owner: str, change: str, *values: object) -> bool:
-        """Returns whether the trial is ``owner``'s; only then it is changed."""
+        """Returns whether ``owner`` owns the trial; if so, applies the change."""
         query = f"update trials set {change} where name = ? and owner = ? and status = 'running'"
         with self._transaction() as database:
             return database.execute(query, (*values, name, owner)).rowcount == 1
@@ -369,13 +375,13 @@ class Ledger:
                 yield database
         except sqlite3.Error as error:
             raise RunFolderError(
-                f"{self.path}: the ledger cannot be used ({error}); see that it is readable and "
-                "that the disk has space, then run the same command again"
+                f"{self.path}: the ledger cannot be used ({error}); make sure that it is readable "
+                "and that the disk has space, then run the same command again"
             ) from error
 
 
 def copy_ledger(path: pathlib.Path, copy: pathlib.Path) -> None:
-    """Copies a ledger, with what SQLite has not yet moved into the file.
+    """Copies a ledger, including changes that are still in SQLite's write-ahead log.
 
     Raises:
       RunFolderError: The file cannot be read.

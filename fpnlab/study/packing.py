@@ -1,4 +1,4 @@
-"""Measurement of whether trials that share a program are faster when trained together."""
+"""Measurement that decides whether trials are trained together, as a pack."""
 
 import statistics
 import time
@@ -11,23 +11,23 @@ from fpnlab.data.dataset import Dataset
 from fpnlab.run.programs import initial_state, program_of, training_of
 
 WORTH_SECONDS = 120.0
-"""Trials that take less than this in all, one after another, are not worth another program."""
+"""Total time of trials below which compiling another program does not pay."""
 GAIN = 0.9
-"""Share of the time that a pack may take; nearer to 1, noise would decide."""
+"""Largest time of a pack relative to the trials in sequence; closer to 1, noise would decide."""
 ROUNDS = 5
-"""Timed steps of either way, in turn; their medians count."""
+"""Number of timed steps of both ways, alternately; the medians are compared."""
 
 
 def packing_pays(experiments: Sequence[Experiment], dataset: Dataset) -> bool:
-    """Returns whether training together takes less than nine tenths of the time in turn.
+    """Returns whether training as a pack takes less than 90 % of the time in sequence.
 
-    Nothing is measured, and the answer is no, where they share no program, where training in turn
-    takes less than two minutes, or where a batch is spread over several devices. A pack that does
-    not fit in memory pays not.
+    The result is False without a measurement if the experiments have different programs or a batch
+    is sharded over several devices. It is also False if training in sequence takes less than two
+    minutes, or if the pack does not fit in memory.
 
     Args:
-      experiments: two or more.
-      dataset: their data.
+      experiments: Two or more experiments.
+      dataset: The data of the experiments.
     """
     if len(set(map(program_of, experiments))) > 1 or jax.local_device_count() > 1:
         return False
@@ -49,7 +49,7 @@ def packing_pays(experiments: Sequence[Experiment], dataset: Dataset) -> bool:
 
 
 def stepper(experiments: Sequence[Experiment], dataset: Dataset) -> Callable[[], float]:
-    """Returns a function that takes one step of all in one program and returns its seconds."""
+    """Returns a function that runs one step of all experiments and returns its seconds."""
     states = [initial_state(experiment) for experiment in experiments]
     training = training_of(experiments, dataset, states, 0)
     carried, batch = [training.state], next(training.batches)

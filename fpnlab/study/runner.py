@@ -1,4 +1,4 @@
-"""A study from its config to its summary: every trial run once, whatever interrupts it."""
+"""Runs studies from config to summary, each trial once, resuming after interruptions."""
 
 import dataclasses
 import pathlib
@@ -32,30 +32,31 @@ from fpnlab.study.ledger import OPEN, Entry, Ledger
 from fpnlab.study.worker import owner_name, work
 
 LOOK_SECONDS = 0.5
-"""Time between two looks at the progress of workers."""
+"""Interval at which the progress of workers is polled."""
 SUMMARY_SHARE = 0.05
-"""Share of the time that the runner may spend on summaries of an unfinished study."""
+"""Largest share of the time that is spent on summaries of an unfinished study."""
 
 
 @runtime_checkable
 class Executor(Protocol):
-    """Starts workers somewhere, and knows which have ended."""
+    """Starts workers, and reports which have ended."""
 
     workers: int
+    """Number of workers."""
     over_network: bool
-    """True if workers may be on other machines, which cannot share memory with the ledger."""
+    """True if workers may run on other machines, for which the ledger cannot use WAL."""
 
     def start(self, commands: dict[str, list[str]]) -> None:
-        """Starts workers, each known by its owner name."""
+        """Starts workers by owner name."""
 
     def ended(self) -> dict[str, int]:
-        """Returns the workers that have ended since it was last asked, with their exit codes."""
+        """Returns the exit codes of the workers that have ended since the last call, by owner."""
 
     def running(self) -> int:
-        """Returns how many have not ended, by what `ended` has said."""
+        """Returns the number of workers that `ended` has not yet returned."""
 
     def kill(self) -> None:
-        """Ends those that still run, at once."""
+        """Kills the workers that still run."""
 
     def last_output(self, owner: str) -> str:
         """Returns the last line that a worker printed."""
@@ -72,36 +73,36 @@ def run_study(
     executor: Executor | None = None,
     pack: int = 1,
 ) -> Summary:
-    """Returns the summary of a study, after running what is missing of it in ``folder``.
+    """Returns the summary of a study, after running its unfinished trials in ``folder``.
 
-    The folder then holds ``study.json``, ``ledger.sqlite``, ``summary.json`` and one run folder
-    a trial: those that tune in ``tuning``, the others in ``trials``. A trial that raises is a row
-    with its error, and the study goes on; running the study again tries it again.
+    The folder then holds ``study.json``, ``ledger.sqlite``, ``summary.json`` and one run folder per
+    trial: in ``tuning`` for tuning trials, in ``trials`` for all others. If a trial raises, its
+    error is recorded and the study continues; running the study again repeats the trial.
 
     Args:
-      experiment: With its ``study``.
-      dataset: That of its trials that count.
-      folder: Where results are; made if absent.
+      experiment: The experiment, with its ``study``.
+      dataset: The data of the main trials.
+      folder: The study folder; created if absent.
       command: The command line, for the report.
-      stop: Asked after each step of each trial.
-      listener: Called on progress.
-      executor: Starts the workers; None: this process is the only one.
-      pack: Most trials that one program trains, where a short measurement says that it pays; less
-        where some of the workers would be left without a trial.
+      stop: Checked after each step of each trial.
+      listener: Callbacks for progress.
+      executor: Starts the workers; None: this process is the only worker.
+      pack: Largest number of trials that one program trains together; they are packed only where
+        a short measurement shows that it saves time, and only while every worker has a trial.
 
     Raises:
-      ConfigError: The experiment has no study, or trials are invalid; before the first starts.
-      Interrupted: ``stop`` was requested; the running trials saved first.
-      RunFolderError: ``folder`` cannot be written, holds another study or a run, has ended
-        trials under other claims, or another process is running it.
-      WorkersLostError: The workers ended before the study has.
+      ConfigError: The experiment has no study, or trials are invalid; raised before any starts.
+      Interrupted: ``stop`` was requested; the running trials were saved first.
+      RunFolderError: ``folder`` cannot be written, holds another study or a run, holds trials that
+        ended under other claims, or is locked by another process.
+      WorkersLostError: All workers ended before the last trial.
     """
     plan = trials(experiment)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if (folder / "config.json").exists():
-            raise RunFolderError(f"{folder}: it holds a run; choose another folder with --out")
+            raise RunFolderError(f"{folder}: this folder holds a run; choose another with --out")
         workers = executor.workers if executor else 1
         over_network = executor is not None and executor.over_network
         study = StudyContext(
@@ -133,12 +134,13 @@ def run_study(
 
 
 def _enter_trials(study: StudyContext, plan: list[Trial], description: StudyFile) -> None:
-    """Enters the trials in the ledger, or checks that they are those that it holds.
+    """Adds the trials to the ledger, or checks them against those that it holds.
 
-    Trials that differ from those there only in what is measured are open again; the weights stay.
+    Trials that differ from the ledger's only in evaluation fields are evaluated again, with their
+    weights kept.
 
     Raises:
-      RunFolderError: The folder holds another study, or trials that have ended under other claims.
+      RunFolderError: The folder holds another study, or trials that ended under other claims.
     """
     entries = [
         Entry(t.name, config_hash(t.experiment), t.cell, t.split, run_path(study.points[t.name]))
@@ -146,7 +148,7 @@ def _enter_trials(study: StudyContext, plan: list[Trial], description: StudyFile
     ]
     begun = _begun(study.folder)
     if begun == study.experiment:
-        # Hashes change with the fields that there are, and not the experiment.
+        # A new version of the package may add fields, which changes hashes of equal experiments.
         study.ledger.set_hashes(entries, reopen=False)
         same_weights = False
     else:
@@ -160,18 +162,18 @@ def _enter_trials(study: StudyContext, plan: list[Trial], description: StudyFile
 
 
 def _begun(folder: pathlib.Path) -> Experiment | None:
-    """Returns the experiment that a study began with; None in a new folder."""
+    """Returns the experiment that a study started with; None in a new folder."""
     try:
         return validate(read_study_file(folder / "study.json").config)
     except (RunFolderError, ConfigError):
-        return None  # A new folder, or one that the ledger refuses.
+        return None  # A new folder; if it is not, the check against the ledger raises.
 
 
 def _weights_of(begun: Experiment) -> dict[str, str] | None:
     try:
         return _weights(trials(begun))
     except ConfigError:
-        return None  # Trials that were valid when it began.
+        return None  # Trials of an older version that are no longer valid.
 
 
 def _weights(plan: list[Trial]) -> dict[str, str]:
@@ -179,7 +181,7 @@ def _weights(plan: list[Trial]) -> dict[str, str]:
 
 
 def _check_claims(study: StudyContext, description: StudyFile) -> None:
-    """Raises where claims differ from those that the study had when its first trial ended."""
+    """Raises RunFolderError if trials have ended under other claims (preregistration)."""
     path = study.folder / "study.json"
     ended = any(row.status not in OPEN for row in study.ledger.rows().values())
     ended = ended or any(study.folder.glob("trials/*/result.json"))
@@ -188,14 +190,13 @@ def _check_claims(study: StudyContext, description: StudyFile) -> None:
     fixed = lambda plan: {"claims": plan.claims, "holm_over": plan.holm_over}
     if changed := differences(fixed(read_study_file(path)), fixed(description), "study"):
         raise RunFolderError(
-            f"{study.folder}: its trials have ended under other claims; they differ in "
-            f"{', '.join(changed)}; give the claims back as they were, or choose another folder "
-            "with --out"
+            f"{study.folder}: trials have already ended under other claims, which differ in "
+            f"{', '.join(changed)}; restore the claims, or choose another folder with --out"
         )
 
 
 def _reopen(study: StudyContext) -> None:
-    """Lets trials be claimed that failed, that nobody runs any more, or whose result is gone."""
+    """Resets trials that failed, whose worker is gone, or whose result is missing."""
     study.ledger.stop(False)
     again = []
     for name, row in study.ledger.rows().items():
@@ -211,7 +212,7 @@ def _reopen(study: StudyContext) -> None:
 
 
 class _Progress(StudyListener):
-    """Passes events on to a listener, also those of other processes, and writes summaries."""
+    """Forwards events to a listener, including those of other processes; writes summaries."""
 
     def __init__(
         self,
@@ -223,32 +224,32 @@ class _Progress(StudyListener):
         self.study, self.description, self.listener = study, description, listener
         self.trials = {trial.name: trial for trial in plan}
         self.results: dict[str, RunResult] = {}
-        """Of trials that have ended; without diagnostics, which only their folders keep."""
+        """Results of ended trials by name, without diagnostics, which would take much memory."""
         self.steps: dict[str, int] = {}
-        """Last step that was reported of a trial that another process runs."""
+        """Last reported step of each trial that another process runs."""
         self._next_summary = 0.0
 
     def begin(self, trial: Trial) -> None:
-        """Passes it on."""
+        """Forwards the event."""
         self.listener.begin(trial)
 
     def record(self, trial: Trial, record: MetricRecord) -> None:
-        """Passes it on."""
+        """Forwards the event."""
         self.listener.record(trial, record)
 
     def pause(self, trial: Trial) -> None:
-        """Passes it on."""
+        """Forwards the event."""
         self.listener.pause(trial)
 
     def end(self, trial: Trial, result: RunResult) -> None:
-        """Passes it on, and renews the summary, but not too often where that takes long."""
+        """Forwards the event; updates the summary unless that took long a short time ago."""
         self.results[trial.name] = dataclasses.replace(result, diagnostics=None)
         self.listener.end(trial, result)
         if time.monotonic() >= self._next_summary:
             self.summarize()
 
     def report_ended(self) -> None:
-        """Reports the trials that have ended, in other processes or before."""
+        """Reports trials that ended in other processes or earlier sessions."""
         for name, row in self.study.ledger.rows().items():
             if row.status in OPEN or name in self.results:
                 continue
@@ -259,7 +260,7 @@ class _Progress(StudyListener):
             self.end(self.trials[name], result)
 
     def report_workers(self) -> None:
-        """Reports what workers of other processes have begun, logged, released and ended."""
+        """Reports trials that other processes started, logged, released or ended."""
         rows = self.study.ledger.rows()
         running = {name for name, row in rows.items() if row.status == "running"}
         ended = {name for name, row in rows.items() if row.status not in OPEN} - set(self.results)
@@ -280,7 +281,8 @@ class _Progress(StudyListener):
     def summarize(self, *, ended: bool = False) -> Summary:
         """Returns the summary of the results so far, after writing it.
 
-        Of an ended study it has bootstrap intervals, for which a file of every trial is read.
+        Args:
+          ended: If true, adds bootstrap intervals, for which a file of every trial is read.
         """
         begun = time.monotonic()
         study = self.study
@@ -297,7 +299,7 @@ class _Progress(StudyListener):
 
 
 def _supervise(study: StudyContext, executor: Executor, stop: Stop, progress: _Progress) -> None:
-    """Has workers run the study, and starts another where one died in the middle of a trial."""
+    """Runs the study with workers, and replaces workers that die during a trial."""
     asked = False
     output = ""
     try:
@@ -312,12 +314,13 @@ def _supervise(study: StudyContext, executor: Executor, stop: Stop, progress: _P
                 if asked or code == 0:
                     continue
                 output = f"exit code {code}: {executor.last_output(owner)}"
-                # A cluster stops workers as it likes. A trial that kills them fails after a few.
+                # Replace workers that died during a trial and workers that a cluster preempted. The
+                # ledger limits the attempts, so that a trial that kills workers does not loop.
                 evicted = code == Interrupted.exit_code and executor.over_network
                 if study.ledger.expire(owner) or evicted:
                     executor.start(_commands(study, 1))
             progress.report_workers()
-            # A job that still waits for its machine would find nothing to do there.
+            # Do not wait for jobs that are still queued: no trial is left for them.
             if executor.over_network and not study.ledger.open():
                 break
     finally:
@@ -327,13 +330,13 @@ def _supervise(study: StudyContext, executor: Executor, stop: Stop, progress: _P
         raise Interrupted(f"{study.folder}: stopped with {left} trials left, all saved")
     if left:
         raise WorkersLostError(
-            f"{study.folder}: no worker is left, but {left} trials are ({output or 'all ended'}); "
-            "run the same command again to go on"
+            f"{study.folder}: all workers have ended with {left} trials left "
+            f"({output or 'no error'}); run the same command again to continue"
         )
 
 
 def _commands(study: StudyContext, count: int) -> dict[str, list[str]]:
-    """Returns the commands of so many new workers by owner name."""
+    """Returns the commands of ``count`` new workers by owner name."""
     owners = [owner_name() for _ in range(count)]
     return {owner: worker_command(study.folder, owner, study.pack) for owner in owners}
 

@@ -1,4 +1,4 @@
-"""Integrity of the folder of a run or a study, by its own checksums: every problem at once."""
+"""Integrity checks of run and study folders by their checksums; reports all problems at once."""
 
 import dataclasses
 import itertools
@@ -20,20 +20,23 @@ from fpnlab.run.folder import RunFolder, StoredConfig, in_use
 from fpnlab.study.ledger import Entry, Ledger, Row, copy_ledger
 from fpnlab.train.checkpoint import read_checkpoint
 
-GO_ON = "run the same command again"
-MEASURE = f"remove result.json and {GO_ON}: it is measured anew"
-BEGIN = f"remove the folder of this run and {GO_ON}"
+RERUN = "run the same command again"
+EVALUATE = f"remove result.json and {RERUN} to evaluate it again"
+RESTART = f"remove the folder of this run and {RERUN}"
 ENDED = ("done", "diverged")
-"""Status of a trial that has a result."""
+"""Statuses of a trial that has a result."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong."""
+    """A problem of a file or folder."""
 
     path: pathlib.Path
+    """The file or folder."""
     what: str
+    """Description of the problem."""
     remedy: str
+    """How to solve it."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}; {self.remedy}"
@@ -41,16 +44,21 @@ class Problem:
 
 @dataclasses.dataclass
 class Verification:
-    """Problems of a folder, and counts of what was checked."""
+    """Problems of a folder, with the numbers of checked runs, checkpoints and arrays."""
 
     folder: pathlib.Path
+    """The folder of a run or a study."""
     problems: list[Problem] = dataclasses.field(default_factory=list)
+    """All problems."""
     runs: int = 0
+    """Number of checked runs."""
     checkpoints: int = 0
+    """Number of checked checkpoints."""
     leaves: int = 0
+    """Number of checked arrays in sound checkpoints."""
 
     def note(self, path: pathlib.Path, what: str, remedy: str) -> None:
-        """Adds a fault."""
+        """Adds a problem."""
         self.problems.append(Problem(path, what, remedy))
 
     def __str__(self) -> str:
@@ -62,11 +70,11 @@ class Verification:
 def verify(folder: pathlib.Path) -> Verification:
     """Returns all problems of a run folder, or of a study's ledger and all its runs.
 
-    No data and no model are needed, and nothing is changed.
+    Needs neither data nor model, and changes nothing.
 
     Raises:
-      RunFolderError: There is neither a run nor a study in it.
-      FolderLockedError: A process works in it.
+      RunFolderError: The folder holds neither a run nor a study.
+      FolderLockedError: A process has locked the folder.
     """
     found = Verification(folder)
     if (folder / "study.json").exists() or (folder / "ledger.sqlite").exists():
@@ -75,21 +83,23 @@ def verify(folder: pathlib.Path) -> Verification:
         _check_run(folder, found)
     else:
         raise RunFolderError(
-            f"{folder}: neither a run nor a study; give a folder that `fpnlab train` or `fpnlab "
-            "study` has written to"
+            f"{folder}: neither a run nor a study; give a folder written by `fpnlab train` or "
+            "`fpnlab study`"
         )
     return found
 
 
 def _check_run(folder: pathlib.Path, found: Verification) -> None:
     if in_use(folder):
-        raise FolderLockedError(f"{folder}: a process works in it; wait until it has ended")
+        raise FolderLockedError(f"{folder}: locked by a process; wait until it has ended")
     found.runs += 1
     files = RunFolder(folder)
     stored = _check_config(files, found)
-    environment = _table(files.environment, "the versions are lost, the numbers are not", found)
+    environment = _table(
+        files.environment, "only the versions are lost; the results are not affected", found
+    )
     if doubt := compiler.doubt(environment or {}):
-        remedy = "run it again in another folder where `fpnlab doctor` finds all right"
+        remedy = "run it again in another folder on a backend that passes `fpnlab doctor`"
         found.note(files.environment, doubt, remedy)
     records = _check_log(files.metrics, found)
     sound = _check_checkpoints(folder / "checkpoints", stored, found)
@@ -101,48 +111,48 @@ def _check_run(folder: pathlib.Path, found: Verification) -> None:
     try:
         result = read_result(files.result)
     except RunFolderError as error:
-        found.note(files.result, _reason(error, files.result), MEASURE)
+        found.note(files.result, _reason(error, files.result), EVALUATE)
         return
     for what in _inconsistencies(result, stored, records, sound):
-        found.note(files.result, what, BEGIN)
+        found.note(files.result, what, RESTART)
 
 
 def _check_config(files: RunFolder, found: Verification) -> StoredConfig | None:
-    """Returns the config of a run; None if there is none."""
-    if _table(files.config, BEGIN, found) is None:
+    """Returns the config of a run; None if it cannot be read."""
+    if _table(files.config, RESTART, found) is None:
         return None
     try:
         stored = files.stored()
     except ConfigError as error:
-        found.note(files.config, _reason(error, files.config), BEGIN)
+        found.note(files.config, _reason(error, files.config), RESTART)
         return None
     if stored.hash != hash_of(stored.table):
-        found.note(files.config, "its hash is not that of its experiment", BEGIN)
+        found.note(files.config, "the hash does not match the experiment", RESTART)
     return stored
 
 
 def _reason(error: Exception, path: pathlib.Path) -> str:
-    """Returns the message of an error without the path that it begins with."""
+    """Returns the message of an error without the leading path."""
     return str(error).removeprefix(f"{path}: ")
 
 
 def _check_log(path: pathlib.Path, found: Verification) -> list[MetricRecord]:
-    """Returns the whole records of a log."""
+    """Returns the complete records of a log."""
     records, problems = scan_records(path)
     for problem in problems:
-        remedy = f"{GO_ON}: it drops the line" if problem.torn else BEGIN
-        found.note(path, f"line {problem.number} is no whole record", remedy)
+        remedy = f"{RERUN} to drop the line" if problem.torn else RESTART
+        found.note(path, f"line {problem.number} is not a complete record", remedy)
     steps = [record.step for record in records]
     for before, after in itertools.pairwise(steps):
         if after <= before:
-            found.note(path, f"step {after} comes after step {before}", BEGIN)
+            found.note(path, f"step {after} follows step {before}", RESTART)
     return records
 
 
 def _check_checkpoints(
     folder: pathlib.Path, stored: StoredConfig | None, found: Verification
 ) -> list[int]:
-    """Returns the numbers of the sound checkpoints."""
+    """Returns the steps of the sound checkpoints."""
     paths = {int(path.name): path for path in folder.glob("*") if path.name.isdigit()}
     sound = []
     for number, path in sorted(paths.items()):
@@ -151,12 +161,12 @@ def _check_checkpoints(
             digest, leaves = read_checkpoint(path)
         except DamagedCheckpointError as damage:
             for what in damage.problems:
-                found.note(path, what, f"remove this checkpoint and {GO_ON}")
+                found.note(path, what, f"remove this checkpoint and {RERUN}")
             continue
         found.leaves += len(leaves)
         sound.append(number)
         if stored is not None and digest != stored.training_hash:
-            found.note(path, "it belongs to another config", f"remove it and {GO_ON}")
+            found.note(path, "belongs to another config", f"remove it and {RERUN}")
     return sound
 
 
@@ -167,7 +177,7 @@ def _check_archive(path: pathlib.Path, found: Verification) -> None:
     except Exception as error:  # A damaged archive raises errors of many kinds.
         broken = str(error)
     if broken:
-        found.note(path, f"is not what was saved ({broken})", MEASURE)
+        found.note(path, f"does not match its checksums ({broken})", EVALUATE)
 
 
 def _inconsistencies(
@@ -176,31 +186,31 @@ def _inconsistencies(
     records: list[MetricRecord],
     sound: list[int],
 ) -> Iterator[str]:
-    """Yields contradictions of a result to the other files of its folder."""
+    """Yields contradictions between a result and the other files of its folder."""
     step = result.steps
     if result.status not in ENDED:
-        yield f"its status is {result.status!r}, neither done nor diverged"
+        yield f"status {result.status!r}; expected done or diverged"
     if stored is not None:
         train = stored.experiment.train
         if result.config_hash != stored.hash:
-            yield "it is of another config"
+            yield "belongs to another config"
         if result.status == "done" and step != train.steps:
-            yield f"it is done after step {step}, and the config has {train.steps}"
+            yield f"done after step {step}, but the config has {train.steps} steps"
         if result.examples != train.batch_size * step:
-            yield f"{step} steps are not {result.examples} examples"
+            yield f"{step} steps do not make {result.examples} examples"
     if not records or records[-1].step != step:
-        yield f"it is of step {step}, and the last record of metrics.jsonl is not"
+        yield f"result of step {step}, but the last record of metrics.jsonl has another step"
     elif result.final_loss != records[-1].logs.get("loss"):
-        yield "its final_loss is not that of the last record of metrics.jsonl"
+        yield "final_loss differs from the last record of metrics.jsonl"
     if step not in sound:
-        yield f"it is of step {step}, of which there is no sound checkpoint"
+        yield f"result of step {step}, which has no sound checkpoint"
 
 
 def _check_study(folder: pathlib.Path, found: Verification) -> None:
     if in_use(folder):
-        raise FolderLockedError(f"{folder}: a process runs the study; wait until it has ended")
+        raise FolderLockedError(f"{folder}: locked by a process; wait until it has ended")
     if (folder / "summary.json").exists():
-        _table(folder / "summary.json", GO_ON, found)
+        _table(folder / "summary.json", RERUN, found)
     entries, rows = _check_ledger(folder / "ledger.sqlite", found)
     results = {
         name: _result(folder / entry.path, rows[name].status)
@@ -218,7 +228,7 @@ def _check_study(folder: pathlib.Path, found: Verification) -> None:
             _check_trial(run, experiments.get(name), found)
     for run in sorted([*folder.glob("trials/*"), *folder.glob("tuning/*")]):
         if run not in known:
-            found.note(run, "the ledger does not know it", "move it elsewhere")
+            found.note(run, "not in the ledger", "move it elsewhere")
             if (run / "config.json").exists():
                 _check_run(run, found)
 
@@ -226,12 +236,12 @@ def _check_study(folder: pathlib.Path, found: Verification) -> None:
 def _check_ledger(
     path: pathlib.Path, found: Verification
 ) -> tuple[dict[str, Entry], dict[str, Row]]:
-    """Returns the trials of a ledger and their state."""
-    remedy = f"remove it and {GO_ON}: what is finished is not run again"
+    """Returns the trials of a ledger and their status."""
+    remedy = f"remove it and {RERUN}; finished trials are not run again"
     if not path.exists():
         found.note(path, "is missing", remedy)
         return {}, {}
-    # A copy: to open a ledger of an older version changes it.
+    # Check a copy, because opening a ledger of an older version migrates it.
     with tempfile.TemporaryDirectory() as scratch:
         copy = pathlib.Path(scratch) / path.name
         try:
@@ -250,22 +260,22 @@ def _check_plan(
     results: dict[str, RunResult | None],
     found: Verification,
 ) -> tuple[str | None, dict[str, Experiment]]:
-    """Returns the metric of a study, and the experiment of each trial with its tuned value."""
-    if _table(path, GO_ON, found) is None:
+    """Returns the metric of a study, and the experiment of each trial by name."""
+    if _table(path, RERUN, found) is None:
         return None, {}
     try:
         plan = read_study_file(path)
         study = validate(plan.config)
         planned = {point.name: point for point in points(study)}
     except (RunFolderError, ConfigError) as error:
-        found.note(path, f"not the description of a study ({_reason(error, path)})", GO_ON)
+        found.note(path, f"not the description of a study ({_reason(error, path)})", RERUN)
         return None, {}
-    remedy = f"{GO_ON}; if that fails, two studies were put into one folder"
+    remedy = f"{RERUN}; if that fails, the folder mixes files of two studies"
     for name in sorted(planned.keys() ^ entries.keys()) if entries else ():
         other = "the ledger" if name in planned else "study.json"
         found.note(path, f"{name} is not in {other}", remedy)
     both = [name for name in entries if name in planned]
-    if plan.config == resolved(study):  # Hashes of older versions are of other fields.
+    if plan.config == resolved(study):  # Older versions hashed other fields.
         for name in both:
             if entries[name].hash != config_hash(trial(study, planned[name]).experiment):
                 found.note(path, f"{name} has another config in the ledger", remedy)
@@ -275,13 +285,13 @@ def _check_plan(
 
 
 def _check_trial(run: pathlib.Path, experiment: Experiment | None, found: Verification) -> None:
-    """Compares the config of a run with that which the study gives its trial."""
+    """Compares the config of a run with its trial's config in the study."""
     try:
         stored = RunFolder(run).stored()
     except ConfigError:
-        return  # Noted with the run.
+        return  # `_check_run` has noted the problem.
     if experiment is not None and stored.experiment != experiment:
-        found.note(run, "it was run with another config than the study gives it", BEGIN)
+        found.note(run, "was run with another config than the study has for it", RESTART)
 
 
 def _result(run: pathlib.Path, status: str) -> RunResult | None:
@@ -302,17 +312,17 @@ def _check_row(
     """Compares the ledger's status and score of a trial with the result in its folder."""
     path = run / "result.json"
     if not path.exists():
-        found.note(path, f"is missing, and the ledger says {row.status}", GO_ON)
+        found.note(path, f"is missing, but the status in the ledger is {row.status}", RERUN)
     elif result is not None and (row.status, row.error) != (result.status, result.error):
-        found.note(path, "the ledger has another status", BEGIN)
+        found.note(path, "the ledger has another status", RESTART)
     elif (
         result is not None and metric is not None and row.score not in (None, score(metric, result))
     ):
-        found.note(path, f"the ledger has another {metric}", BEGIN)
+        found.note(path, f"the ledger has another {metric}", RESTART)
 
 
 def _table(path: pathlib.Path, remedy: str, found: Verification) -> JsonObject | None:
-    """Returns the table in a JSON file; None, and a problem, if there is none."""
+    """Returns the object in a JSON file; notes a problem and returns None if it is unreadable."""
     try:
         return read_json(path)
     except RunFolderError as error:

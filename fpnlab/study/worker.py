@@ -1,6 +1,6 @@
-"""A worker: it claims trials of a study until none is left, alone or beside others.
+"""The loop of a worker, which claims and runs trials of a study until none is left.
 
-A claim is a `Lease`. Four functions take it from its beginning to its end: ``_claim``, ``_build``,
+A claimed trial is held by a `Lease`. Four functions process a claim: ``_claim``, ``_build``,
 ``_run`` and ``_record``.
 """
 
@@ -30,7 +30,7 @@ from fpnlab.study.packing import packing_pays
 
 
 def owner_name() -> str:
-    """Returns a name that no other worker has."""
+    """Returns a unique owner name for a worker."""
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
@@ -42,21 +42,21 @@ def work(
     listener: StudyListener,
     orphaned: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Runs trials of a study until all have ended, by this worker or by others.
+    """Runs trials of a study until all have ended, in this worker or in others.
 
-    Seeds of one arm and axis value are trained by one program where that pays, and so are the
-    learning rates that are tried for them. A trial that raises is a row with its error. A worker
-    that finds nothing to claim waits, because another may die.
+    The seeds of an arm and axis value are trained together where that saves time, and so are the
+    learning rates tried for them. If a trial raises, its error is recorded. A worker without a
+    free trial waits, because the owner of another may die.
 
     Args:
       study: The study.
-      owner: This worker's name.
-      stop: Asked after each step of each trial; requested where the ledger asks all workers to.
-      listener: Called on the progress of this worker's trials.
-      orphaned: Asked too; whether the process that started this one is gone.
+      owner: The owner name of this worker.
+      stop: Checked after each step of each trial; set if the ledger requests a stop.
+      listener: Callbacks for the progress of this worker's trials.
+      orphaned: Returns whether the parent process has died, which also stops the worker.
 
     Raises:
-      Interrupted: ``stop`` was requested; the running trials saved first.
+      Interrupted: ``stop`` was requested; the running trials were saved first.
       RunFolderError: The ledger cannot be used.
     """
 
@@ -78,21 +78,22 @@ def work(
 
 @dataclasses.dataclass
 class _Claim:
-    """Trials that this worker has claimed: one, or several that may share a program."""
+    """Trials that this worker has claimed: one, or several that may be packed."""
 
     lease: Lease
+    """The lease on the trials."""
     is_pack: bool
-    """True if it is decided that they are trained together, or that the one is by itself."""
+    """True if the ledger has already recorded whether they are trained together."""
     trials: list[Trial] = dataclasses.field(default_factory=list)
-    """As they were built."""
+    """The trials, once built."""
     begun: bool = False
-    """True if the listener knows of them."""
+    """True if their start was reported to the listener."""
 
 
 def _claim(
     study: StudyContext, owner: str, stop: Stop, listen: Callable[[], object]
 ) -> _Claim | None:
-    """Claims a trial, and those of its cell that may share a program with it."""
+    """Returns a claim on a free trial and those of its cell that may be packed with it."""
     name = study.ledger.claim(owner, LEASE_SECONDS)
     if name is None:
         return None
@@ -101,34 +102,36 @@ def _claim(
 
 
 def _carry_out(study: StudyContext, claim: _Claim, stop: Stop, listener: StudyListener) -> None:
-    """Runs the trials of a claim, whatever becomes of them."""
+    """Runs the trials of a claim, and records, releases or fails them."""
     lease = claim.lease
     with lease:
         try:
             _build(study, claim)
             results = _run(study, claim, listener)
         except (Interrupted, FolderLockedError) as error:
-            # The owner before, which has lost a folder, has not noticed yet: give it the time to.
+            # The previous owner has lost the lease but still holds the lock on the folder: leave it
+            # the time to notice before the trial is claimed again.
             delay = LEASE_SECONDS / 2 if isinstance(error, FolderLockedError) else 0.0
-            _put_back(claim, listener, delay)
+            _release(claim, listener, delay)
             if stop.requested and isinstance(error, Interrupted):
                 raise
             return
         except Exception as error:
             names = lease.names
             if len(names) > 1:
-                # Each by itself: the one that is at fault will raise again.
+                # Run each trial alone: the one that caused the error will raise again, and only it
+                # fails.
                 study.ledger.set_pack(names, together=False)
-                _put_back(claim, listener)
+                _release(claim, listener)
                 return
-            # One trial's failure must not cost the others: it becomes a row of the report.
+            # A trial's failure is recorded, and must not end the other trials of the study.
             results = [study.failed_result(names[0], f"{type(error).__name__}: {error}")]
             _write_trace(study.run_folder(names[0]))
     _record(study, claim, results, listener)
 
 
 def _build(study: StudyContext, claim: _Claim) -> None:
-    """Builds the trials; decides whether they are trained together, and releases them if not."""
+    """Builds the trials; decides whether to pack them, and if not, releases all but the first."""
     claim.trials = [study.build(name) for name in claim.lease.names]
     if claim.is_pack or len(claim.trials) == 1:
         return
@@ -141,7 +144,7 @@ def _build(study: StudyContext, claim: _Claim) -> None:
 
 
 def _run(study: StudyContext, claim: _Claim, listener: StudyListener) -> list[RunResult]:
-    """Runs the trials."""
+    """Returns the results of the trials, after reporting their start."""
     for trial in claim.trials:
         listener.begin(trial)
     claim.begun = True
@@ -155,7 +158,7 @@ def _run(study: StudyContext, claim: _Claim, listener: StudyListener) -> list[Ru
 def _record(
     study: StudyContext, claim: _Claim, results: list[RunResult], listener: StudyListener
 ) -> None:
-    """Enters the outcomes of trials that this worker still owns."""
+    """Records the outcomes of the trials that this worker still owns."""
     trials = {trial.name: trial for trial in claim.trials} if claim.begun else {}
     ledger, owner = study.ledger, claim.lease.owner
     for name, result in zip(claim.lease.names, results):
@@ -170,7 +173,7 @@ def _record(
             listener.pause(trials[name])
 
 
-def _put_back(claim: _Claim, listener: StudyListener, delay: float = 0.0) -> None:
+def _release(claim: _Claim, listener: StudyListener, delay: float = 0.0) -> None:
     claim.lease.release(delay=delay)
     for trial in claim.trials if claim.begun else ():
         listener.pause(trial)
@@ -182,7 +185,7 @@ def _dataset(study: StudyContext, trial: Trial) -> Dataset:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(data: Data) -> Dataset:
-    """Returns the data with images held out, which all tuning trials of a study share."""
+    """Returns the data with validation images, which all tuning trials of a study share."""
     return load(data)
 
 

@@ -1,4 +1,4 @@
-"""What a study is said to take: the sums, the kinds of trials, and that a measurement is one."""
+"""Estimated times of a study: totals, kinds of trials, and real measurements."""
 
 import dataclasses
 import types
@@ -40,7 +40,7 @@ def study(experiment):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """What is measured, by batch size; it costs the same everywhere."""
+    """Replaces the measurements by constants; records the batch sizes measured."""
     done = {"steps": [], "evaluation": []}
 
     def put(name, cost):
@@ -55,10 +55,10 @@ def measured(monkeypatch):
     return done
 
 
-def test_trials_of_one_kind_are_measured_once_and_programs_counted_apart(study, dataset, measured):
+def test_each_kind_of_trial_is_measured_once(study, dataset, measured):
     found = estimate(study, dataset)
     assert measured == {"steps": [4, 8], "evaluation": [4]}
-    # Rates and seeds are arguments of the training's program; evaluation knows groups only.
+    # Learning rate and seed are arguments of the program.
     assert (found.programs, found.compilation) == (2, 2 * 15.0 + 2 * 5.0)
 
 
@@ -77,7 +77,7 @@ def test_without_a_batch_norm_evaluation_is_one_program(study, dataset, measured
     assert found.compilation == 2 * 15.0 + 5.0
 
 
-def test_times_are_steps_and_what_follows_them(study, dataset, measured):
+def test_the_time_of_a_trial_is_its_steps_plus_its_evaluation(study, dataset, measured):
     found = estimate(study, dataset)
     by_size = {t.axis_value: found.seconds(t) for t in found.plan}
     assert by_size == {4: 12 * 0.5 + 3.0, 8: 6 * 0.5 + 3.0}
@@ -88,13 +88,13 @@ def test_times_are_steps_and_what_follows_them(study, dataset, measured):
     assert found.wall(2) == (total + 40.0) / 2
 
 
-def test_more_workers_than_trials_take_as_long_as_the_longest_trial(study):
+def test_the_longest_trial_bounds_the_wall_clock_time(study):
     plan = trials(study)
     found = Estimate(plan, {t.name: COST for t in plan}, "batch_size", 0, 0.0)
     assert found.wall(1000) == 9.0
 
 
-def test_the_tables_name_every_trial_with_its_steps_and_time(study, dataset, measured):
+def test_the_tables_list_each_trial_with_its_steps_and_time(study, dataset, measured):
     text = describe(estimate(study, dataset), 2)
     rows = [line.split() for line in text.splitlines()]
     for trial in trials(study):
@@ -103,12 +103,12 @@ def test_the_tables_name_every_trial_with_its_steps_and_time(study, dataset, mea
         assert [*place, "48", count, "0:09" if count == "12" else "0:06"] in rows
     kind = ["bn-learning_rate-0.1-batch_size-8-seed-0", "4", "500.0", "16", "3.0", "s", "20.0", "s"]
     assert kind in rows
-    assert "8 trials of 72 steps: 1:00 one after another." in text
-    assert "2 programs: 0:40 of compilation besides." in text
+    assert "8 trials of 72 steps: 1:00 in sequence." in text
+    assert "2 programs: 0:40 of additional compilation." in text
     assert "With 2 workers: about 0:50, and 0.04 CPU hours." in text
 
 
-def test_a_measurement_takes_time_and_leaves_nothing(study, dataset, tmp_path, monkeypatch):
+def test_a_real_measurement_is_positive_and_leaves_no_files(study, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(dry_run, "SECONDS", 0.05)
     one = dataclasses.replace(study.study, seeds=(0,), axes=study.study.axes[:1])
@@ -123,10 +123,8 @@ def test_a_measurement_takes_time_and_leaves_nothing(study, dataset, tmp_path, m
     assert jax.config.jax_compilation_cache_dir == before
 
 
-def test_an_evaluation_is_timed_on_a_few_batches_and_counted_for_all(
-    experiment, dataset, monkeypatch
-):
-    """Pretended to take a second a batch of test images, and ten a batch of training images."""
+def test_evaluation_time_is_extrapolated_from_a_few_batches(experiment, dataset, monkeypatch):
+    """Simulates one second per batch of test images and ten per batch of training images."""
     now, images = [0.0], []
     monkeypatch.setattr(dry_run.time, "monotonic", lambda: now[0])
 
@@ -148,8 +146,8 @@ def test_an_evaluation_is_timed_on_a_few_batches_and_counted_for_all(
     assert found == Evaluation(seconds=10.0 + 4 * 10.0, compilation=100.0)
 
 
-def test_a_step_has_its_share_of_a_record(experiment, dataset, monkeypatch):
-    """Records that take an hour, every second step; what is measured does not end before."""
+def test_step_time_includes_its_share_of_the_logging(experiment, dataset, monkeypatch):
+    """Simulates records that take an hour, every second step."""
     now = [0.0]
     monkeypatch.setattr(dry_run.time, "monotonic", lambda: now[0])
 
@@ -174,5 +172,5 @@ def test_a_step_has_its_share_of_a_record(experiment, dataset, monkeypatch):
 @pytest.mark.parametrize(
     ("seconds", "text"), [(3.14, "0:03"), (83.0, "1:23"), (3723.0, "1:02:03"), (59.99, "1:00")]
 )
-def test_clocks(seconds, text):
+def test_clock_formats_seconds_as_minutes_or_hours(seconds, text):
     assert clock(seconds) == text

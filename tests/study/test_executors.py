@@ -1,4 +1,4 @@
-"""A runner and its workers: followed, stopped, replaced; and those of this machine for real."""
+"""A runner follows, stops and replaces workers; the local executor runs real ones."""
 
 import dataclasses
 import json
@@ -18,8 +18,7 @@ from fpnlab.config.trials import trials
 from fpnlab.errors import Interrupted, WorkersLostError
 from fpnlab.records.run_records import RunResult, last_record, write_result
 from fpnlab.run.interrupts import Stop
-from fpnlab.study import runner as study_run
-from fpnlab.study import worker
+from fpnlab.study import runner, worker
 from fpnlab.study.context import StudyListener, open_study
 from fpnlab.study.executors.local import Local, machine_share, worker_command
 from fpnlab.study.ledger import Ledger
@@ -44,7 +43,7 @@ def study(experiment):
 def quick(monkeypatch):
     monkeypatch.setattr(worker, "LEASE_SECONDS", 5.0)
     monkeypatch.setattr(worker, "TICK_SECONDS", 0.02)
-    monkeypatch.setattr(study_run, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(runner, "LOOK_SECONDS", 0.02)
 
 
 class Crew:
@@ -70,7 +69,7 @@ class Crew:
             self.codes[owner] = 0
         except Interrupted:
             self.codes[owner] = Interrupted.exit_code
-        except BaseException:  # A thread that "dies" leaves the ledger as a killed process would.
+        except BaseException:  # Stands for a killed process, which leaves the ledger as it is.
             self.codes[owner] = -9
 
     def ended(self):
@@ -86,34 +85,36 @@ class Crew:
         self.killed = True
 
     def last_output(self, owner):
-        return "its last words"
+        return "its last output"
 
 
-class Told(StudyListener):
+class Recorder(StudyListener):
+    """A listener that records its events."""
+
     def __init__(self):
-        self.told = []
+        self.events = []
 
     def start(self, plan, workers=1):
-        self.told.append(("start", len(plan), workers))
+        self.events.append(("start", len(plan), workers))
 
     def begin(self, trial):
-        self.told.append(("begin", trial.name))
+        self.events.append(("begin", trial.name))
 
     def record(self, trial, record):
-        self.told.append(("record", trial.name))
+        self.events.append(("record", trial.name))
 
     def pause(self, trial):
-        self.told.append(("pause", trial.name))
+        self.events.append(("pause", trial.name))
 
     def end(self, trial, result):
-        self.told.append(("end", trial.name, result.status))
+        self.events.append(("end", trial.name, result.status))
 
     def of(self, kind):
-        return [told[1] for told in self.told if told[0] == kind]
+        return [event[1] for event in self.events if event[0] == kind]
 
 
 def pretended(trial, folder, stop, steps=3):
-    """Writes what a trial would, without training."""
+    """Writes the files of a trial without training."""
     folder.mkdir(parents=True, exist_ok=True)
     for step in range(1, steps + 1):
         with (folder / "metrics.jsonl").open("a") as log:
@@ -132,7 +133,7 @@ def pretended(trial, folder, stop, steps=3):
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Puts a function (trial, folder, stop) in the place of training."""
+    """Replaces training by a function (trial, folder, stop) -> result."""
 
     def put(run):
         monkeypatch.setattr(
@@ -145,29 +146,29 @@ def pretend(monkeypatch):
 
 
 def go(study, dataset, folder, crew, stop=None):
-    told = Told()
+    listener = Recorder()
     summary = run_study(
-        study, dataset, folder, command="x", stop=stop or Stop(), listener=told, executor=crew
+        study, dataset, folder, command="x", stop=stop or Stop(), listener=listener, executor=crew
     )
-    return summary, told
+    return summary, listener
 
 
-def test_a_runner_tells_what_its_workers_do(study, dataset, tmp_path, pretend):
+def test_a_runner_reports_the_events_of_its_workers(study, dataset, tmp_path, pretend):
     pretend(pretended)
-    summary, told = go(study, dataset, tmp_path, Crew(3))
+    summary, listener = go(study, dataset, tmp_path, Crew(3))
     names = [trial.name for trial in trials(study)]
-    assert told.told[0] == ("start", 8, 3)
+    assert listener.events[0] == ("start", 8, 3)
     for kind in ("begin", "end"):
-        assert sorted(told.of(kind)) == sorted(names)
-    assert set(told.of("record")) == set(names)
+        assert sorted(listener.of(kind)) == sorted(names)
+    assert set(listener.of("record")) == set(names)
     for name in names:
-        order = [what for what, *rest in told.told[1:] if rest[0] == name]
+        order = [what for what, *rest in listener.events[1:] if rest[0] == name]
         assert order == ["begin", *["record"] * (len(order) - 2), "end"]
     assert summary.counts == {"planned": 8, "missing": 0, "done": 8}
     assert json.loads((tmp_path / "summary.json").read_text())["counts"] == summary.counts
 
 
-def test_a_worker_that_vanishes_in_a_trial_is_replaced_and_the_trial_run(
+def test_a_worker_that_dies_during_a_trial_is_replaced_and_the_trial_run_again(
     study, dataset, tmp_path, pretend
 ):
     died = []
@@ -199,12 +200,10 @@ def test_a_trial_that_kills_every_worker_fails_and_the_others_are_run(
     pretend(run)
     summary, _ = go(study, dataset, tmp_path, Crew(1))
     assert summary.counts == {"planned": 8, "missing": 0, "done": 7, "failed": 1}
-    assert "3 workers died while they ran it" in summary.left_out[0].error
+    assert "3 workers died while running it" in summary.left_out[0].error
 
 
-def test_a_job_that_still_waits_for_a_machine_does_not_hold_up_a_study_that_is_done(
-    study, dataset, tmp_path, pretend
-):
+def test_a_finished_study_does_not_wait_for_queued_jobs(study, dataset, tmp_path, pretend):
     class Queue(Crew):
         over_network = True
 
@@ -221,18 +220,18 @@ def test_a_job_that_still_waits_for_a_machine_does_not_hold_up_a_study_that_is_d
     assert crew.killed
 
 
-def test_workers_that_cannot_even_begin_end_the_study_with_their_last_output(
+def test_workers_that_fail_at_start_end_the_study_with_their_last_output(
     study, dataset, tmp_path, monkeypatch
 ):
     def broken(folder):
         raise ImportError("no such module")
 
     monkeypatch.setattr(sys.modules[__name__], "open_study", broken)
-    with pytest.raises(WorkersLostError, match=r"8 trials are \(exit code -9: its last words\);"):
+    with pytest.raises(WorkersLostError, match=r"8 trials left \(exit code -9: its last output\);"):
         go(study, dataset, tmp_path, Crew(2))
 
 
-def test_a_stop_reaches_all_workers_and_the_study_goes_on_later(study, dataset, tmp_path, pretend):
+def test_a_stop_reaches_all_workers_and_the_study_resumes_later(study, dataset, tmp_path, pretend):
     stop = Stop()
 
     def run(trial, folder, trial_stop):
@@ -250,12 +249,12 @@ def test_a_stop_reaches_all_workers_and_the_study_goes_on_later(study, dataset, 
     done = sum(row.status == "done" for row in rows)
 
     pretend(pretended)
-    summary, told = go(study, dataset, tmp_path, Crew(2))
+    summary, listener = go(study, dataset, tmp_path, Crew(2))
     assert summary.counts["done"] == 8
-    assert len(told.of("begin")) == 8 - done
+    assert len(listener.of("begin")) == 8 - done
 
 
-def test_the_last_record_of_a_growing_log_is_its_last_whole_line(tmp_path):
+def test_last_record_skips_an_incomplete_line(tmp_path):
     log = tmp_path / "metrics.jsonl"
     assert last_record(log) is None
     log.write_text('{"st')
@@ -268,7 +267,7 @@ def test_the_last_record_of_a_growing_log_is_its_last_whole_line(tmp_path):
     assert last_record(log).step == 199
 
 
-def test_each_worker_has_a_gpu_of_its_own_and_a_replaced_one_that_of_the_old(monkeypatch, tmp_path):
+def test_each_worker_has_its_own_gpu_and_a_replacement_gets_the_free_one(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     say = "import os, sys, time; print(os.environ['CUDA_VISIBLE_DEVICES']); sys.stdout.flush()"
     executor = Local(2, tmp_path)
@@ -284,7 +283,7 @@ def test_each_worker_has_a_gpu_of_its_own_and_a_replaced_one_that_of_the_old(mon
     executor.kill()
 
 
-def test_workers_of_a_machine_share_its_cores_unless_the_user_says_otherwise(monkeypatch, tmp_path):
+def test_workers_share_the_cores_unless_the_environment_sets_their_number(monkeypatch, tmp_path):
     monkeypatch.setattr("fpnlab.study.executors.local.cores", lambda: 8)
     assert machine_share(3)["PJRT_NPROC"] == "2"
     assert machine_share(99)["PJRT_NPROC"] == "1"
@@ -302,7 +301,7 @@ def test_workers_of_a_machine_share_its_cores_unless_the_user_says_otherwise(mon
     assert local.last_output("two").startswith("7 (")
 
 
-def test_a_worker_that_is_killed_has_ended_with_its_signal(tmp_path):
+def test_a_killed_worker_has_ended_with_its_signal(tmp_path):
     local = Local(1, tmp_path / "logs")
     local.start({"one": [sys.executable, "-c", "import time; time.sleep(60)", "#"]})
     assert (local.running(), local.ended()) == (1, {})
@@ -331,8 +330,8 @@ arms = { BN = {} }
 
 
 @pytest.mark.slow
-def test_processes_are_killed_and_interrupted_and_the_study_ends_all_the_same(tmp_path):
-    """Two real workers: Ctrl-C, then the same command again, one worker killed on the way."""
+def test_a_study_with_an_interrupt_and_a_killed_worker_still_finishes(tmp_path):
+    """Two real workers: Ctrl-C, then the same command again, with one worker killed."""
     (tmp_path / "tiny.toml").write_text(CONFIG)
     folder = tmp_path / "out"
     command = [sys.executable, "-m", "fpnlab", "study", str(tmp_path / "tiny.toml")]

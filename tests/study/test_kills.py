@@ -1,4 +1,4 @@
-"""Real studies, killed again and again at random moments, end like one that nobody touched."""
+"""Studies whose processes are killed at random moments end like uninterrupted ones."""
 
 import contextlib
 import hashlib
@@ -51,7 +51,7 @@ def config(tmp_path_factory):
 @contextlib.contextmanager
 def running(config, folder, workers):
     command = [sys.executable, "-m", "fpnlab", "study", str(config), "--out", str(folder)]
-    # More workers go through more trials from kill to kill: the study must outlast all kills.
+    # The study must outlast all kills, and more workers run more steps between two of them.
     command += ["--workers", str(workers), "--train.examples", str(3000 * workers)]
     with (folder.parent / "errors").open("w") as errors:
         process = subprocess.Popen(command, stderr=errors)
@@ -72,7 +72,7 @@ def timeless(record):
 
 
 def outcome(folder):
-    """What every trial has left behind, but clocks: parameters, records, results, pictures."""
+    """Parameters, records, result and pictures of each trial, without clock times."""
     found = {}
     for run in folder.glob("trials/*"):
         result = json.loads((run / "result.json").read_text())
@@ -91,19 +91,19 @@ def outcome(folder):
 
 
 def until_it_logs(process, folder, records):
-    """Waits for so many new records; going on from a checkpoint takes some away before."""
+    """Waits for ``records`` new records; resuming from a checkpoint removes some first."""
     before, new = {}, None
     while process.poll() is None and (new is None or new < records):
-        with contextlib.suppress(FileNotFoundError):  # A log is replaced when its run goes on.
+        with contextlib.suppress(FileNotFoundError):  # A log is replaced when its run resumes.
             logs = folder.glob("trials/*/metrics.jsonl")
             now = {path: path.read_bytes().count(b"\n") for path in logs}
-            grown = sum(max(count - before.get(path, 0), 0) for path, count in now.items())
-            before, new = now, 0 if new is None else new + grown
+            added = sum(max(count - before.get(path, 0), 0) for path, count in now.items())
+            before, new = now, 0 if new is None else new + added
         time.sleep(0.01)
 
 
 def busy(folder):
-    """The names of the trials that are in the middle of their training."""
+    """The names of the trials that are being trained."""
     if not (folder / "ledger.sqlite").exists():
         return set()
     rows = Ledger(folder / "ledger.sqlite").rows()
@@ -113,40 +113,40 @@ def busy(folder):
 
 
 def worker_ids(folder):
-    """The processes of the workers that run trials, by what they have said."""
+    """The process ids of the workers that run trials, as printed in their logs."""
     owners = {row.owner for row in Ledger(folder / "ledger.sqlite").rows().values() if row.owner}
     logs = [folder / "workers" / f"{owner}.log" for owner in owners]
-    said = [re.search(r"process (\d+)", log.read_text()) for log in logs if log.exists()]
-    return [int(match[1]) for match in said if match]
+    found = [re.search(r"process (\d+)", log.read_text()) for log in logs if log.exists()]
+    return [int(match[1]) for match in found if match]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_study_killed_again_and_again_ends_like_an_unbroken_one(workers, config, tmp_path):
-    """Each kill comes at a random moment after training has gone on from the one before.
+def test_a_study_killed_repeatedly_ends_like_an_uninterrupted_one(workers, config, tmp_path):
+    """Kills at random moments, each after training has resumed from the one before.
 
-    Twelve for each number of workers; with two of them, every third hits a worker.
+    Twelve kills for each number of workers; with two workers, every third kills a worker.
     """
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finish(config, whole, workers)
-    draw, told = random.Random(workers), []
-    while len(told) < KILLS:
+    draw, kills = random.Random(workers), []
+    while len(kills) < KILLS:
         with running(config, broken, workers) as process:
             until_it_logs(process, broken, draw.randint(1, 25))
             time.sleep(draw.uniform(0, 0.3))
             if process.poll() is not None:
                 break
             trials = busy(broken)
-            victims = worker_ids(broken) if workers > 1 and len(told) % 3 == 2 else []
+            victims = worker_ids(broken) if workers > 1 and len(kills) % 3 == 2 else []
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victims[0] if victims else process.pid, signal.SIGKILL)
-            told.append(("worker" if victims else "runner", trials))
-            print(len(told), *told[-1], flush=True)
+            kills.append(("worker" if victims else "runner", trials))
+            print(len(kills), *kills[-1], flush=True)
             if victims:
                 time.sleep(0.2)
-    assert len(told) == KILLS, f"the study ended after {len(told)} kills: {told}"
-    assert sum(bool(trials) for _, trials in told) > KILLS // 2, told
-    assert len(set.union(*(trials for _, trials in told))) > 1, told
+    assert len(kills) == KILLS, f"the study ended after {len(kills)} kills: {kills}"
+    assert sum(bool(trials) for _, trials in kills) > KILLS // 2, kills
+    assert len(set.union(*(trials for _, trials in kills))) > 1, kills
     finish(config, broken, workers)
     assert outcome(broken) == outcome(whole)
     assert len(outcome(whole)) == 4
-    assert verify(broken).faults == verify(whole).faults == []
+    assert verify(broken).problems == verify(whole).problems == []

@@ -1,4 +1,4 @@
-"""The ledger: the study's trials, in order, who has which, and what became of each."""
+"""The ledger: order, owner, lease and outcome of each trial of a study."""
 
 import contextlib
 import resource
@@ -18,7 +18,7 @@ DONE = ("done", None, 0.5)
 
 
 class Clock:
-    """A clock that can be set."""
+    """A clock with a settable time."""
 
     def __init__(self, now=1000.0):
         self.now = now
@@ -49,7 +49,7 @@ def test_trials_are_claimed_in_the_order_of_the_study_and_each_once(ledger):
     assert [row.owner for row in ledger.rows().values()] == ["x", "y", "z"]
 
 
-def test_an_outcome_is_kept_with_its_score_and_its_error(ledger):
+def test_an_outcome_is_stored_with_its_score_and_error(ledger):
     for _ in range(3):
         ledger.claim("x", 60.0)
     assert ledger.finish("a", "x", "diverged", "not finite", None)
@@ -62,7 +62,7 @@ def test_an_outcome_is_kept_with_its_score_and_its_error(ledger):
     assert ledger.claim("x", 60.0) is None
 
 
-def test_only_the_owner_writes_and_only_once(ledger):
+def test_only_the_owner_changes_a_trial_and_records_one_outcome(ledger):
     name = ledger.claim("x", 60.0)
     for change in (
         lambda: ledger.finish(name, "y", *DONE),
@@ -77,7 +77,7 @@ def test_only_the_owner_writes_and_only_once(ledger):
     assert ledger.rows()[name].status == "done"
 
 
-def test_a_lease_that_ran_out_can_be_claimed_and_its_first_owner_writes_no_more(ledger, clock):
+def test_an_expired_lease_can_be_claimed_and_its_first_owner_records_nothing(ledger, clock):
     name = ledger.claim("x", 60.0)
     clock.now += 59
     assert ledger.claim("y", 60.0) != name
@@ -98,30 +98,30 @@ def test_a_renewed_lease_is_kept(ledger, clock):
         clock.now += 10
 
 
-def test_a_worker_may_finish_late_if_nobody_else_has_begun(ledger, clock):
+def test_an_owner_may_finish_after_its_lease_expired_if_nobody_claimed_the_trial(ledger, clock):
     name = ledger.claim("x", 60.0)
     clock.now += 1e6
     assert ledger.finish(name, "x", *DONE)
 
 
-def test_a_clock_that_is_set_back_makes_no_lease_endless(ledger, clock):
+def test_a_clock_that_is_set_back_does_not_extend_a_lease(ledger, clock):
     name = ledger.claim("x", 60.0)
     clock.now -= 3600
-    # A living owner makes its lease plausible again at the next renewal, and keeps the trial.
+    # A living owner keeps the trial: its next renewal sets a valid end of the lease.
     assert ledger.renew(name, "x", 60.0)
     assert ledger.claim("y", 60.0) != name
-    # That of a dead one would end in an hour; no lease is that long.
+    # The lease of a dead owner would end in an hour, which is longer than any lease.
     clock.now -= 3600
     assert ledger.claim("y", 60.0) == name
     assert not ledger.renew(name, "x", 60.0)
 
 
-def test_a_clock_that_jumps_ahead_loses_the_lease_and_nothing_else(ledger, clock):
+def test_a_clock_that_jumps_ahead_loses_only_the_lease(ledger, clock):
     name = ledger.claim("x", 60.0)
     clock.now += 1e9
     assert ledger.claim("y", 60.0) == name
     assert not ledger.renew(name, "x", 60.0)
-    # y finds the folder locked and gives the trial back; x gets it again.
+    # y finds the folder locked and releases the trial; x claims it again.
     assert ledger.release(name, "y", delay=30.0)
     assert ledger.claim("x", 60.0) != name
     clock.now += 31
@@ -129,7 +129,7 @@ def test_a_clock_that_jumps_ahead_loses_the_lease_and_nothing_else(ledger, clock
     assert ledger.finish(name, "x", *DONE)
 
 
-def test_a_worker_that_waited_for_the_lock_takes_no_trial_that_was_claimed_meanwhile(
+def test_a_claim_that_waited_for_the_lock_skips_a_trial_claimed_meanwhile(
     ledger, clock, tmp_path, monkeypatch
 ):
     rival, enter = Ledger(ledger.path, clock=clock), ledger._transaction
@@ -145,21 +145,21 @@ def test_a_worker_that_waited_for_the_lock_takes_no_trial_that_was_claimed_meanw
     assert ledger.claim("x", 60.0) == "a"
 
 
-def test_a_released_trial_waits_as_if_it_had_not_been_claimed(ledger):
+def test_a_released_claim_does_not_count_as_an_attempt(ledger):
     name = ledger.claim("x", 60.0)
     assert ledger.release(name, "x")
     assert ledger.rows()[name] == ("waiting", None, 0, None, None)
     assert ledger.claim("y", 60.0) == name
 
 
-def test_a_trial_that_kills_its_workers_fails_after_some_and_the_next_has_its_turn(ledger):
+def test_a_trial_that_kills_its_workers_fails_after_most_attempts(ledger):
     for i in range(MOST_ATTEMPTS):
         assert ledger.claim(f"x{i}", 60.0) == "b"
         assert ledger.expire(f"x{i}") == ["b"]
     assert ledger.claim("y", 60.0) == "a"
     row = ledger.rows()["b"]
     assert row.status == "failed"
-    assert row.error == "3 workers died while they ran it (killed, or out of memory)"
+    assert row.error == "3 workers died while running it (killed, or out of memory)"
     ledger.reopen(["b"])
     assert ledger.rows()["b"] == ("waiting", None, 0, None, None)
 
@@ -172,7 +172,7 @@ def test_a_reopened_trial_has_no_score(ledger):
     assert ledger.rows()[name].score is None
 
 
-def test_a_trial_waits_for_those_that_tune_its_cell_and_for_no_others(tmp_path):
+def test_a_trial_waits_only_for_the_tuning_trials_of_its_cell(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.expect(
         [
@@ -204,7 +204,7 @@ def running(ledger, owner):
     return [name for name, row in ledger.rows().items() if row.owner == owner]
 
 
-def test_seeds_of_one_cell_that_wait_are_offered_together_up_to_so_many(cells):
+def test_waiting_trials_of_one_cell_are_claimed_together_up_to_a_limit(cells):
     assert cells.claim("x", 60.0) == "p0"
     assert cells.claim_pack("p0", "x", 60.0, 1) == (["p0"], False)
     assert cells.claim_pack("p0", "x", 60.0, 3) == (["p0", "p1", "p2"], False)
@@ -215,7 +215,7 @@ def test_seeds_of_one_cell_that_wait_are_offered_together_up_to_so_many(cells):
     assert cells.claim_pack("p3", "z", 60.0, 8) == (["p3"], False)
 
 
-def test_a_pack_is_claimed_together_ever_after(cells):
+def test_a_recorded_pack_is_always_claimed_together(cells):
     cells.claim("x", 60.0)
     names, _ = cells.claim_pack("p0", "x", 60.0, 3)
     cells.set_pack(names, together=True)
@@ -223,7 +223,7 @@ def test_a_pack_is_claimed_together_ever_after(cells):
     assert cells.claim("y", 60.0) == "p0"
     assert running(cells, "y") == names
     assert cells.claim_pack("p0", "y", 60.0, 1) == (names, True)
-    # One that has ended is not run again.
+    # A trial of the pack that has ended is not run again.
     cells.finish("p0", "y", *DONE)
     for name in ("p1", "p2"):
         cells.release(name, "y")
@@ -231,7 +231,7 @@ def test_a_pack_is_claimed_together_ever_after(cells):
     assert cells.claim_pack("p1", "z", 60.0, 8) == (["p1", "p2"], True)
 
 
-def test_a_trial_that_is_to_be_trained_alone_is_in_no_pack(cells):
+def test_a_trial_recorded_as_alone_is_never_packed(cells):
     cells.claim("x", 60.0)
     names, _ = cells.claim_pack("p0", "x", 60.0, 3)
     cells.set_pack(names, together=False)
@@ -242,7 +242,7 @@ def test_a_trial_that_is_to_be_trained_alone_is_in_no_pack(cells):
     assert cells.claim_pack("p0", "y", 60.0, 8) == (["p0"], True)
 
 
-def test_the_last_attempt_at_each_trial_of_a_pack_is_by_itself(cells):
+def test_the_last_attempt_at_each_trial_of_a_pack_is_alone(cells):
     cells.claim("x0", 60.0)
     names, _ = cells.claim_pack("p0", "x0", 60.0, 2)
     cells.set_pack(names, together=True)
@@ -255,7 +255,7 @@ def test_the_last_attempt_at_each_trial_of_a_pack_is_by_itself(cells):
     assert [running(cells, owner) for owner in "wyz"] == [["p0"], ["q0"], ["p1"]]
 
 
-def test_workers_are_asked_to_stop_until_they_no_longer_are(ledger):
+def test_a_stop_request_lasts_until_it_is_withdrawn(ledger):
     assert not ledger.stopping()
     ledger.stop(True)
     assert Ledger(ledger.path).stopping()
@@ -263,7 +263,7 @@ def test_workers_are_asked_to_stop_until_they_no_longer_are(ledger):
     assert not ledger.stopping()
 
 
-def test_a_ledger_is_opened_again_as_it_was(ledger):
+def test_a_reopened_ledger_keeps_its_trials(ledger):
     ledger.claim("x", 60.0)
     ledger.finish("b", "x", *DONE)
     again = Ledger(ledger.path)
@@ -280,13 +280,13 @@ def test_a_ledger_is_opened_again_as_it_was(ledger):
         ([Entry("b", "1")], "2 "),
     ],
 )
-def test_another_study_is_refused(other, names, ledger):
+def test_expect_rejects_the_trials_of_another_study(other, names, ledger):
     with pytest.raises(RunFolderError, match=f"another study \\({names}.*choose another folder"):
         ledger.expect(other)
     assert set(ledger.rows()) == {"a", "b", "c"}
 
 
-def test_a_ledger_of_another_version_is_refused(tmp_path):
+def test_ledger_rejects_an_unknown_version(tmp_path):
     with sqlite3.connect(tmp_path / "ledger.sqlite") as database:
         database.execute("create table trials (name text, hash text, status text)")
     database.close()
@@ -312,7 +312,7 @@ pragma user_version = 3;
 """
 
 
-def test_a_ledger_that_kept_results_is_migrated(tmp_path):
+def test_a_version_3_ledger_is_migrated(tmp_path):
     with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as database:
         database.executescript(OLD)
     for ledger in (Ledger(tmp_path / "ledger.sqlite"), Ledger(tmp_path / "ledger.sqlite")):
@@ -322,14 +322,14 @@ def test_a_ledger_that_kept_results_is_migrated(tmp_path):
     assert ledger.finish("b", "x", *DONE)
 
 
-def test_a_file_that_is_no_ledger_is_named(tmp_path):
+def test_ledger_rejects_a_file_that_is_not_a_database(tmp_path):
     (tmp_path / "ledger.sqlite").write_text("x" * 5000)
     with pytest.raises(RunFolderError, match=r"ledger\.sqlite: the ledger cannot be used \(file"):
         Ledger(tmp_path / "ledger.sqlite")
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])
-def test_workers_that_claim_at_once_never_get_the_same_trial(journal, tmp_path):
+def test_concurrent_claims_never_return_the_same_trial(journal, tmp_path):
     path = tmp_path / "ledger.sqlite"
     Ledger(path, journal=journal).expect(Entry(f"t{i:03}", "0") for i in range(60))
     claimed = {owner: [] for owner in "abcd"}
@@ -360,7 +360,7 @@ with ledger._transaction() as database:
 """
 
 
-def test_a_worker_killed_in_the_middle_of_a_transaction_leaves_the_ledger_as_it_was(ledger):
+def test_a_transaction_of_a_killed_process_is_rolled_back(ledger):
     before = ledger.rows()
     done = subprocess.run([sys.executable, "-c", CLAIM_AND_DIE, str(ledger.path)], check=False)
     assert done.returncode == -signal.SIGKILL
@@ -368,7 +368,7 @@ def test_a_worker_killed_in_the_middle_of_a_transaction_leaves_the_ledger_as_it_
     assert ledger.claim("x", 60.0) == "b"
 
 
-def test_a_full_disk_is_named_with_a_remedy_and_leaves_the_ledger_as_it_was(ledger):
+def test_a_full_disk_raises_an_error_with_a_remedy_and_keeps_the_ledger(ledger):
     before = ledger.rows()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))

@@ -1,7 +1,7 @@
-"""A study folder of version 0.1 is verified, reported, evaluated and gone on with.
+"""A study folder of version 0.1 can be verified, reported, evaluated and resumed.
 
-Its config gives a norm the field ``kernel``, which is one of the layer now; its ledger keeps
-results; its hashes are of the old fields.
+In its config, ``kernel`` is a field of the norm instead of the layer; its ledger stores results;
+its hashes cover the old fields.
 """
 
 import json
@@ -46,7 +46,7 @@ def dataset(experiment):
 
 
 class Listener(StudyListener):
-    """Notes which trials log and end."""
+    """Records which trials log and end."""
 
     def __init__(self):
         self.logged, self.ended = [], []
@@ -58,51 +58,51 @@ class Listener(StudyListener):
         self.ended.append(trial.name)
 
 
-def go_on(experiment, dataset, folder):
+def resume(experiment, dataset, folder):
     listener = Listener()
     summary = run_study(experiment, dataset, folder, command="", stop=Stop(), listener=listener)
     return summary, listener
 
 
-def test_a_renamed_field_is_read_where_it_was(experiment):
+def test_an_old_config_is_read_into_the_new_field(experiment):
     assert experiment.model.backbone.kernel == "standardized"
     assert not hasattr(experiment.model.backbone.norm, "kernel")
 
 
-def test_it_is_sound_and_stays_as_it_is(folder):
+def test_an_old_study_is_sound_and_verify_does_not_change_it(folder):
     before = (folder / "ledger.sqlite").read_bytes()
     assert verify(folder).problems == []
     assert verify(folder / RUN).problems == []
     assert (folder / "ledger.sqlite").read_bytes() == before
 
 
-def test_it_is_reported(folder):
+def test_an_old_study_and_run_are_reported(folder):
     assert "2 of 2 trials are done." in write_report(folder).read_text()
     assert "loss" in write_run_report(folder / RUN).read_text()
 
 
-def test_a_run_is_evaluated_to_its_numbers(folder, dataset):
+def test_an_old_run_is_evaluated_to_its_stored_metrics(folder, dataset):
     result = read_result(folder / RUN / "result.json")
     for source, metrics in evaluate_run(folder / RUN, dataset).items():
         assert metrics["AP50"] == pytest.approx(result.metrics[source]["AP50"], abs=0.02)
 
 
-def test_the_finished_study_is_not_run_again(folder, experiment, dataset):
+def test_a_finished_old_study_is_not_run_again(folder, experiment, dataset):
     stored = json.loads((folder / "summary.json").read_text())
-    summary, listener = go_on(experiment, dataset, folder)
+    summary, listener = resume(experiment, dataset, folder)
     assert (listener.logged, len(listener.ended)) == ([], 2)
     assert summary.findings == stored["findings"]
     assert summary.verdicts[0].hash == stored["verdicts"][0]["hash"]
     assert verify(folder).problems == []
 
 
-def test_what_is_missing_goes_on_from_its_checkpoint(folder, experiment, dataset):
-    """One trial was killed before it was measured, the other before it had begun."""
+def test_unfinished_trials_of_an_old_study_resume(folder, experiment, dataset):
+    """One trial was killed before its evaluation, the other before its first step."""
     first, second = (folder / "trials" / f"bn-batch_size-4-seed-{seed}" for seed in (0, 1))
     digest = RunFolder(first).stored().training_hash
     (first / "result.json").unlink()
     shutil.rmtree(second)
-    _, listener = go_on(experiment, dataset, folder)
+    _, listener = resume(experiment, dataset, folder)
     assert listener.logged == [(second.name, 1), (second.name, 2)]
     assert RunFolder(first).stored().training_hash == digest
     assert [record.step for record in read_records(first / "metrics.jsonl")] == [1, 2]

@@ -1,4 +1,4 @@
-"""Workers of Ray and Slurm: the same command, wherever it runs, and clear words without them."""
+"""Workers of Ray and Slurm, and the errors where these are not installed."""
 
 import subprocess
 import sys
@@ -14,14 +14,14 @@ from fpnlab.study.executors.slurm import Slurm
 SAY = [sys.executable, "-c", "import os, sys; print(os.environ['PJRT_NPROC']); sys.exit(3)", "#"]
 
 
-def test_a_remote_worker_has_its_threads_its_folder_and_a_parent(tmp_path, monkeypatch):
+def test_run_worker_sets_threads_folder_and_parent(tmp_path, monkeypatch):
     monkeypatch.delenv("PJRT_NPROC", raising=False)
-    tell = "import os, sys; print(os.environ['PJRT_NPROC'], os.getcwd(), *sys.argv[1:])"
-    code, said = run_worker([sys.executable, "-c", tell], str(tmp_path), 5)
+    script = "import os, sys; print(os.environ['PJRT_NPROC'], os.getcwd(), *sys.argv[1:])"
+    code, output = run_worker([sys.executable, "-c", script], str(tmp_path), 5)
     parent = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getppid())"], capture_output=True, check=True
     )
-    assert (code, said) == (0, f"5 {tmp_path} --parent {int(parent.stdout)}\n")
+    assert (code, output) == (0, f"5 {tmp_path} --parent {int(parent.stdout)}\n")
     monkeypatch.setenv("PJRT_NPROC", "7")
     assert run_worker(SAY, str(tmp_path), 5) == (3, "7\n")
     assert last_line("a\n b \n\n") == "b"
@@ -32,7 +32,7 @@ def test_a_remote_worker_has_its_threads_its_folder_and_a_parent(tmp_path, monke
     ("package", "start"),
     [("ray", lambda _: Ray(1, "local")), ("submitit", lambda logs: Slurm(1, logs, {}))],
 )
-def test_without_its_package_an_executor_names_the_extra(package, start, monkeypatch, tmp_path):
+def test_an_executor_without_its_package_names_the_extra(package, start, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, package, None)
     extra = {"ray": "ray", "submitit": "slurm"}[package]
     with pytest.raises(UnavailableError, match=rf"^{package}: .*; pip install fpnlab\[{extra}\]"):
@@ -69,8 +69,8 @@ executor.kill()
 
 
 @pytest.mark.slow
-def test_ray_runs_workers_on_this_machine_and_tells_how_they_ended():
-    """In a process of its own: Ray forks, which one with JAX's threads must not."""
+def test_local_ray_runs_workers_and_returns_their_exit_codes():
+    """In a separate process, because Ray forks, and a process with JAX's threads must not."""
     pytest.importorskip("ray", reason="ray is not installed (extra ray)")
     done = subprocess.run(
         [sys.executable, "-c", BY_RAY], capture_output=True, text=True, timeout=300, check=False
@@ -79,8 +79,8 @@ def test_ray_runs_workers_on_this_machine_and_tells_how_they_ended():
 
 
 @pytest.mark.slow
-def test_jobs_tell_how_they_ended(tmp_path):
-    """By submitit's executor for this machine, whose jobs are those of Slurm."""
+def test_slurm_returns_the_exit_codes_of_jobs(tmp_path):
+    """With submitit's local executor, which has the same jobs as its Slurm executor."""
     pytest.importorskip("submitit", reason="submitit is not installed (extra slurm)")
     executor = Slurm(2, tmp_path, {"timeout_min": "5"}, cluster="local")
     executor.start({"one": SAY})

@@ -1,4 +1,4 @@
-"""A study: every trial once, in order, whatever interrupts it or fails in it."""
+"""Studies run each trial once, in order, across interruptions and failures."""
 
 import dataclasses
 import json
@@ -44,31 +44,31 @@ def study(experiment):
 
 
 class Recorder(StudyListener):
-    """A listener that notes what it is told, and asks for a stop at a record if it is to."""
+    """A listener that records its events, and requests a stop at record number ``stop_at``."""
 
     def __init__(self, stop=None, stop_at=None):
-        self.told, self.stop, self.stop_at = [], stop, stop_at
+        self.events, self.stop, self.stop_at = [], stop, stop_at
 
     def start(self, plan, workers=1):
-        self.told.append(("start", [trial.name for trial in plan]))
+        self.events.append(("start", [trial.name for trial in plan]))
 
     def begin(self, trial):
-        self.told.append(("begin", trial.name))
+        self.events.append(("begin", trial.name))
 
     def record(self, trial, record):
-        self.told.append(("record", record.step))
+        self.events.append(("record", record.step))
         if self.stop_at is not None and len(self.of("record")) == self.stop_at:
             self.stop.requested = True
 
     def end(self, trial, result):
-        self.told.append(("end", trial.name, result.status))
+        self.events.append(("end", trial.name, result.status))
 
     def of(self, kind):
-        return [told for told in self.told if told[0] == kind]
+        return [event for event in self.events if event[0] == kind]
 
 
 def start(study, dataset, folder, stop_at=None):
-    """Runs a study and returns its summary, what its listener was told, and its ledger."""
+    """Runs a study and returns its summary, its listener, and the statuses in its ledger."""
     stop = Stop()
     listener = Recorder(stop, stop_at)
     summary = run_study(
@@ -92,7 +92,7 @@ def results(folder):
 
 @pytest.fixture(scope="module")
 def whole(study, dataset, tmp_path_factory):
-    """Folder, summary, listener and ledger of the unbroken study; only to be read."""
+    """Folder, summary, listener and statuses of an uninterrupted study; read-only."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, *start(study, dataset, folder)
 
@@ -101,7 +101,7 @@ def test_every_trial_is_run_once_in_the_order_of_the_plan(whole, study):
     folder, _, listener, statuses = whole
     names = [trial.name for trial in trials(study)]
     assert len(names) == 8
-    assert listener.told[0] == ("start", names)
+    assert listener.events[0] == ("start", names)
     assert listener.of("begin") == [("begin", name) for name in names]
     assert listener.of("end") == [("end", name, "done") for name in names]
     # Records of each batch of two (8 steps, every second) and of four (4 steps, every one).
@@ -110,7 +110,7 @@ def test_every_trial_is_run_once_in_the_order_of_the_plan(whole, study):
     assert set(results(folder)) == set(names)
 
 
-def test_the_folder_holds_what_a_report_needs(whole, study, dataset):
+def test_the_folder_holds_the_plan_and_the_summary_for_a_report(whole, study, dataset):
     folder, summary, _, _ = whole
     described = json.loads((folder / "study.json").read_text())
     assert described["question"] == "Does it matter?"
@@ -125,7 +125,7 @@ def test_the_folder_holds_what_a_report_needs(whole, study, dataset):
     assert cells == {(arm, value, 2) for arm in ("BN", "LN") for value in (2, 4)}
 
 
-def test_a_result_says_which_statistics_its_norms_had(whole):
+def test_a_result_has_the_norm_batch_and_smallest_count_of_its_norms(whole):
     found = results(whole[0])
     assert set(found["bn-batch_size-2-seed-0"]["norm_batch"].values()) == {2}
     assert found["bn-batch_size-2-seed-0"]["smallest_count"] == 2 * 2 * 2
@@ -133,12 +133,12 @@ def test_a_result_says_which_statistics_its_norms_had(whole):
     assert set(found["ln-batch_size-4-seed-1"]["norm_batch"].values()) == {None}
 
 
-def test_seeds_differ_and_so_do_arms(whole):
+def test_every_seed_arm_and_axis_value_has_a_different_loss(whole):
     losses = [result["final_loss"] for result in results(whole[0]).values()]
     assert len(set(losses)) == 8
 
 
-def test_an_interrupted_study_goes_on_where_it_was_and_ends_the_same(
+def test_an_interrupted_study_resumes_and_ends_with_the_same_results(
     whole, study, dataset, tmp_path
 ):
     with pytest.raises(Interrupted, match="saved"):
@@ -151,7 +151,7 @@ def test_an_interrupted_study_goes_on_where_it_was_and_ends_the_same(
     assert set(statuses.values()) == {"done"}
     # Two trials were finished, the third had two of its four records: 32 - 10 are left.
     assert len(listener.of("record")) == 22
-    assert [told[1] for told in listener.of("end")] == names
+    assert [event[1] for event in listener.of("end")] == names
     assert results(tmp_path) == results(whole[0])
     assert summary.rows == whole[1].rows
     assert summary.findings == whole[1].findings
@@ -163,7 +163,7 @@ def test_a_finished_study_trains_nothing(whole, study, dataset):
     assert len(listener.of("end")) == 8
 
 
-def test_a_trial_that_raises_becomes_a_row_and_the_others_finish(
+def test_a_trial_that_raises_is_recorded_and_the_others_finish(
     whole, study, dataset, tmp_path, monkeypatch
 ):
     run_trials = worker.run_trials
@@ -183,7 +183,7 @@ def test_a_trial_that_raises_becomes_a_row_and_the_others_finish(
     trace = (tmp_path / "trials" / "ln-batch_size-2-seed-0" / "error.txt").read_text()
     assert "Traceback" in trace
 
-    # Run again, only that trial is tried anew.
+    # Running the study again repeats only the failed trial.
     monkeypatch.undo()
     summary, listener, statuses = start(study, dataset, tmp_path)
     assert set(statuses.values()) == {"done"}
@@ -191,7 +191,7 @@ def test_a_trial_that_raises_becomes_a_row_and_the_others_finish(
     assert results(tmp_path) == results(whole[0])
 
 
-def test_a_trial_whose_folder_is_gone_is_run_again(whole, study, dataset, tmp_path):
+def test_a_trial_whose_folder_is_missing_is_run_again(whole, study, dataset, tmp_path):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "trials" / "bn-batch_size-4-seed-1")
     _, listener, _ = start(study, dataset, tmp_path)
@@ -199,7 +199,7 @@ def test_a_trial_whose_folder_is_gone_is_run_again(whole, study, dataset, tmp_pa
     assert results(tmp_path) == results(whole[0])
 
 
-def test_results_are_found_again_without_their_ledger(whole, study, dataset, tmp_path):
+def test_results_are_found_again_without_the_ledger(whole, study, dataset, tmp_path):
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     (tmp_path / "ledger.sqlite").unlink()
     summary, listener, statuses = start(study, dataset, tmp_path)
@@ -208,8 +208,8 @@ def test_results_are_found_again_without_their_ledger(whole, study, dataset, tmp
     assert summary.rows == whole[1].rows
 
 
-def test_a_runner_takes_up_at_once_what_a_dead_one_left_running(whole, study, dataset, tmp_path):
-    """Its lease has not run out, but nobody holds the folder's lock."""
+def test_a_runner_claims_the_trial_of_a_dead_worker_at_once(whole, study, dataset, tmp_path):
+    """The lease has not expired, but no process holds the lock on the folder."""
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.reopen(["bn-batch_size-2-seed-0"])
@@ -220,32 +220,32 @@ def test_a_runner_takes_up_at_once_what_a_dead_one_left_running(whole, study, da
     assert set(statuses_in(tmp_path).values()) == {"done"}
 
 
-def test_taking_up_leaves_a_trial_to_the_process_that_runs_it(whole, study, dataset, tmp_path):
-    """Of two that are running by the ledger, one's folder is held."""
+def test_a_new_runner_leaves_a_locked_trial_to_its_owner(whole, study, dataset, tmp_path):
+    """Two trials are running by the ledger, but only the folder of one is locked."""
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     ledger = Ledger(tmp_path / "ledger.sqlite")
     names = ["bn-batch_size-2-seed-0", "ln-batch_size-2-seed-0"]
     ledger.reopen(names)
     assert [ledger.claim("other", 60.0) for _ in names] == names
-    site = StudyContext(tmp_path, study, {p.name: p for p in points(study)}, dataset, ledger)
-    with locked(site.run_folder(names[0])):
-        _reopen(site)
+    context = StudyContext(tmp_path, study, {p.name: p for p in points(study)}, dataset, ledger)
+    with locked(context.run_folder(names[0])):
+        _reopen(context)
     held, left = (ledger.rows()[name] for name in names)
     assert (held.status, held.owner, held.attempts) == ("running", "other", 1)
     assert (left.status, left.owner, left.attempts) == ("waiting", None, 0)
-    # Whoever runs it still has the right to say what came of it.
+    # Only the owner of the locked folder still owns its trial.
     assert ledger.renew(names[0], "other", 60.0)
     assert not ledger.renew(names[1], "other", 60.0)
 
 
-def test_the_ledger_has_the_score_and_the_folder_of_each_result(whole):
+def test_the_ledger_has_the_score_and_folder_of_each_result(whole):
     ledger = Ledger(whole[0] / "ledger.sqlite")
     for name, entry in ledger.entries().items():
         result = read_result(whole[0] / entry.path / "result.json")
         assert ledger.rows()[name].score == result.metrics["precise"]["AP50"]
 
 
-def test_another_study_in_the_folder_is_refused_before_anything_is_written(whole, study, dataset):
+def test_run_study_rejects_the_folder_of_another_study_before_writing(whole, study, dataset):
     folder = whole[0]
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
     other = dataclasses.replace(study, study=dataclasses.replace(study.study, seeds=(0, 2)))
@@ -260,7 +260,7 @@ def claiming(study, threshold, statement="LN is better."):
     return dataclasses.replace(study, study=dataclasses.replace(study.study, claims=claims))
 
 
-def test_a_study_whose_evaluation_changes_is_measured_anew_and_not_trained(
+def test_changed_evaluation_fields_evaluate_a_study_without_training(
     whole, study, dataset, tmp_path, caplog
 ):
     folder = tmp_path / "study"
@@ -283,14 +283,14 @@ def test_a_study_whose_evaluation_changes_is_measured_anew_and_not_trained(
 def test_claims_cannot_be_changed_once_a_trial_has_ended(study, dataset, tmp_path):
     with pytest.raises(Interrupted):
         start(claiming(study, 1.0), dataset, tmp_path, stop_at=2)
-    # Nothing was seen yet, so that they can.
+    # No trial has ended, so that the claims may still change.
     with pytest.raises(Interrupted):
         start(claiming(study, 2.0), dataset, tmp_path, stop_at=5)
     before = (tmp_path / "study.json").read_bytes()
-    changed = (
-        r"ended under other claims; .* in study\.claims\.0\.rules\.0\.threshold \(2\.0 there, "
-    )
-    with pytest.raises(RunFolderError, match=rf"{changed}0\.5 here\); give .* with --out"):
+    changed = r"under other claims, .* in study\.claims\.0\.rules\.0\.threshold \(2\.0 there, "
+    with pytest.raises(
+        RunFolderError, match=rf"{changed}0\.5 here\); restore the claims.* with --out"
+    ):
         start(claiming(study, 0.5), dataset, tmp_path)
     with pytest.raises(RunFolderError, match=r"study\.claims\.0 \(.* there, None here"):
         start(study, dataset, tmp_path)
@@ -304,9 +304,7 @@ def test_claims_cannot_be_changed_once_a_trial_has_ended(study, dataset, tmp_pat
     assert summary["verdicts"][0]["verdict"] == "INCONCLUSIVE"
 
 
-def test_a_study_with_other_claims_and_another_evaluation_is_refused_as_it_was(
-    whole, study, dataset
-):
+def test_rejected_claims_leave_the_ledger_unchanged(whole, study, dataset):
     ledger = Ledger(whole[0] / "ledger.sqlite")
     before = ledger.rows()
     evaluate = dataclasses.replace(study.evaluate, area_bounds=(9.0, 100.0))
@@ -326,20 +324,20 @@ def test_the_family_of_tests_cannot_be_changed_once_a_trial_has_ended(whole, stu
         start(dataclasses.replace(study, study=other), dataset, whole[0])
 
 
-def test_the_folder_of_a_run_or_a_file_is_refused(study, dataset, tmp_path):
+def test_run_study_rejects_the_folder_of_a_run_and_a_file(study, dataset, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(RunFolderError, match="it holds a run; choose another folder"):
+    with pytest.raises(RunFolderError, match="this folder holds a run; choose another"):
         start(study, dataset, tmp_path)
     with pytest.raises(RunFolderError, match=r"cannot be written .*choose another folder"):
         start(study, dataset, tmp_path / "config.json")
 
 
-def test_a_study_that_another_process_runs_is_refused(study, dataset, tmp_path):
-    with locked(tmp_path), pytest.raises(RunFolderError, match="another process is running this"):
+def test_run_study_rejects_a_locked_folder(study, dataset, tmp_path):
+    with locked(tmp_path), pytest.raises(RunFolderError, match="locked by another process"):
         start(study, dataset, tmp_path)
 
 
-def test_an_experiment_without_a_study_is_refused(study, dataset, tmp_path):
+def test_run_study_rejects_an_experiment_without_a_study(study, dataset, tmp_path):
     with pytest.raises(ConfigError, match="study: absent"):
         start(dataclasses.replace(study, study=None), dataset, tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -1,4 +1,4 @@
-"""Slurm itself: a cluster of this machine, which the tests start, runs a study's workers."""
+"""A Slurm cluster on this machine, started by the tests, runs the workers of a study."""
 
 import contextlib
 import dataclasses
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """A cluster of one machine, this one, for as long as the tests of this file run."""
+    """A cluster of this machine alone, running for the tests of this file."""
     pytest.importorskip("submitit", reason="submitit is not installed (extra slurm)")
     if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
         pytest.skip(f"Slurm is not installed (no {', '.join(missing)}); Debian: slurm-wlm")
@@ -80,9 +80,9 @@ def cluster(tmp_path_factory):
             stack.callback(daemon.wait)
             stack.callback(daemon.terminate)
             time.sleep(1)
-        wait_for(lambda: "idle" in said("sinfo", "--noheader", "--format=%T"), folder)
+        wait_for(lambda: "idle" in output_of("sinfo", "--noheader", "--format=%T"), folder)
         yield
-        said("scancel", "--user=root")
+        output_of("scancel", "--user=root")
 
 
 def free_ports(count):
@@ -93,7 +93,7 @@ def free_ports(count):
         return [one.getsockname()[1] for one in sockets]
 
 
-def said(*command):
+def output_of(*command):
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
@@ -105,31 +105,31 @@ def wait_for(condition, folder):
         time.sleep(0.2)
 
 
-def test_without_slurm_the_remedy_is_named(monkeypatch, tmp_path):
+def test_slurm_without_sbatch_raises_an_error_with_a_remedy(monkeypatch, tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed (extra slurm)")
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(UnavailableError, match="no sbatch here; start the study where jobs are"):
+    with pytest.raises(UnavailableError, match="no sbatch on this machine; start the study on"):
         Slurm(1, tmp_path, {})
 
 
 class Disturber(StudyListener):
-    """Has Slurm queue one job again and cancel the other, once both are at work."""
+    """Requeues one job and cancels the other once both are running."""
 
     def __init__(self):
         self.requeued, self.canceled, self.ended = None, None, []
 
     def record(self, trial, record):
-        running = said("squeue", "--array", "--noheader", "--states=R", "--format=%i").split()
+        running = output_of("squeue", "--array", "--noheader", "--states=R", "--format=%i").split()
         if self.requeued is None and len(running) == 2:
             self.requeued, self.canceled = sorted(running)
-            said("scontrol", "requeue", self.requeued)
-            said("scancel", self.canceled)
+            output_of("scontrol", "requeue", self.requeued)
+            output_of("scancel", self.canceled)
 
     def end(self, trial, result):
-        self.ended.append((trial.name, result["status"]))
+        self.ended.append((trial.name, result.status))
 
 
-def test_an_array_of_workers_ends_a_study_although_one_is_requeued_and_one_canceled(
+def test_a_job_array_finishes_a_study_with_one_job_requeued_and_one_canceled(
     cluster, experiment, dataset, tmp_path
 ):
     grid = Study(
@@ -147,7 +147,7 @@ def test_an_array_of_workers_ends_a_study_although_one_is_requeued_and_one_cance
         listener=listener,
         executor=Slurm(2, jobs, {"timeout_min": "30"}),
     )
-    # Two tasks of one array, and one job for that which was canceled.
+    # Two tasks of one array, and one job that replaces the canceled one.
     array = listener.requeued.removesuffix("_0")
     assert listener.canceled == f"{array}_1"
     submitted = {path.name.partition("_submitted")[0] for path in jobs.glob("*_submitted.pkl")}
@@ -156,7 +156,7 @@ def test_an_array_of_workers_ends_a_study_although_one_is_requeued_and_one_cance
     # The requeued task is the same worker twice.
     assert (jobs / f"{listener.requeued}_0_log.out").read_text().count("Starting with") == 2
 
-    assert summary["counts"] == {"planned": 6, "missing": 0, "done": 6}
+    assert summary.counts == {"planned": 6, "missing": 0, "done": 6}
     assert sorted(status for _, status in listener.ended) == ["done"] * 6
     rows = Ledger(folder / "ledger.sqlite").rows()
     assert [row.attempts for row in rows.values()] == [1] * 6

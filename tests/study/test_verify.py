@@ -1,4 +1,4 @@
-"""What `verify` finds: everything that was changed in a folder, and nothing in a sound one."""
+"""`verify` reports every change to a folder, and nothing for a sound one."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def small(experiment):
 
 @pytest.fixture(scope="module")
 def finished(small, dataset, tmp_path_factory):
-    """The folder of a finished study of two trials; only to be read."""
+    """The folder of a finished study of two trials; read-only."""
     study = Study(
         axes=(Axis(field="train.batch_size", values=(4,)),),
         seeds=(0, 1),
@@ -52,14 +52,14 @@ def study(finished, tmp_path):
 
 
 def lines(folder):
-    return [str(fault).removeprefix(f"{folder}/") for fault in verify(folder).problems]
+    return [str(problem).removeprefix(f"{folder}/") for problem in verify(folder).problems]
 
 
 def change(path, **fields):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def test_a_sound_study_and_a_sound_run_have_no_faults(study):
+def test_a_sound_study_and_a_sound_run_have_no_problems(study):
     found = verify(study)
     assert found.problems == []
     assert str(found).endswith(f": sound (runs 2, checkpoints 4, leaves {found.leaves})")
@@ -67,7 +67,7 @@ def test_a_sound_study_and_a_sound_run_have_no_faults(study):
     assert str(verify(study / RUN)).startswith(f"{study / RUN}: sound (runs 1, checkpoints 2")
 
 
-def test_a_run_that_is_not_finished_is_sound(small, dataset, run, tmp_path):
+def test_an_unfinished_run_is_sound(small, dataset, run, tmp_path):
     with pytest.raises(Interrupted):
         run(small, dataset, tmp_path, stop_after=2)
     assert lines(tmp_path) == []
@@ -79,7 +79,7 @@ def flip(path, draw):
     path.write_bytes(content)
 
 
-def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_found_and_the_file_named(study):
+def test_verify_names_the_checkpoint_file_with_a_flipped_bit(study):
     draw = np.random.default_rng(0)
     folder = study / RUN / "checkpoints" / "4"
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -89,11 +89,11 @@ def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_found_and_the_file_named(s
         path.write_bytes(sound)
         assert any(path.name in line for line in found), path
         assert all("checkpoints/4: " in line for line in found[:-1]), found
-        assert "of which there is no sound checkpoint" in found[-1]
+        assert "which has no sound checkpoint" in found[-1]
     assert lines(study) == []
 
 
-def test_every_fault_is_found_at_once_with_file_and_remedy(study):
+def test_verify_reports_all_problems_at_once_with_file_and_remedy(study):
     run = study / RUN
     (run / "env.json").write_text("{")
     change(run / "config.json", hash="0" * 64)
@@ -105,15 +105,18 @@ def test_every_fault_is_found_at_once_with_file_and_remedy(study):
     (study / "trials/bn-batch_size-4-seed-1/result.json").unlink()
     found = lines(study)
     for start, says in [
-        (f"{RUN}/env.json: cannot be read", "the numbers are not"),
-        (f"{RUN}/config.json: its hash is not that of its experiment", "remove the folder"),
-        (f"{RUN}/result.json: it is done after step 3, and the config has 4", "remove the folder"),
-        (f"{RUN}/result.json: 3 steps are not 16 examples", "remove the folder"),
-        (f"{RUN}/result.json: it is of step 3, and the last record", "remove the folder"),
-        (f"{RUN}/metrics.jsonl: line 5 is no whole record", "it drops the line"),
-        (f"{RUN}/gallery.npz: is not what was saved", "it is measured anew"),
-        ("trials/unknown: the ledger does not know it", "move it"),
-        ("trials/bn-batch_size-4-seed-1/result.json: is missing, and the ledger says done", "same"),
+        (f"{RUN}/env.json: cannot be read", "the results are not affected"),
+        (f"{RUN}/config.json: the hash does not match", "remove the folder"),
+        (f"{RUN}/result.json: done after step 3, but the config has 4", "remove the folder"),
+        (f"{RUN}/result.json: 3 steps do not make 16 examples", "remove the folder"),
+        (f"{RUN}/result.json: result of step 3, but the last record", "remove the folder"),
+        (f"{RUN}/metrics.jsonl: line 5 is not a complete record", "to drop the line"),
+        (f"{RUN}/gallery.npz: does not match its checksums", "to evaluate it again"),
+        ("trials/unknown: not in the ledger", "move it"),
+        (
+            "trials/bn-batch_size-4-seed-1/result.json: is missing",
+            "but the status in the ledger is done; run the same command again",
+        ),
     ]:
         assert [line for line in found if line.startswith(start) and says in line], (start, found)
 
@@ -123,33 +126,33 @@ def test_every_fault_is_found_at_once_with_file_and_remedy(study):
     [
         ("config.json", "[]", "config.json: expected a table; found list"),
         ("config.json", '{"experiment": {"seeed": 1}}', "config.json: not the config of a run"),
-        ("metrics.jsonl", f"{RECORD}{RECORD}", "step 2 comes after step 2"),
-        ("metrics.jsonl", f"{RECORD}3\n{RECORD}", "line 2 is no whole record"),
-        ("metrics.jsonl", RECORD, "it is of step 4, and the last record of"),
+        ("metrics.jsonl", f"{RECORD}{RECORD}", "step 2 follows step 2"),
+        ("metrics.jsonl", f"{RECORD}3\n{RECORD}", "line 2 is not a complete record"),
+        ("metrics.jsonl", RECORD, "result of step 4, but the last record of"),
         ("result.json", "{}", "result.json: not the result of a run (trial: Field required)"),
         ("result.json", "{", "result.json: cannot be read"),
-        ("gallery.npz", "", "gallery.npz: is not what was saved"),
-        ("items.npz", "", "items.npz: is not what was saved"),
+        ("gallery.npz", "", "gallery.npz: does not match its checksums"),
+        ("items.npz", "", "items.npz: does not match its checksums"),
     ],
 )
-def test_a_damaged_file_of_a_run_is_named(name, content, says, study):
+def test_verify_names_a_damaged_file_of_a_run(name, content, says, study):
     (study / RUN / name).write_text(content)
     for folder in (study, study / RUN):
         assert any(says in line for line in lines(folder)), lines(folder)
 
 
-def test_a_changed_number_of_a_result_is_found(study):
+def test_verify_reports_a_changed_number_in_a_result(study):
     result = json.loads((study / RUN / "result.json").read_text())
     change(study / RUN / "result.json", final_loss=0.5)
     [line] = lines(study)
-    assert "its final_loss is not that of the last record of metrics.jsonl" in line
+    assert "final_loss differs from the last record of metrics.jsonl" in line
     result["metrics"]["precise"]["AP50"] += 0.01
     change(study / RUN / "result.json", **result)
     [line] = lines(study)
     assert f"{RUN}/result.json: the ledger has another AP50" in line
 
 
-def test_files_of_another_run_are_found(small, dataset, run, tmp_path, study):
+def test_verify_reports_files_of_another_run(small, dataset, run, tmp_path, study):
     other = tmp_path / "other"
     run(dataclasses.replace(small, seed=7), dataset, other)
     assert lines(other) == []
@@ -158,16 +161,16 @@ def test_files_of_another_run_are_found(small, dataset, run, tmp_path, study):
     shutil.rmtree(study / RUN / "checkpoints" / "3")
     shutil.copytree(other / "checkpoints" / "3", study / RUN / "checkpoints" / "3")
     found = lines(study / RUN)
-    assert any("checkpoints/3: it belongs to another config" in line for line in found)
-    assert any("result.json: it is of another config" in line for line in found)
-    # A whole run in another's place is sound by itself; the study knows better.
+    assert any("checkpoints/3: belongs to another config" in line for line in found)
+    assert any("result.json: belongs to another config" in line for line in found)
+    # A complete run in another trial's folder is sound by itself, but not as a part of the study.
     shutil.rmtree(study / RUN)
     shutil.copytree(other, study / RUN)
     assert lines(study / RUN) == []
-    assert any("another config than the study gives" in line for line in lines(study))
+    assert any("another config than the study has" in line for line in lines(study))
 
 
-def test_a_ledger_that_differs_from_the_study_or_is_damaged_is_named(study):
+def test_verify_reports_a_ledger_that_is_damaged_or_differs_from_the_study(study):
     ledger = study / "ledger.sqlite"
     with sqlite3.connect(ledger) as database:
         database.execute("update trials set hash = 'x' where name like '%seed-0'")
@@ -189,19 +192,21 @@ def test_a_ledger_that_differs_from_the_study_or_is_damaged_is_named(study):
         verify(study)
 
 
-def test_a_folder_in_use_is_not_judged(study):
+def test_verify_rejects_a_locked_folder(study):
     for folder in (study, study / RUN):
         with locked(folder), pytest.raises(FolderLockedError, match="wait until it has ended"):
             verify(study)
 
 
-def test_the_command_prints_each_fault_and_a_summary_and_exits_with_5(study):
+def test_the_command_prints_each_problem_and_a_summary_and_exits_with_5(study):
     done = CliRunner().invoke(main, ["verify", str(study)])
     assert (done.exit_code, done.stdout) == (0, f"{verify(study)}\n")
     log = study / RUN / "metrics.jsonl"
     write_records(log, read_records(log)[:-1])
     done = CliRunner().invoke(main, ["verify", str(study)])
     assert done.exit_code == 5
-    fault, summary = done.stdout.splitlines()
-    assert fault.startswith(f"{study / RUN / 'result.json'}: it is of step 4, and the last record")
+    problem, summary = done.stdout.splitlines()
+    assert problem.startswith(
+        f"{study / RUN / 'result.json'}: result of step 4, but the last record"
+    )
     assert summary.startswith(f"{study}: problems: 1 (runs 2, checkpoints 4")

@@ -1,4 +1,4 @@
-"""Workers: each trial once, whoever dies, whatever the clock does; and tuning."""
+"""Workers run each trial once, even if workers die or leases are lost, and tune before."""
 
 import dataclasses
 import threading
@@ -31,7 +31,7 @@ GRID = Study(
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Leases and looks of fractions of a second."""
+    """Leases and polling intervals of fractions of a second."""
     for module in (worker, lease):
         monkeypatch.setattr(module, "LEASE_SECONDS", 0.6)
         monkeypatch.setattr(module, "TICK_SECONDS", 0.02)
@@ -39,13 +39,13 @@ def quick(monkeypatch):
 
 NOTHING = Batch(images=None, boxes=None, classes=None, valid=None, extent=None, index=None)
 VALIDATION = Dataset(name="validation", class_names=(), train=NOTHING, test=NOTHING)
-"""Stands for the data of which images are held out."""
+"""Stands for the data with validation images."""
 
 
 @pytest.fixture
-def make_site(experiment, dataset, tmp_path):
-    def make(study=GRID, base=experiment):
-        studied = dataclasses.replace(base, study=study)
+def make_study(experiment, dataset, tmp_path):
+    def make(grid=GRID, base=experiment):
+        studied = dataclasses.replace(base, study=grid)
         ledger = Ledger(tmp_path / "ledger.sqlite", journal="wal")
         ledger.expect(
             Entry(t.name, config_hash(t.experiment), t.cell, t.split) for t in trials(studied)
@@ -65,7 +65,7 @@ def result_of(trial, ap=0.5, **fields):
 
 
 def written(folder, result):
-    """The result, after writing it where a run does."""
+    """Writes the result where a run writes it, and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     write_result(folder / "result.json", result)
     return result
@@ -73,7 +73,7 @@ def written(folder, result):
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Puts a function (trial, dataset, folder, stop) in the place of training."""
+    """Replaces training by a function (trial, dataset, folder, stop) -> result."""
 
     def put(run):
         def run_trials(runs, dataset, *, stop):
@@ -86,34 +86,34 @@ def pretend(monkeypatch):
     return put
 
 
-class Told(StudyListener):
-    """A listener that notes what it is told."""
+class Recorder(StudyListener):
+    """A listener that records its events."""
 
     def __init__(self):
-        self.told = []
+        self.events = []
 
     def begin(self, trial):
-        self.told.append(("begin", trial.name))
+        self.events.append(("begin", trial.name))
 
     def pause(self, trial):
-        self.told.append(("pause", trial.name))
+        self.events.append(("pause", trial.name))
 
     def end(self, trial, result):
-        self.told.append(("end", trial.name))
+        self.events.append(("end", trial.name))
 
 
-def go(site, owner="x", stop=None, **kwargs):
-    told = Told()
-    work(site, owner, stop=stop or Stop(), listener=told, **kwargs)
-    return told.told
+def go(study, owner="x", stop=None, **kwargs):
+    listener = Recorder()
+    work(study, owner, stop=stop or Stop(), listener=listener, **kwargs)
+    return listener.events
 
 
-def statuses(site):
-    return [row.status for row in site.ledger.rows().values()]
+def statuses(study):
+    return [row.status for row in study.ledger.rows().values()]
 
 
-def test_workers_side_by_side_run_each_trial_once(make_site, pretend):
-    site, ran = make_site(), []
+def test_concurrent_workers_run_each_trial_once(make_study, pretend):
+    study, ran = make_study(), []
 
     def run(trial, *_):
         ran.append((threading.current_thread().name, trial.name))
@@ -121,47 +121,47 @@ def test_workers_side_by_side_run_each_trial_once(make_site, pretend):
         return result_of(trial)
 
     pretend(run)
-    workers = [threading.Thread(target=go, args=(site, owner), name=owner) for owner in "abc"]
+    workers = [threading.Thread(target=go, args=(study, owner), name=owner) for owner in "abc"]
     for thread in workers:
         thread.start()
     for thread in workers:
         thread.join()
-    assert sorted(name for _, name in ran) == sorted(site.points)
+    assert sorted(name for _, name in ran) == sorted(study.points)
     assert len({owner for owner, _ in ran}) > 1
-    assert set(statuses(site)) == {"done"}
+    assert set(statuses(study)) == {"done"}
 
 
-def test_a_trial_longer_than_its_lease_stays_its_workers(make_site, pretend):
-    site = make_site()
-    first = next(iter(site.points))
+def test_a_lease_is_renewed_during_a_trial_longer_than_it(make_study, pretend):
+    study = make_study()
+    first = next(iter(study.points))
     taken = []
 
     def run(trial, *_):
         end = time.monotonic() + 1.5
         while trial.name == first and time.monotonic() < end:
-            taken.append(site.ledger.rows()[first].owner)
+            taken.append(study.ledger.rows()[first].owner)
             time.sleep(0.02)
         return result_of(trial)
 
     pretend(run)
-    other = threading.Thread(target=go, args=(site, "other"))
+    other = threading.Thread(target=go, args=(study, "other"))
     threading.Timer(0.2, other.start).start()
-    go(site, "x")
+    go(study, "x")
     other.join()
     assert len(set(taken)) == 1
-    assert site.ledger.rows()[first].attempts == 1
+    assert study.ledger.rows()[first].attempts == 1
 
 
-def test_a_worker_that_loses_its_lease_stops_and_writes_nothing(make_site, pretend):
-    site, ran = make_site(), []
-    first = next(iter(site.points))
+def test_a_worker_that_loses_its_lease_stops_and_records_nothing(make_study, pretend):
+    study, ran = make_study(), []
+    first = next(iter(study.points))
 
     def run(trial, dataset, folder, stop):
         ran.append(trial.name)
         if ran == [first]:
-            # As if the clock had jumped: another worker claims the trial.
-            site.ledger.reopen([first])
-            assert site.ledger.claim("other", 60.0) == first
+            # Another worker claims the trial, as after a jump of the clock.
+            study.ledger.reopen([first])
+            assert study.ledger.claim("other", 60.0) == first
             while not stop.requested:
                 time.sleep(0.01)
             raise Interrupted("saved")
@@ -169,69 +169,69 @@ def test_a_worker_that_loses_its_lease_stops_and_writes_nothing(make_site, prete
 
     pretend(run)
     stop = Stop()
-    threading.Timer(1.5, lambda: site.ledger.release(first, "other")).start()
-    told = go(site, stop=stop)
+    threading.Timer(1.5, lambda: study.ledger.release(first, "other")).start()
+    events = go(study, stop=stop)
     assert not stop.requested
-    assert told[:2] == [("begin", first), ("pause", first)]
+    assert events[:2] == [("begin", first), ("pause", first)]
     assert ran.count(first) == 2
-    assert sorted(set(ran)) == sorted(site.points)
-    assert set(statuses(site)) == {"done"}
+    assert sorted(set(ran)) == sorted(study.points)
+    assert set(statuses(study)) == {"done"}
 
 
-def test_a_result_that_comes_after_the_lease_was_lost_is_not_written(make_site, pretend):
-    site = make_site()
-    first = next(iter(site.points))
+def test_a_result_after_the_lease_was_lost_is_not_recorded(make_study, pretend):
+    study = make_study()
+    first = next(iter(study.points))
 
     def run(trial, *_):
-        if trial.name == first and site.ledger.rows()[first].owner == "x":
-            site.ledger.reopen([first])
-            site.ledger.claim("other", 60.0)
-            site.ledger.finish(first, "other", "done", None, 0.9)
+        if trial.name == first and study.ledger.rows()[first].owner == "x":
+            study.ledger.reopen([first])
+            study.ledger.claim("other", 60.0)
+            study.ledger.finish(first, "other", "done", None, 0.9)
         return result_of(trial, 0.1)
 
     pretend(run)
-    told = go(site)
-    assert told[:2] == [("begin", first), ("pause", first)]
-    scores = [row.score for row in site.ledger.rows().values()]
+    events = go(study)
+    assert events[:2] == [("begin", first), ("pause", first)]
+    scores = [row.score for row in study.ledger.rows().values()]
     assert scores == [0.9] + [0.1] * 7
 
 
-def test_a_trial_whose_folder_is_locked_is_put_back_and_has_its_turn_later(make_site, pretend):
-    site, order = make_site(), []
-    first = next(iter(site.points))
+def test_a_trial_whose_folder_is_locked_is_released_and_run_later(make_study, pretend):
+    study, order = make_study(), []
+    first = next(iter(study.points))
 
     def run(trial, *_):
         order.append(trial.name)
         if order.count(first) == 1 and trial.name == first:
-            raise FolderLockedError("another process is running this")
+            raise FolderLockedError("locked by another process")
         return result_of(trial)
 
     pretend(run)
-    told = go(site)
-    assert told[:3] == [("begin", first), ("pause", first), ("begin", order[1])]
+    events = go(study)
+    assert events[:3] == [("begin", first), ("pause", first), ("begin", order[1])]
     assert order[1] != first
     assert order.count(first) == 2
-    assert site.ledger.rows()[first].attempts == 1
-    assert set(statuses(site)) == {"done"}
+    assert study.ledger.rows()[first].attempts == 1
+    assert set(statuses(study)) == {"done"}
 
 
-def test_the_trial_of_a_dead_worker_is_claimed_when_its_lease_runs_out(make_site, pretend):
-    site = make_site()
-    first = site.ledger.claim("dead", worker.LEASE_SECONDS)
+def test_the_trial_of_a_dead_worker_is_claimed_after_its_lease_expires(make_study, pretend):
+    study = make_study()
+    first = study.ledger.claim("dead", worker.LEASE_SECONDS)
     pretend(lambda trial, *_: result_of(trial))
-    ended = [name for what, name in go(site) if what == "end"]
+    ended = [name for what, name in go(study) if what == "end"]
     assert first in ended[1:]
-    assert site.ledger.rows()[first].attempts == 2
+    assert study.ledger.rows()[first].attempts == 2
 
 
 @pytest.mark.parametrize("ask", ["ledger", "orphan", "signal"])
-def test_a_worker_that_is_to_stop_saves_and_gives_its_trial_back(ask, make_site, pretend):
-    site, stop, alone = make_site(), Stop(), []
+def test_a_stopping_worker_saves_and_releases_its_trial(ask, make_study, pretend):
+    study, stop, alone = make_study(), Stop(), []
 
     def run(trial, dataset, folder, requested):
         match ask:
             case "ledger":
-                site.ledger.stop(True)
+                study.ledger.stop(True)
             case "orphan":
                 alone.append(True)
             case "signal":
@@ -242,16 +242,16 @@ def test_a_worker_that_is_to_stop_saves_and_gives_its_trial_back(ask, make_site,
 
     pretend(run)
     with pytest.raises(Interrupted, match="stopped after step 2"):
-        go(site, stop=stop, orphaned=lambda: bool(alone))
-    assert set(statuses(site)) == {"waiting"}
-    assert site.ledger.rows()[next(iter(site.points))].attempts == 0
+        go(study, stop=stop, orphaned=lambda: bool(alone))
+    assert set(statuses(study)) == {"waiting"}
+    assert study.ledger.rows()[next(iter(study.points))].attempts == 0
     with pytest.raises(Interrupted, match="stopped between two trials"):
-        go(site, stop=stop, orphaned=lambda: bool(alone))
+        go(study, stop=stop, orphaned=lambda: bool(alone))
 
 
-def test_a_trial_that_raises_leaves_its_trace_and_the_others_run(make_site, pretend):
-    site = make_site()
-    first = next(iter(site.points))
+def test_a_trial_that_raises_leaves_a_traceback_and_the_others_run(make_study, pretend):
+    study = make_study()
+    first = next(iter(study.points))
 
     def run(trial, *_):
         if trial.name == first:
@@ -259,20 +259,20 @@ def test_a_trial_that_raises_leaves_its_trace_and_the_others_run(make_site, pret
         return result_of(trial)
 
     pretend(run)
-    go(site)
-    assert statuses(site) == ["failed"] + ["done"] * 7
-    assert site.ledger.rows()[first].error == "RuntimeError: no such luck"
-    assert "no such luck" in (site.run_folder(first) / "error.txt").read_text()
+    go(study)
+    assert statuses(study) == ["failed"] + ["done"] * 7
+    assert study.ledger.rows()[first].error == "RuntimeError: no such luck"
+    assert "no such luck" in (study.run_folder(first) / "error.txt").read_text()
 
 
 @pytest.fixture
-def packs(make_site, monkeypatch):
-    """A site where packing always pays, and the packs that were trained."""
+def packs(make_study, monkeypatch):
+    """A study context in which packing always pays."""
     monkeypatch.setattr(worker, "packing_pays", lambda experiments, dataset: True)
-    return dataclasses.replace(make_site(), pack=8)
+    return dataclasses.replace(make_study(), pack=8)
 
 
-def test_seeds_are_trained_together_where_it_pays(packs, monkeypatch):
+def test_seeds_are_packed_where_packing_pays(packs, monkeypatch):
     trained = []
 
     def run_trials(runs, dataset, *, stop):
@@ -281,14 +281,14 @@ def test_seeds_are_trained_together_where_it_pays(packs, monkeypatch):
         return [written(each.folder, result_of(each.trial)) for each in runs]
 
     monkeypatch.setattr(worker, "run_trials", run_trials)
-    told = go(packs)
+    events = go(packs)
     names = list(packs.points)
     assert sorted(trained) == sorted([a, b] for a, b in zip(names[:4], names[4:]))
-    assert told[:4] == [(what, name) for what in ("begin", "end") for name in trained[0]]
+    assert events[:4] == [(what, name) for what in ("begin", "end") for name in trained[0]]
     assert set(statuses(packs)) == {"done"}
 
 
-def test_seeds_are_trained_alone_where_packing_does_not_pay_and_that_is_asked_once_a_cell(
+def test_seeds_are_trained_alone_where_packing_does_not_pay_measured_once_per_cell(
     packs, pretend, monkeypatch
 ):
     asked, order = [], []
@@ -301,7 +301,7 @@ def test_seeds_are_trained_alone_where_packing_does_not_pay_and_that_is_asked_on
     assert [row.attempts for row in packs.ledger.rows().values()] == [1] * 8
 
 
-def test_a_pack_that_raises_is_run_one_by_one_and_only_the_faulty_trial_fails(packs, monkeypatch):
+def test_a_pack_that_raises_is_split_up_and_only_the_failing_trial_fails(packs, monkeypatch):
     first, trained = next(iter(packs.points)), []
 
     def run_trials(runs, dataset, *, stop):
@@ -317,7 +317,7 @@ def test_a_pack_that_raises_is_run_one_by_one_and_only_the_faulty_trial_fails(pa
     assert sorted(trained) == [1, 1, 2, 2, 2, 2]
 
 
-def test_a_pack_that_loses_one_trial_gives_the_others_back(packs, monkeypatch):
+def test_a_pack_that_loses_the_lease_on_one_trial_releases_the_others(packs, monkeypatch):
     first, trained = next(iter(packs.points)), []
 
     def run_trials(runs, dataset, *, stop):
@@ -339,36 +339,36 @@ def test_a_pack_that_loses_one_trial_gives_the_others_back(packs, monkeypatch):
     assert set(statuses(packs)) == {"done"}
 
 
-def test_a_ledger_that_cannot_be_used_ends_the_worker(make_site, pretend):
-    site = make_site()
+def test_an_unusable_ledger_ends_the_worker(make_study, pretend):
+    study = make_study()
 
     def run(trial, *_):
-        site.ledger.path.write_bytes(b"x" * 9000)
+        study.ledger.path.write_bytes(b"x" * 9000)
         return result_of(trial)
 
     pretend(run)
     with pytest.raises(RunFolderError, match="the ledger cannot be used"):
-        go(site)
+        go(study)
 
 
-def test_a_folder_without_a_study_is_refused(tmp_path):
-    with pytest.raises(RunFolderError, match="no study has begun in it"):
+def test_open_study_rejects_a_folder_without_a_study(tmp_path):
+    with pytest.raises(RunFolderError, match="not the folder of a study"):
         open_study(tmp_path)
 
 
 @pytest.fixture
-def tuned_site(make_site, held_out, experiment, monkeypatch):
-    """Two arms, two batch sizes, three rates each, one seed; and images for validation."""
+def tuned_study(make_study, held_out, experiment, monkeypatch):
+    """Two arms, two batch sizes, one seed, three learning rates to tune on validation images."""
     tune = Tune(factors=(0.5, 1.0, 2.0), seed=9)
     data = {"kind": "held_out", "image_size": 32, "validation": 0.25}
     monkeypatch.setattr(worker, "load", lambda spec: VALIDATION if spec.validation else None)
-    return make_site(
+    return make_study(
         dataclasses.replace(GRID, seeds=(0,), tune=tune),
         validate(resolved(experiment) | {"data": data}),
     )
 
 
-def test_the_values_that_are_tried_are_trained_together_where_it_pays(tuned_site, monkeypatch):
+def test_tuning_trials_are_packed_where_packing_pays(tuned_study, monkeypatch):
     monkeypatch.setattr(worker, "packing_pays", lambda experiments, dataset: True)
     trained = []
 
@@ -377,12 +377,12 @@ def test_the_values_that_are_tried_are_trained_together_where_it_pays(tuned_site
         return [written(each.folder, result_of(each.trial)) for each in runs]
 
     monkeypatch.setattr(worker, "run_trials", run_trials)
-    go(dataclasses.replace(tuned_site, pack=8))
+    go(dataclasses.replace(tuned_study, pack=8))
     assert sorted(trained) == [(1, False)] * 4 + [(3, True)] * 4
-    assert set(statuses(tuned_site)) == {"done"}
+    assert set(statuses(tuned_study)) == {"done"}
 
 
-def test_the_best_rate_on_validation_images_is_that_of_the_trials_that_count(tuned_site, pretend):
+def test_main_trials_use_the_best_learning_rate_on_validation_images(tuned_study, pretend):
     seen, rates = [], {}
     best = {("BN", 2): 0.04, ("BN", 4): 0.02, ("LN", 2): 0.01, ("LN", 4): 0.04}
 
@@ -396,41 +396,39 @@ def test_the_best_rate_on_validation_images_is_that_of_the_trials_that_count(tun
         return result_of(trial, 1 - abs(rate - best[trial.arm, trial.axis_value]))
 
     pretend(run)
-    go(tuned_site)
+    go(tuned_study)
     assert seen == [("validation", True, "tuning")] * 12 + [("test", False, "trials")] * 4
     assert rates == best
 
 
-def test_a_tuned_value_is_chosen_by_no_result_on_test_images(
-    make_site, tuned_site, pretend, monkeypatch
-):
-    """Those of the first seed are there when the second is begun."""
-    study = dataclasses.replace(tuned_site.experiment.study, seeds=(0, 1))
-    tuned_site.ledger.path.unlink()
-    site, compared = make_site(study, tuned_site.experiment), []
+def test_tuning_never_uses_results_on_test_images(make_study, tuned_study, pretend, monkeypatch):
+    """Test results of the first seed exist before the trials of the second are built."""
+    grid = dataclasses.replace(tuned_study.experiment.study, seeds=(0, 1))
+    tuned_study.ledger.path.unlink()
+    study, compared = make_study(grid, tuned_study.experiment), []
 
     def choose(metric, results):
         results = list(results)
-        compared.append({site.points[result.trial].split for result in results})
-        assert len(results) == len(study.tune.factors)
+        compared.append({study.points[result.trial].split for result in results})
+        assert len(results) == len(grid.tune.factors)
         return best_value(metric, results)
 
     monkeypatch.setattr(context, "best_value", choose)
     pretend(lambda trial, *_: result_of(trial))
-    go(site)
-    assert set(statuses(site)) == {"done"}
+    go(study)
+    assert set(statuses(study)) == {"done"}
     assert compared == [{"validation"}] * 8
 
 
-def test_trials_whose_tuning_failed_fail_too_and_say_why(tuned_site, pretend):
+def test_trials_whose_tuning_failed_fail_with_its_error(tuned_study, pretend):
     def run(trial, *_):
         if trial.name == "bn-batch_size-2-learning_rate-0.02-seed-9":
             raise OSError("no")
         return result_of(trial)
 
     pretend(run)
-    go(tuned_site)
-    rows = tuned_site.ledger.rows()
+    go(tuned_study)
+    rows = tuned_study.ledger.rows()
     assert [name for name, row in rows.items() if row.status == "failed"] == [
         "bn-batch_size-2-learning_rate-0.02-seed-9",
         "bn-batch_size-2-seed-0",

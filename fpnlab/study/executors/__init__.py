@@ -1,4 +1,4 @@
-"""Ways to start workers of a study: processes of this machine, Ray, Slurm.
+"""Executors, which start the workers of a study as local processes, Ray tasks or Slurm jobs.
 
-An executor runs the same command wherever it runs it; what a worker does is `fpnlab.study.worker`.
+Every executor runs the same command, whose work is in `fpnlab.study.worker`.
 """

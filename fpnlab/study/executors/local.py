@@ -1,4 +1,4 @@
-"""Workers as processes of this machine."""
+"""Workers as processes on this machine."""
 
 import os
 import pathlib
@@ -11,28 +11,28 @@ SHARED_ACCELERATOR = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 class Local:
-    """Starts workers side by side; each has its share of the cores, and one GPU of several."""
+    """Starts workers that share the CPU cores; with several GPUs, each worker gets one."""
 
     over_network = False
 
     def __init__(self, workers: int, logs: pathlib.Path) -> None:
-        """Makes ready.
+        """Prepares the executor without starting workers.
 
         Args:
-          workers: how many share the machine.
-          logs: folder for what they print, a file each.
+          workers: Number of workers that share the machine.
+          logs: Folder for the output of the workers, one file each.
         """
         self.workers, self.logs = workers, logs
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._gpu: dict[str, str] = {}
 
     def start(self, commands: dict[str, list[str]]) -> None:
-        """Starts workers by owner; Ctrl-C does not reach one, so that it is asked to stop once."""
+        """Starts workers by owner name."""
         self.logs.mkdir(exist_ok=True)
         for owner, command in commands.items():
             self._start(owner, command)
 
-    def _start(self, owner, command):
+    def _start(self, owner: str, command: list[str]) -> None:
         parent = ["--parent", str(os.getpid())]
         own = {}
         if len(gpus := visible_gpus()) > 1:
@@ -40,6 +40,8 @@ class Local:
             self._gpu[owner] = min(gpus, key=taken.count)
             own = {"CUDA_VISIBLE_DEVICES": self._gpu[owner]}
         with (self.logs / f"{owner}.log").open("wb") as log:
+            # A session of its own keeps Ctrl-C in the terminal from the worker: it would count as a
+            # second request to stop, after that of the runner, and end the worker before it saved.
             self._running[owner] = subprocess.Popen(
                 [*command, *parent],
                 stdin=subprocess.DEVNULL,
@@ -50,7 +52,7 @@ class Local:
             )
 
     def ended(self) -> dict[str, int]:
-        """Returns the workers that have ended since it was last asked, with their exit codes."""
+        """Returns the exit codes of the workers that have ended since the last call, by owner."""
         codes = {owner: process.poll() for owner, process in self._running.items()}
         found = {owner: code for owner, code in codes.items() if code is not None}
         for owner in found:
@@ -58,30 +60,30 @@ class Local:
         return found
 
     def running(self) -> int:
-        """Returns how many have not ended, by what `ended` has returned."""
+        """Returns the number of workers that `ended` has not yet returned."""
         return len(self._running)
 
     def kill(self) -> None:
-        """Ends those that still run, at once."""
+        """Kills the workers that still run."""
         for process in self._running.values():
             process.kill()
             process.wait()
 
     def last_output(self, owner: str) -> str:
-        """Returns the last line that a worker printed, and where the rest is."""
+        """Returns the last line that a worker printed, with the path of its log."""
         path = self.logs / f"{owner}.log"
         output = path.read_text(errors="replace") if path.exists() else ""
         return f"{last_line(output)} ({path})"
 
 
 def cores() -> int:
-    """Returns the cores that this process may use."""
+    """Returns the number of CPU cores available to this process."""
     usable = getattr(os, "sched_getaffinity", None)
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:
-    """Returns the names of the NVIDIA GPUs that this process may use, without starting them."""
+    """Returns the names of the NVIDIA GPUs visible to this process, without initializing them."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in named.split(",") if name]
     there = pathlib.Path("/proc/driver/nvidia/gpus")
@@ -89,15 +91,15 @@ def visible_gpus() -> list[str]:
 
 
 def machine_share(workers: int) -> dict[str, str]:
-    """Returns the environment of one of so many workers that share the machine.
+    """Returns environment variables for one of ``workers`` workers that share the machine.
 
-    Threads that outnumber the cores wait for each other, and a worker that takes most of an
-    accelerator's memory leaves the next one none.
+    They limit the threads, since more threads than cores slow each other down, and turn off the
+    preallocation of accelerator memory, with which the first worker would leave none to the others.
     """
     return {"PJRT_NPROC": str(max(cores() // workers, 1)), **SHARED_ACCELERATOR}
 
 
 def worker_command(folder: pathlib.Path, owner: str, pack: int) -> list[str]:
-    """Returns the command that every executor runs."""
+    """Returns the command that starts a worker, the same for all executors."""
     options = ["--owner", owner, "--pack", str(pack)]
     return [sys.executable, "-m", "fpnlab", "worker", str(folder.resolve()), *options]

@@ -1,7 +1,6 @@
-"""Workers as tasks of a Ray cluster, or of Ray on this machine (`pip install fpnlab[ray]`)."""
+"""Workers as tasks of a Ray cluster, or of a local Ray (``pip install fpnlab[ray]``)."""
 
 import os
-from typing import Any
 
 from fpnlab.errors import UnavailableError
 from fpnlab.study.executors.local import cores
@@ -9,22 +8,22 @@ from fpnlab.study.executors.remote import last_line, load_extra, run_worker
 
 
 class Ray:
-    """Starts workers as Ray tasks; each has a core, and an accelerator where there are any."""
+    """Starts workers as Ray tasks; each gets a core, and a GPU if the cluster has any."""
 
     def __init__(self, workers: int, address: str) -> None:
-        """Connects.
+        """Connects to Ray.
 
         Args:
-          workers: how many tasks.
-          address: of a cluster whose machines see the study's folder, or ``local``.
+          workers: Number of tasks.
+          address: Address of a cluster whose machines share the study's folder, or ``local``.
 
         Raises:
-          UnavailableError: Ray is not installed, or there is no cluster at the address.
+          UnavailableError: Ray is not installed, or no cluster answers at the address.
         """
         ray = load_extra("ray", "ray")
         self.workers, self.over_network = workers, address != "local"
         self._ray = ray
-        # Ray on this machine is told nothing but how many tasks fit in it.
+        # A local Ray would run one task per core; `num_cpus` sets the number of tasks instead.
         place = {"address": address} if self.over_network else {"num_cpus": workers}
         try:
             ray.init(**place, include_dashboard=False, log_to_driver=False, logging_level="error")
@@ -36,16 +35,16 @@ class Ray:
         accelerators = 1 if ray.cluster_resources().get("GPU") else 0
         options = ray.remote(num_cpus=1, num_gpus=accelerators, max_retries=0)
         self._task = options(run_worker)
-        self._running: dict[str, Any] = {}
+        self._running: dict[str, object] = {}
         self._output: dict[str, str] = {}
 
     def start(self, commands: dict[str, list[str]]) -> None:
-        """Starts workers by owner, each as soon as the cluster has room for it."""
+        """Submits workers by owner name; each starts once the cluster has room for it."""
         for owner, command in commands.items():
             self._running[owner] = self._task.remote(command, os.getcwd(), self._threads)
 
     def ended(self) -> dict[str, int]:
-        """Returns the workers that have ended since it was last asked, with their exit codes."""
+        """Returns the exit codes of the workers that have ended since the last call, by owner."""
         tasks = list(self._running.values())
         ready = self._ray.wait(tasks, num_returns=len(tasks), timeout=0)[0] if tasks else []
         found = {}
@@ -58,11 +57,11 @@ class Ray:
         return found
 
     def running(self) -> int:
-        """Returns how many have not ended, by what `ended` has returned."""
+        """Returns the number of workers that `ended` has not yet returned."""
         return len(self._running)
 
     def kill(self) -> None:
-        """Ends those that still run, and leaves the cluster."""
+        """Cancels the tasks that still run, and disconnects."""
         for task in self._running.values():
             self._ray.cancel(task, force=True)
         self._ray.shutdown()

@@ -1,20 +1,21 @@
-"""Workers on other machines: their command, run there by a small function."""
+"""Functions shared by the executors that run workers on other machines."""
 
 import importlib
 import os
 import subprocess
-from typing import Any
+import types
 
 from fpnlab.errors import UnavailableError
 
 TAIL_BYTES = 4000
+"""Length of the worker's output that is sent back, counted from its end."""
 
 
-def load_extra(extra: str, package: str) -> Any:
-    """Returns a package that an extra of fpnlab brings.
+def load_extra(extra: str, package: str) -> types.ModuleType:
+    """Returns the module ``package``, which the optional dependencies ``extra`` install.
 
     Raises:
-      UnavailableError: it is not installed.
+      UnavailableError: The package is not installed.
     """
     try:
         return importlib.import_module(package)
@@ -23,14 +24,15 @@ def load_extra(extra: str, package: str) -> Any:
 
 
 def run_worker(command: list[str], folder: str, threads: int) -> tuple[int, str]:
-    """Returns the exit code of a worker that ran in this process's machine, and what it said last.
+    """Runs a worker; returns its exit code and the end of its output.
 
-    It stops when this process ends. A variable of the environment that is set there stays.
+    The worker stops when this process ends. Environment variables of this machine take precedence
+    over ``threads``.
 
     Args:
-      command: what to run.
-      folder: the working directory, in which the config's paths hold.
-      threads: those of its computations.
+      command: The command of the worker.
+      folder: The working directory, to which paths in the config are relative.
+      threads: Number of threads for computation.
     """
     done = subprocess.run(
         [*command, "--parent", str(os.getpid())],
@@ -46,6 +48,6 @@ def run_worker(command: list[str], folder: str, threads: int) -> tuple[int, str]
 
 
 def last_line(text: str) -> str:
-    """Returns the last line of a text that says anything."""
+    """Returns the last line of a text that is not blank, or "no output"."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no output"

@@ -1,4 +1,4 @@
-"""Workers as a Slurm job array, submitted by submitit (`pip install fpnlab[slurm]`)."""
+"""Workers as a Slurm job array, submitted by submitit (``pip install fpnlab[slurm]``)."""
 
 import itertools
 import os
@@ -6,25 +6,59 @@ import pathlib
 import shutil
 import subprocess
 import time
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 from fpnlab.errors import Interrupted, UnavailableError
 from fpnlab.study.executors.remote import last_line, load_extra, run_worker
 
 COMMON = ("timeout_min", "cpus_per_task", "mem_gb", "gpus_per_node", "name")
-"""Options that submitit knows for any cluster; others are Slurm's own."""
+"""Options that submitit has for any cluster; all others are passed on to Slurm."""
 LOST = -1
-"""Stands for the exit code of a worker whose job has none."""
+"""Exit code of a worker whose job has left no result."""
 QUEUE_SECONDS = 10.0
-"""Time between two queries of the queue, at least."""
+"""Shortest time between two queries of the queue."""
+
+
+@runtime_checkable
+class JobPaths(Protocol):
+    """Files of a job."""
+
+    @property
+    def result_pickle(self) -> pathlib.Path:
+        """The file to which the job writes its result."""
+
+
+@runtime_checkable
+class Job(Protocol):
+    """The part of ``submitit.Job`` that this module uses."""
+
+    @property
+    def job_id(self) -> str:
+        """The job's id in the queue."""
+
+    @property
+    def paths(self) -> JobPaths:
+        """Files of the job."""
+
+    def done(self) -> bool:
+        """Returns whether the job has ended, by the cluster's accounting."""
+
+    def exception(self) -> BaseException | None:
+        """Returns the error that ended the job; None if it succeeded."""
+
+    def result(self) -> tuple[int, str]:
+        """Returns the value of ``run_worker``."""
+
+    def cancel(self, check: bool = True) -> None:
+        """Cancels the job."""
 
 
 class Slurm:
-    """Starts workers as jobs, whose machines see the study's folder and this installation.
+    """Starts workers as Slurm jobs, on machines that share the study's folder and this install.
 
-    Those that start together are the tasks of one job array. A job that Slurm stops, by its time
-    limit, `scancel`, preemption or `scontrol requeue`, has its worker save; where Slurm has queued
-    it again, the same worker goes on later, and has not ended.
+    Workers that start together form one job array. When Slurm stops a job by its time limit,
+    ``scancel``, preemption or ``scontrol requeue``, the worker saves first. If Slurm requeues the
+    job, the same worker resumes later, and does not count as ended.
     """
 
     over_network = True
@@ -36,39 +70,40 @@ class Slurm:
         options: dict[str, str],
         cluster: str = "slurm",
     ) -> None:
-        """Makes ready.
+        """Prepares the executor without submitting jobs.
 
         Args:
-          workers: how many jobs, all of which may run at once.
-          logs: folder for what submitit writes.
+          workers: Number of jobs, which may all run at once.
+          logs: Folder for the files of submitit.
           options: ``timeout_min``, ``cpus_per_task``, ``mem_gb``, ``gpus_per_node``, ``name``, or
-            what ``sbatch`` calls ``partition``, ``account``, ``qos`` and so on.
-          cluster: one of submitit's.
+            options of ``sbatch`` such as ``partition``, ``account`` or ``qos``.
+          cluster: Name of a submitit cluster.
 
         Raises:
-          UnavailableError: submitit is not installed, or this machine has no ``sbatch``.
+          UnavailableError: Submitit is not installed, or this machine has no ``sbatch``.
         """
         submitit = load_extra("slurm", "submitit")
         if cluster == "slurm" and shutil.which("sbatch") is None:
             raise UnavailableError(
-                "slurm: no sbatch here; start the study where jobs are submitted"
+                "slurm: no sbatch on this machine; start the study on a login node"
             )
         self.workers, self._cluster = workers, cluster
         self._executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
         number = lambda text: int(text) if text.isdecimal() else text
         named = {k if k in COMMON else f"slurm_{k}": number(v) for k, v in options.items()}
-        # Submitit's own signal before the time limit would end the worker before it has saved.
+        # Submitit's default signal before the time limit, USR2, would kill the worker before it has
+        # saved. TERM, 90 seconds before the limit, requests a stop.
         defaults = {"name": "fpnlab", "timeout_min": 24 * 60, "slurm_array_parallelism": workers}
         defaults |= {"slurm_additional_parameters": {"signal": "TERM@90"}}
         self._executor.update_parameters(**defaults | named)
         self._threads = int(options.get("cpus_per_task", 1))
-        self._running: dict[str, Any] = {}
+        self._running: dict[str, Job] = {}
         self._output: dict[str, str] = {}
         self._queue: set[str] = set()
         self._asked = -QUEUE_SECONDS
 
     def start(self, commands: dict[str, list[str]]) -> None:
-        """Submits workers by owner, several as one job array."""
+        """Submits workers by owner name as one job array."""
         repeat = itertools.repeat
         jobs = self._executor.map_array(
             run_worker, commands.values(), repeat(os.getcwd()), repeat(self._threads)
@@ -77,22 +112,22 @@ class Slurm:
         self._queue |= {job.job_id for job in jobs}
 
     def ended(self) -> dict[str, int]:
-        """Returns the workers that have ended since it was last asked, with their exit codes."""
+        """Returns the exit codes of the workers that have ended since the last call, by owner."""
         found = {}
         for owner, job in list(self._running.items()):
             queued = self._queued(job)
             code, output = _outcome(job)
-            # What a job left behind before it was queued again is no result.
+            # A requeued job may have left a result of its first attempt, which does not count.
             if queued and code in (LOST, Interrupted.exit_code):
                 continue
             del self._running[owner]
             found[owner], self._output[owner] = code, last_line(output)
         return found
 
-    def _queued(self, job):
-        """Returns whether a job waits, runs or is about to end.
+    def _queued(self, job: Job) -> bool:
+        """Returns whether a job waits, runs or is completing.
 
-        Slurm's accounting, which submitit asks, is absent on many a cluster.
+        Asks the queue, because many clusters lack the accounting that submitit's ``done`` uses.
         """
         if self._cluster != "slurm":
             return not job.done()
@@ -105,21 +140,21 @@ class Slurm:
         return job.job_id in self._queue
 
     def running(self) -> int:
-        """Returns how many have not ended, by what `ended` has returned."""
+        """Returns the number of workers that `ended` has not yet returned."""
         return len(self._running)
 
     def kill(self) -> None:
-        """Cancels those that have not ended."""
+        """Cancels the jobs that have not ended."""
         for job in self._running.values():
             job.cancel(check=False)
 
     def last_output(self, owner: str) -> str:
-        """Returns the last line that a worker printed, or what became of its job."""
+        """Returns the last line that a worker printed, or the error of its job."""
         return self._output[owner]
 
 
-def _outcome(job):
-    """Returns the exit code of a job's worker and its output, as far as there is a result."""
+def _outcome(job: Job) -> tuple[int, str]:
+    """Returns the exit code and output of a job's worker; ``LOST`` with a reason without one."""
     if not job.paths.result_pickle.exists():
         return LOST, f"job {job.job_id} has left no result"
     error = job.exception()

@@ -362,7 +362,7 @@ def test_a_dry_run_lists_the_trials_and_what_they_take_and_writes_nothing(
     for rate in ("0.05", "0.1"):
         assert [f"bn-learning_rate-{rate}-seed-0", "BN", rate, "0", "1,600", "400"] in rows
     assert "2 trials of 800 steps: " in result.stdout
-    assert re.search(r"1 program: .* of compilation besides", result.stdout)
+    assert re.search(r"1 program: .* of additional compilation", result.stdout)
     assert re.search(r"With 2 workers: about .*, and \d+\.\d\d CPU hours", result.stdout)
     assert list(tmp_path.iterdir()) == []
 
@@ -370,7 +370,7 @@ def test_a_dry_run_lists_the_trials_and_what_they_take_and_writes_nothing(
 def test_a_worker_of_no_study_exits_with_5(tmp_path):
     result = call("worker", tmp_path)
     assert result.exit_code == 5
-    assert "no study has begun in it" in result.stderr
+    assert "not the folder of a study" in result.stderr
 
 
 def test_a_worker_runs_what_is_left_of_a_study(config_file, tmp_path):

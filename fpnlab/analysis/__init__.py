@@ -1,1 +1,1 @@
-"""Results of trials to summaries, verdicts and findings."""
+"""Summaries, verdicts and findings from the results of trials."""

@@ -1,12 +1,12 @@
-"""Bootstrap intervals of an ended study's comparisons, over its seeds and test items.
+"""Bootstrap intervals of a finished study's comparisons, over seeds and test items.
 
-Trials of classifiers keep for each test image whether they are correct (``items.npz``). A
-comparison is a weighted sum of cells, such as arm minus baseline. The same sum of their items is a
-number by seed and item, of which `resampling.hierarchical_bootstrap` gives the interval of the
+Trials of classifiers store for each test image whether it is classified correctly (``items.npz``).
+A comparison is a weighted sum of cells, such as arm minus baseline. The same sum over their items
+is a number for each seed and item; `resampling.hierarchical_bootstrap` gives the interval of its
 mean.
 
-No verdict depends on it. The intervals of claims stand apart from the verdicts, which anyone can
-compute again from a table of CSV that has no items.
+No verdict depends on these intervals, so that verdicts can be reproduced from ``table.csv``, which
+has no items.
 """
 
 import collections
@@ -14,7 +14,6 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -35,10 +34,10 @@ from fpnlab.stats.intervals import Interval
 from fpnlab.stats.resampling import hierarchical_bootstrap
 
 Items = dict[Cell, dict[int, np.ndarray]]
-"""For each test item whether the trial is correct, by cell and seed."""
+"""Correctness of each test item, by cell and seed."""
 
 COMPARISONS = ("differences", "changes", "change_differences", "gains")
-"""Parts of a summary whose rows are comparisons."""
+"""Fields of a summary with rows of comparisons."""
 MISSING = "items.npz is missing"
 
 
@@ -48,16 +47,16 @@ def with_bootstrap(
     results: Iterable[RunResult],
     run_folder: Callable[[str], pathlib.Path],
 ) -> Summary:
-    """Returns the summary of a study with bootstrap intervals, where trials have kept their items.
+    """Returns the summary of a study with bootstrap intervals where trials have stored items.
 
-    A comparison has one only where all of its seeds have the same items in all of its cells, since
-    it is to be about the same number as the t interval.
+    A comparison has a bootstrap interval only if all of its seeds have the same items in all of its
+    cells, so that it estimates the same number as the t interval.
 
     Args:
-      summary: The summary without them.
+      summary: The summary without bootstrap intervals.
       study: The plan, with the claims.
-      results: The trials that count and have ended.
-      run_folder: Name of a trial to its folder.
+      results: The results of the main trials that have ended.
+      run_folder: Maps the name of a trial to its folder.
     """
     contrasts = {
         part: [
@@ -72,16 +71,24 @@ def with_bootstrap(
     items, left_out = read_items(results, run_folder, needed)
     if not items and set(left_out.values()) <= {MISSING}:
         return summary
-    parts: dict[str, Any] = {
+    parts: dict[str, list[SummaryRow]] = {
         part: [
-            dataclasses.replace(row, bootstrap=_of_row(row, contrast, items, summary.level))
+            dataclasses.replace(row, bootstrap=_row_interval(row, contrast, items, summary.level))
             for row, contrast in zip(getattr(summary, part), own)
         ]
         for part, own in contrasts.items()
     }
-    of_claims = [found for place in claimed if (found := _of_estimate(*place, items)) is not None]
+    of_claims = [
+        found for place in claimed if (found := _claim_interval(*place, items)) is not None
+    ]
     whole = dataclasses.replace(
-        summary, **parts, claim_bootstrap=of_claims, items_left_out=left_out
+        summary,
+        differences=parts["differences"],
+        changes=parts["changes"],
+        change_differences=parts["change_differences"],
+        gains=parts["gains"],
+        claim_bootstrap=of_claims,
+        items_left_out=left_out,
     )
     return dataclasses.replace(whole, findings=write_findings(whole))
 
@@ -91,16 +98,16 @@ def read_items(
     run_folder: Callable[[str], pathlib.Path],
     needed: Collection[Cell],
 ) -> tuple[Items, dict[str, str]]:
-    """Returns the items of the cells that are needed, and by trial why it has none of use.
+    """Returns the items of the needed cells, and the reason for each trial without usable items.
 
     Args:
-        results: Trials that have ended; those that are done count.
-        run_folder: From the name of a trial to its folder.
+        results: Results of trials; those without the status ``done`` are ignored.
+        run_folder: Maps the name of a trial to its folder.
         needed: The cells.
     """
     places = collections.defaultdict(list)
     for cell in needed:
-        # A result without axis value counts at every one.
+        # A result without an axis value counts at every value of the axis.
         for axis_value in (cell.axis_value, None):
             places[cell.arm, axis_value].append(cell)
     items: Items = {}
@@ -123,21 +130,21 @@ def read_items(
 
 
 def _read(path: pathlib.Path, cells: Sequence[Cell], metrics: Metrics) -> dict[Cell, np.ndarray]:
-    """Returns the items of one trial, by cell; what is in no file, such as an AP, has none."""
+    """Returns the items of one trial by cell; metrics without items, such as AP, have none."""
     names = {cell: f"{cell.metric}_{cell.evaluation}" for cell in cells}
-    # Opened here, because NumPy leaves a damaged archive open.
+    # Opened here, because NumPy does not close the file of a damaged archive.
     with path.open("rb") as file, np.load(file) as archive:
         arrays = {name: archive[name] for name in set(names.values()) & set(archive.files)}
     for cell, name in names.items():
         if name in arrays and not math.isclose(
             arrays[name].mean(), metrics[cell.evaluation][cell.metric or ""] or 0.0, abs_tol=1e-9
         ):
-            raise ValueError(f"the mean of {name} is not the {cell.metric} of result.json")
+            raise ValueError(f"the mean of {name} differs from the {cell.metric} in result.json")
     return {cell: arrays[name] for cell, name in names.items() if name in arrays}
 
 
 def _is_reported(summary: Summary, part: str, row: SummaryRow) -> bool:
-    """Returns whether findings are about a row, and it has an interval."""
+    """Returns whether findings report a row, and it has an interval."""
     main = part == "gains" or row.evaluation == summary.evaluations[0]
     return main and row.metric == summary.metric and row.low is not None
 
@@ -145,7 +152,7 @@ def _is_reported(summary: Summary, part: str, row: SummaryRow) -> bool:
 def _claimed(
     summary: Summary, study: StudyFile
 ) -> Iterator[tuple[int, int, Rule, Estimate, Contrast]]:
-    """Yields the numbers that claims are about, with the numbers of claim and rule."""
+    """Yields index of claim and rule, rule, estimate and contrast for each estimate of a claim."""
     for i, (claim, verdict) in enumerate(zip(read_claims(study.claims), summary.verdicts)):
         for j, (rule, outcome) in enumerate(zip(claim.rules, verdict.outcomes)):
             for estimate, contrast in zip(outcome.estimates, rule_contrasts(rule)):
@@ -156,7 +163,7 @@ def _claimed(
 def _bootstrap(
     contrast: Contrast, items: Items, seeds: Sequence[int], level: float
 ) -> tuple[Interval, int] | None:
-    """The interval in points, and the number of items; none unless every seed has the same."""
+    """Returns the interval in points and the number of items; None if items of seeds differ."""
     having = [items.get(cell, {}) for cell in contrast]
     found = [[own[seed] for own in having if seed in own] for seed in seeds]
     complete = all(len(own) == len(contrast) for own in found)
@@ -167,7 +174,7 @@ def _bootstrap(
     return hierarchical_bootstrap(differences, level=level), differences.shape[1]
 
 
-def _of_row(
+def _row_interval(
     row: SummaryRow, contrast: Contrast, items: Items, level: float
 ) -> BootstrapInterval | None:
     seeds = [seed for seed, value in row.values.items() if value is not None]
@@ -180,7 +187,7 @@ def _of_row(
     return BootstrapInterval(low=interval.low, high=interval.high, items=size, verdict=verdict)
 
 
-def _of_estimate(
+def _claim_interval(
     claim: int, number: int, rule: Rule, estimate: Estimate, contrast: Contrast, items: Items
 ) -> ClaimBootstrap | None:
     level = estimate.level
@@ -190,8 +197,8 @@ def _of_estimate(
     assert estimate.low is not None
     assert estimate.high is not None
     ours, theirs = _lies(rule, low, high), _lies(rule, estimate.low, estimate.high)
-    interval = f"{low:.3g} to {high:.3g} ({100 * level:g} % interval, {size} test items)"
-    where = f"also {ours}" if ours == theirs else f"{ours}, but the t interval lies {theirs}"
+    interval = f"{low:.3g} to {high:.3g} ({size} test items)"
+    where = f"also {ours}" if ours == theirs else f"{ours}, but the t interval {theirs}"
     return ClaimBootstrap(
         claim=claim,
         rule=number,
@@ -202,17 +209,17 @@ def _of_estimate(
         n=n,
         items=size,
         agrees=ours == theirs,
-        sentence=f"Bootstrap interval {estimate.place}: {interval}, {where}.",
+        sentence=f"{100 * level:g} % bootstrap interval {estimate.place}: {interval}. It {where}.",
     )
 
 
 def _lies(rule: Rule, low: float, high: float) -> str:
-    """Returns the place of an interval relative to the claim of a rule."""
+    """Returns the position of an interval relative to a rule's margin or threshold."""
     if rule.kind == "equivalence":
         if -rule.margin < low and high < rule.margin:
-            return f"less than {rule.margin:g} from zero"
+            return f"lies within {rule.margin:g} of zero"
         beyond = low > rule.margin or high < -rule.margin
-        return f"{'beyond' if beyond else 'across'} {rule.margin:g} from zero"
+        return f"{'lies outside' if beyond else 'crosses'} the margin of {rule.margin:g}"
     if low > rule.threshold or high < rule.threshold:
-        return f"{'above' if low > rule.threshold else 'below'} {rule.threshold:g}"
-    return f"across {rule.threshold:g}"
+        return f"lies {'above' if low > rule.threshold else 'below'} {rule.threshold:g}"
+    return f"includes {rule.threshold:g}"

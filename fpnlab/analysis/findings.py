@@ -1,8 +1,8 @@
-"""Sentences that say what a study's summary allows one to say, and no more.
+"""Findings of a study: sentences about the comparisons in its summary.
 
-The rule of every comparison: it is decided when its 95 % interval lies on one side of zero, and
-undecided otherwise; never "equal". With fewer than two seeds there is no interval and no verdict.
-Where trials diverged or failed, a side that leaving them out favors is undecided too.
+A comparison is decided if its 95 % confidence interval lies on one side of zero, and undecided
+otherwise, never "equal". With fewer than two seeds there is no interval and no verdict. If trials
+diverged or failed, the side toward which leaving them out biases the mean is undecided, too.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ from fpnlab.records.study_records import Summary, SummaryRow
 
 
 def write_findings(summary: Summary) -> list[str]:
-    """Returns the findings on the study's metric in plain words, the most general first.
+    """Returns the findings on the study's metric as sentences, the most general ones first.
 
-    In order: how the difference of the arms changes from the largest to the smallest axis value;
-    the arms at each value; each arm's own change; what other statistics than the running ones
-    give; the bootstrap intervals; the best cell; values that tuning chose at
-    the end of what it tried; the trials left out.
+    In order: the change of the difference of the arms from the largest to the smallest axis value;
+    the difference of the arms at each axis value; the change of each arm; precise and batch
+    statistics compared with running ones; bootstrap intervals; the best cell; tuned values at the
+    end of the tried range; excluded trials.
     """
     if summary.counts["done"] == 0:
         return ["No trial is done yet."]
@@ -36,12 +36,12 @@ def write_findings(summary: Summary) -> list[str]:
 
 
 def beyond_points(row: SummaryRow) -> bool:
-    """Returns whether the interval of a mean leaves 0 to 100, where all metrics lie."""
+    """Returns whether the interval of a mean exceeds 0 to 100, the range of all metrics."""
     return row.low is not None and row.high is not None and (row.low < 0 or row.high > 100)
 
 
 def number(value: float | None) -> str:
-    """Returns ``value`` to one decimal; what rounds to zero has no sign."""
+    """Returns ``value`` to one decimal, without the sign of a negative zero."""
     if value is None:
         return "-"
     return f"{value:.1f}".replace("-0.0", "0.0")
@@ -59,9 +59,9 @@ def _unit(summary: Summary) -> str:
 
 
 def _main(summary: Summary, part: str, evaluation: str) -> list[SummaryRow]:
-    """The rows of a part that are about the study's metric under one evaluation.
+    """Returns the rows of a part on the study's metric with one source of statistics.
 
-    What an unfinished study has not measured yet is no finding.
+    Rows without a value are left out while trials of the study are missing.
     """
     wanted = (summary.metric, evaluation)
     rows = [row for row in getattr(summary, part) if (row.metric, row.evaluation) == wanted]
@@ -71,12 +71,12 @@ def _main(summary: Summary, part: str, evaluation: str) -> list[SummaryRow]:
 def _interval(row: SummaryRow) -> str:
     interval = f"{number(row.low)} to {number(row.high)}, {count(row.n, 'seed')}"
     if found := row.bootstrap:
-        return f"{interval}; bootstrap {number(found.low)} to {number(found.high)}"
+        return f"{interval}; bootstrap interval {number(found.low)} to {number(found.high)}"
     return interval
 
 
 def _turned(row: SummaryRow) -> SummaryRow:
-    """Returns the row of the opposite difference, whose interval is that of a loss."""
+    """Returns the row of the opposite difference."""
     turned = dataclasses.replace(row, low=_opposite(row.high), high=_opposite(row.low))
     if found := row.bootstrap:
         other = dataclasses.replace(found, low=-found.high, high=-found.low)
@@ -89,7 +89,7 @@ def _opposite(value: float | None) -> float | None:
 
 
 def _side(row: SummaryRow) -> str:
-    """Returns the side of zero of the interval, even where failed trials leave it undecided."""
+    """Returns the side of zero of the interval, without regard to failed trials."""
     if row.low is None:
         return "unmeasured"
     if row.low > 0:
@@ -98,17 +98,23 @@ def _side(row: SummaryRow) -> str:
 
 
 def _differing(row: SummaryRow) -> str:
-    """Returns a sentence if the bootstrap interval lies otherwise about zero than Student's."""
+    """Returns a sentence if bootstrap and t interval differ in whether they include zero."""
     found = row.bootstrap
     if found is None or found.verdict == _side(row):
         return ""
-    return f" The bootstrap {'includes' if found.verdict == 'undecided' else 'leaves out'} zero."
+    verb = "includes" if found.verdict == "undecided" else "excludes"
+    return f" The bootstrap interval {verb} zero."
 
 
 def _compare(row: SummaryRow, subject: str, above: str, below: str, topic: str) -> str:
-    """A sentence after the verdict; ``{}`` in ``above`` and ``below`` takes the size.
+    """Returns a sentence on a comparison, and a second one if trials have failed.
 
-    What failed trials keep from being decided is a second one.
+    Args:
+      row: The comparison.
+      subject: Beginning of the sentence if the comparison is decided.
+      above: Its end for the verdict ``above``; ``{}`` is replaced by the size.
+      below: Its end for the verdict ``below``.
+      topic: Beginning of the sentence if the comparison is not decided.
     """
     sentence = _decided(row, subject, above, below, topic)
     return " ".join(filter(None, [sentence, row.failures]))
@@ -121,18 +127,19 @@ def _decided(row: SummaryRow, subject: str, above: str, below: str, topic: str) 
                 number(abs(row.mean or 0.0))
             )
             sizes = _interval(row if row.verdict == "above" else _turned(row))
-            return f"{subject} {claim} (95 % interval {sizes}).{_differing(row)}"
+            return f"{subject} {claim} (95 % confidence interval {sizes}).{_differing(row)}"
         case "undecided" if _side(row) == "undecided":
-            spread = f"{number(row.mean)}, and the interval ({_interval(row)}) includes zero"
+            interval = f"the 95 % confidence interval ({_interval(row)}) includes zero"
+            spread = f"{number(row.mean)}, and {interval}"
             return f"{topic} is undecided: {spread}.{_differing(row)}"
         case "undecided":
-            spread = f"{number(row.mean)} (95 % interval {_interval(row)}) without failed trials"
-            return f"{topic} is undecided: {spread}.{_differing(row)}"
+            spread = f"{number(row.mean)} (95 % confidence interval {_interval(row)})"
+            return f"{topic} is undecided: {spread} without failed trials.{_differing(row)}"
         case _ if row.n == 1:
             mean = number(row.mean)
-            return f"{topic} rests on 1 seed, which gives no interval: {mean}."
+            return f"{topic} is {mean} with 1 seed, too few for a confidence interval."
         case _:
-            return f"{topic} is not measured: no seed has finished on both sides."
+            return f"{topic} is not measured: no seed has a value on both sides."
 
 
 def _way(summary: Summary, row: SummaryRow) -> str:
@@ -140,10 +147,11 @@ def _way(summary: Summary, row: SummaryRow) -> str:
 
 
 def _shift(summary: Summary, row: SummaryRow) -> str:
-    way, arm, reference = _way(summary, row), row.arm, row.reference
-    topic = f"{way}, the shift from {reference} toward {arm} in {summary.metric}"
-    to_arm, back = (f"shifts by {{}} {_unit(summary)} toward {a}" for a in (arm, reference))
-    return _compare(row, f"{way}, the balance", to_arm, back, topic)
+    way, unit = _way(summary, row), _unit(summary)
+    difference = f"the difference {row.arm} minus {row.reference} in {summary.metric}"
+    above, below = (f"{verb} by {{}} {unit}" for verb in ("increases", "decreases"))
+    topic = f"{way}, the change of {difference}"
+    return _compare(row, f"{way}, {difference}", above, below, topic)
 
 
 def _difference(summary: Summary, row: SummaryRow) -> str:
@@ -162,12 +170,12 @@ def _change(summary: Summary, row: SummaryRow) -> str:
 
 
 def _recovery(summary: Summary) -> Iterator[str]:
-    """Yields the changes by precise and batch statistics at the smallest axis value."""
+    """Yields the gains of precise and batch statistics at the smallest axis value."""
     label = summary.axis_label
     lost = {row.arm: row for row in _main(summary, "changes", "running")}
     names = {
-        "precise": "statistics re-estimated after training",
-        "batch": "the statistics of the test batch",
+        "precise": "precise statistics (re-estimated after training)",
+        "batch": "statistics of the test batch",
     }
     for evaluation, name in names.items():
         for row in _main(summary, "gains", evaluation):
@@ -175,46 +183,46 @@ def _recovery(summary: Summary) -> Iterator[str]:
             if change is None or row.axis_value != change.end:
                 continue
             place = f"At {label} {row.axis_value}"
-            topic = f"{place}, what {name} change for {row.arm}"
-            base = f"{_unit(summary)} than the running ones"
-            more, less = f"{{}} more {base}", f"{{}} less {base}"
-            sentence = _compare(row, f"{place}, {name} give {row.arm}", more, less, topic)
+            topic = f"{place}, the difference of {row.arm} between {name} and running statistics"
+            base = f"with {name} than with running statistics"
+            more, less = (f"has {{}} {_unit(summary)} {word} {base}" for word in ("more", "less"))
+            sentence = _compare(row, f"{place}, {row.arm}", more, less, topic)
             if row.verdict == "above" and change.verdict == "below":
                 unit, start = _unit(summary), change.start
                 share = round(-100 * (row.mean or 0.0) / (change.mean or math.inf))
-                loss = f"{number(_opposite(change.mean))} {unit} lost since {label} {start}"
-                sentence = f"{sentence} That is {share} % of the {loss}."
+                loss = f"{number(_opposite(change.mean))} {unit} lost from {label} {start}"
+                sentence = f"{sentence} This recovers {share} % of the {loss}."
             yield sentence
 
 
 def _bootstrap(summary: Summary) -> Iterator[str]:
-    """Yields a sentence on the bootstrap intervals, and on the trials that none is about."""
+    """Yields a sentence on the bootstrap intervals, and one on trials without usable items."""
     comparisons = (summary.change_differences, summary.differences, summary.changes, summary.gains)
     rows = [row.bootstrap for part in comparisons for row in part]
     items = [found.items for found in [*rows, *summary.claim_bootstrap] if found is not None]
     if items:
         yield (
-            f"Bootstrap intervals are over seeds and {count(items[0], 'test item')} and decide "
-            "nothing. They do not stand alone, because with few seeds they claim too much: with "
-            "three, 95 % intervals cover 75 to 88 %."
+            f"Bootstrap intervals resample seeds and {count(items[0], 'test item')}; no verdict "
+            "depends on them. With few seeds they are too narrow: with three, 95 % intervals cover "
+            "the true value in 75 to 88 % of cases."
         )
     left_out = summary.items_left_out
     if left_out:
         named = [f"{trial} ({reason})" for trial, reason in list(left_out.items())[:3]]
         more = [f"{len(left_out) - 3} more"] if len(left_out) > 3 else []
         yield (
-            f"No bootstrap interval where these trials count: {', '.join(named + more)}. A trial "
-            "is measured again if its result.json is removed and the same command run again."
+            f"Comparisons with these trials have no bootstrap interval: {', '.join(named + more)}. "
+            "To evaluate a trial again, remove its result.json and run the same command again."
         )
 
 
 def _place(summary: Summary, arm: str, axis_value: AxisValue) -> str:
-    """Returns arm and axis value in words; the arm alone where the axis does not apply."""
+    """Returns arm and axis value in words; only the arm if the axis does not apply to it."""
     return arm if axis_value is None else f"{arm} at {summary.axis_label} {axis_value}"
 
 
 def _at_the_end(summary: Summary) -> Iterator[str]:
-    """Tuned values beyond which a better one may be."""
+    """Yields sentences on tuned values at the end of the tried range."""
     ends: dict[str, list[str]] = {"smallest": [], "largest": []}
     for row in summary.tuning:
         values = [tried.value for tried in row.tried]
@@ -224,22 +232,22 @@ def _at_the_end(summary: Summary) -> Iterator[str]:
     for end, places in ends.items():
         if places:
             yield (
-                f"Tuning chose the {end} {summary.tuned} that it tried, so that a better one "
-                f"may lie beyond: {'; '.join(places)}."
+                f"Tuning chose the {end} {summary.tuned} it tried, so that a better value may lie "
+                f"outside the tried range: {'; '.join(places)}."
             )
 
 
 def _best(summary: Summary) -> Iterator[str]:
     if (row := summary.best) is not None:
         place = _place(summary, row.arm, row.axis_value)
-        spread = _interval(row) if row.n > 1 else "1 seed"
+        spread = f"95 % confidence interval {_interval(row)}" if row.n > 1 else "1 seed"
         if beyond_points(row):
-            spread += "; no mean lies beyond 0 to 100, which the interval does not know"
+            spread += "; it exceeds 0 to 100, the range of the metric"
         yield f"The best mean is {number(row.mean)} {_unit(summary)}: {place} ({spread})."
 
 
 def _left_out(summary: Summary) -> Iterator[str]:
-    """The cells whose means stand for fewer seeds than were run."""
+    """Yields a sentence on the trials that are excluded from means."""
     cells: dict[tuple[str, AxisValue, str], int] = {}
     for trial in summary.left_out:
         cell = (trial.arm, trial.axis_value, trial.status)
@@ -249,4 +257,4 @@ def _left_out(summary: Summary) -> Iterator[str]:
             f"{_place(summary, arm, value)}, {count(n, 'seed')} {status}"
             for (arm, value, status), n in cells.items()
         )
-        yield f"Left out of every mean, which may flatter the arm: {names}."
+        yield f"Excluded from all means, which may bias them in favor of the arm: {names}."

@@ -1,11 +1,10 @@
-"""A study's trials condensed into means, intervals, paired differences and sentences."""
+"""Summaries of a study: means, confidence intervals, paired differences and findings."""
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, TypeVar, get_args
 
 from fpnlab.analysis.contrasts import (
     Contrast,
@@ -36,9 +35,11 @@ from fpnlab.stats.intervals import Interval, paired_difference, t_interval
 
 EVALUATIONS = get_args(Evaluation)
 LEVEL = 0.95
+"""Level of all confidence intervals."""
 
 Values = dict[int, float]
 """Points by seed."""
+Row = TypeVar("Row", SummaryRow, SpeedRow)
 
 
 def summarize(
@@ -46,13 +47,13 @@ def summarize(
 ) -> Summary:
     """Returns the summary of a study, finished or not.
 
-    The result of an arm to which the axis does not apply has no axis value (``None``), and counts
-    at every one.
+    The result of an arm to which the axis does not apply has no axis value (None) and counts at
+    every axis value.
 
     Args:
       study: The plan.
-      results: The trials that count and have ended.
-      tuning: The trials that tune and have ended.
+      results: The results of the main trials that have ended.
+      tuning: The results of the tuning trials that have ended.
     """
     results = list(results)
     arms, axis_values, metric = study.arms, study.axis_values, study.metric
@@ -63,8 +64,12 @@ def summarize(
     compare = _Comparison(_failed(results, axis_values), study.dataset.test_images, label)
     changes = _changes(values, axis_values, compare)
     rows = [
-        _row(t_interval(v.values(), LEVEL, compare.least_deviation({cell: 1.0})), v, **vars(cell))
-        for cell, v in values.items()
+        _with_numbers(
+            _empty_row(cell),
+            t_interval(points.values(), LEVEL, compare.least_deviation({cell: 1.0})),
+            points,
+        )
+        for cell, points in values.items()
     ]
     key = (metric, EVALUATIONS[0])
     main = [row for row in rows if (row.metric, row.evaluation) == key and row.mean is not None]
@@ -100,12 +105,12 @@ def summarize(
 def judge_results(study: StudyFile, results: Iterable[RunResult]) -> list[ClaimResult]:
     """Returns the verdict on each claim of a study, finished or not.
 
-    A rule is undecided until all trials that it needs have ended. One that diverged or failed has
-    ended, and counts as worse than any number (see `fpnlab.analysis.contrasts`).
+    A rule is undecided until all trials that it needs have ended. A trial that diverged or failed
+    has ended, and counts as worse than any number (see `fpnlab.analysis.contrasts`).
 
     Args:
       study: The plan, with the claims.
-      results: The trials that count and have ended.
+      results: The results of the main trials that have ended.
     """
     results, claims = list(results), read_claims(study.claims)
     arms, axis_values, images = study.arms, study.axis_values, study.dataset.test_images
@@ -133,7 +138,7 @@ def judge_results(study: StudyFile, results: Iterable[RunResult]) -> list[ClaimR
 
 
 def _done(results: list[RunResult], axis_values: list[AxisValue]) -> list[RunResult]:
-    """Returns the results of trials that are done; one without an axis value is there at each."""
+    """Returns the results of trials that are done, with copies at each axis value if it is None."""
     return [
         replace(result, axis_value=value)
         for result in results
@@ -143,8 +148,8 @@ def _done(results: list[RunResult], axis_values: list[AxisValue]) -> list[RunRes
 
 
 def _failed(results: list[RunResult], axis_values: list[AxisValue]) -> Failed:
-    """Returns the trials that ended without a value, by the places that they count at."""
-    failed: dict[tuple[str, Any], list[tuple[str, Any, int]]] = {}
+    """Returns the trials that ended without a value, by arm and axis value."""
+    failed: dict[tuple[str, AxisValue], list[tuple[str, AxisValue, int]]] = {}
     for result in results:
         if result.status == "done":
             continue
@@ -157,7 +162,7 @@ def _failed(results: list[RunResult], axis_values: list[AxisValue]) -> Failed:
 def _collect(
     results: list[RunResult], arms: list[str], axis_values: list[AxisValue]
 ) -> dict[Cell, Values]:
-    """Returns points of each cell by seed, in the study's order; a missing metric is nan."""
+    """Returns points by cell and seed, in the order of the study; a missing metric is NaN."""
     values: dict[Cell, Values] = {}
     metrics: dict[str, None] = {}
     for result in results:
@@ -175,38 +180,63 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _numbers(interval: Interval, values: Mapping[int, float]) -> dict[str, Any]:
-    """Returns the fields that rows of means and of speeds have in common."""
-    return {
-        "mean": _number(interval.mean),
-        "low": _number(interval.low),
-        "high": _number(interval.high),
-        "n": interval.n,
-        "values": {seed: _number(values[seed]) for seed in sorted(values)},
-    }
+def _with_numbers(row: Row, interval: Interval, values: Mapping[int, float]) -> Row:
+    """Returns the row with mean, bounds, number of seeds and values."""
+    return replace(
+        row,
+        mean=_number(interval.mean),
+        low=_number(interval.low),
+        high=_number(interval.high),
+        n=interval.n,
+        values={seed: _number(values[seed]) for seed in sorted(values)},
+    )
 
 
-def _row(interval: Interval, values: Mapping[int, float], **fields: Any) -> SummaryRow:
-    return SummaryRow(**fields, **_numbers(interval, values))
+def _empty_row(
+    cell: Cell, reference: str | None = None, start: AxisValue = None, end: AxisValue = None
+) -> SummaryRow:
+    """Returns the row of a mean or a comparison without its numbers."""
+    return SummaryRow(
+        metric=cell.metric or "",
+        evaluation=cell.evaluation,
+        arm=cell.arm,
+        axis_value=cell.axis_value,
+        reference=reference,
+        start=start,
+        end=end,
+        mean=None,
+        low=None,
+        high=None,
+        n=0,
+        values={},
+    )
 
 
 class _Comparison(NamedTuple):
-    """Failed trials, test images and axis of a study, for rows of comparisons."""
+    """Builds rows of comparisons of a study."""
 
     failed: Failed
+    """Trials without a value."""
     test_images: int | None
+    """Number of test images, if known."""
     axis_label: str
+    """The axis in words."""
 
     def least_deviation(self, contrast: Contrast) -> float:
-        """Returns the deviation that rounding gives a contrast, whose cells are of one metric."""
+        """Returns the standard deviation of a contrast due to rounding of its metric."""
         return least_deviation(contrast, resolution(next(iter(contrast)).metric, self.test_images))
 
-    def row(self, part: str, a: Values, b: Values, **fields: Any) -> SummaryRow:
+    def row(self, part: str, a: Values, b: Values, empty: SummaryRow) -> SummaryRow:
         """Returns the row of ``b - a`` with its verdict: the side of zero of the interval.
 
-        A side that is favored by leaving failed trials out is not decided.
+        A side toward which leaving failed trials out biases the mean is never decided.
+
+        Args:
+          part: The field of the summary that the row belongs to.
+          a: Values that are subtracted.
+          b: Values from which ``a`` is subtracted.
+          empty: The row without its numbers.
         """
-        empty = _row(Interval(math.nan, math.nan, math.nan, 0), {}, **fields)
         contrast = row_contrast(part, empty)
         interval, by_seed = paired_difference(a, b, LEVEL, self.least_deviation(contrast))
         found = failures(contrast, self.failed)
@@ -216,7 +246,7 @@ class _Comparison(NamedTuple):
         if interval.sign < 0 and not found.negative:
             verdict = "below"
         note = failure_note(found, self.axis_label)
-        return _row(interval, by_seed, **fields, verdict=verdict, failures=note)
+        return replace(_with_numbers(empty, interval, by_seed), verdict=verdict, failures=note)
 
 
 def _differences(
@@ -226,13 +256,13 @@ def _differences(
     for reference in dict.fromkeys(replace(cell, arm=arms[0]) for cell in values):
         for arm in arms[1:]:
             a, b = values.get(reference, {}), values.get(replace(reference, arm=arm), {})
-            fields = vars(reference) | {"arm": arm, "reference": arms[0]}
-            rows.append(compare.row("differences", a, b, **fields))
+            empty = _empty_row(replace(reference, arm=arm), arms[0])
+            rows.append(compare.row("differences", a, b, empty))
     return rows
 
 
-def _ends(axis_values: list[AxisValue]) -> tuple[Any, Any] | None:
-    """Returns the smallest and the largest axis value; None where that means nothing."""
+def _ends(axis_values: list[AxisValue]) -> tuple[int | float, int | float] | None:
+    """Returns the smallest and the largest axis value; None if values are not all numbers."""
     numbers = [value for value in axis_values if isinstance(value, int | float)]
     if len(numbers) < max(len(axis_values), 2):
         return None
@@ -247,8 +277,8 @@ def _changes(
     rows = []
     for cell in dict.fromkeys(replace(cell, axis_value=ends[1]) for cell in values):
         large, small = values.get(cell, {}), values.get(replace(cell, axis_value=ends[0]), {})
-        fields = {"metric": cell.metric, "evaluation": cell.evaluation, "arm": cell.arm}
-        rows.append(compare.row("changes", large, small, **fields, start=ends[1], end=ends[0]))
+        empty = _empty_row(replace(cell, axis_value=None), start=ends[1], end=ends[0])
+        rows.append(compare.row("changes", large, small, empty))
     return rows
 
 
@@ -263,14 +293,14 @@ def _change_differences(
     for (metric, evaluation), change in by_arm.items():
         for arm in arms[1:]:
             a, b = (change.get(name, {}) for name in (arms[0], arm))
-            fields = {"metric": metric, "evaluation": evaluation, "arm": arm, "reference": arms[0]}
-            ends = {"start": changes[0].start, "end": changes[0].end}
-            rows.append(compare.row("change_differences", a, b, **fields, **ends))
+            cell = Cell(metric, evaluation, None, arm)
+            empty = _empty_row(cell, arms[0], changes[0].start, changes[0].end)
+            rows.append(compare.row("change_differences", a, b, empty))
     return rows
 
 
 def _gains(values: dict[Cell, Values], compare: _Comparison) -> list[SummaryRow]:
-    """Returns other statistics minus the running ones, for arms where any of the two differ."""
+    """Returns precise and batch minus running statistics, for arms in which they differ."""
     pairs = [
         (cell, values[replace(cell, evaluation=EVALUATIONS[0])], other)
         for cell, other in values.items()
@@ -282,23 +312,29 @@ def _gains(values: dict[Cell, Values], compare: _Comparison) -> list[SummaryRow]
         if any(abs(d) > 1e-9 for d in paired_difference(running, other).by_seed.values())
     }
     return [
-        compare.row("gains", running, other, **vars(cell))
+        compare.row("gains", running, other, _empty_row(cell))
         for cell, running, other in pairs
         if cell.arm in differing
     ]
 
 
 def _counts(study: StudyFile, results: list[RunResult]) -> dict[str, int]:
-    """Returns trials by status; ``planned`` and ``missing`` (without a result yet) among them."""
+    """Returns the number of trials by status, ``planned`` and ``missing`` ones included."""
     statuses: list[str] = [result.status for result in results]
     counts = {status: statuses.count(status) for status in sorted({"done", *statuses})}
     return {"planned": study.trials, "missing": study.trials - len(results), **counts}
 
 
 def _left_out(results: list[RunResult]) -> list[LeftOutRow]:
-    names = [field.name for field in dataclasses.fields(LeftOutRow)]
     return [
-        LeftOutRow(**{name: getattr(result, name) for name in names})
+        LeftOutRow(
+            trial=result.trial,
+            arm=result.arm,
+            axis_value=result.axis_value,
+            seed=result.seed,
+            status=result.status,
+            error=result.error,
+        )
         for result in results
         if result.status != "done"
     ]
@@ -307,7 +343,7 @@ def _left_out(results: list[RunResult]) -> list[LeftOutRow]:
 def _speed(
     results: list[RunResult], arms: list[str], axis_values: list[AxisValue]
 ) -> list[SpeedRow]:
-    """Returns examples a second of the whole trial, by arm and axis value."""
+    """Returns training examples per second, by arm and axis value."""
     speeds: dict[tuple[str, AxisValue], Values] = {
         (arm, axis_value): {} for arm in arms for axis_value in axis_values
     }
@@ -316,6 +352,10 @@ def _speed(
             place = result.arm, result.axis_value
             speeds[place][result.seed] = result.examples / result.seconds
     return [
-        SpeedRow(arm=arm, axis_value=value, **_numbers(t_interval(own.values(), LEVEL), own))
+        _with_numbers(
+            SpeedRow(arm=arm, axis_value=value, mean=None, low=None, high=None, n=0, values={}),
+            t_interval(own.values(), LEVEL),
+            own,
+        )
         for (arm, value), own in speeds.items()
     ]

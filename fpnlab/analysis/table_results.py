@@ -1,4 +1,4 @@
-"""Verdicts from the table of a report and the config alone, without the study's folder."""
+"""Verdicts from ``table.csv`` and the config alone, without the study folder."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,14 +10,14 @@ from fpnlab.records.trial_table import axis_column
 
 
 def judge_table(study: Study, rows: Iterable[Mapping[str, str]]) -> list[ClaimResult]:
-    """Returns the verdicts on a study's claims, as ``summary.json`` has them.
+    """Returns the verdicts on a study's claims, equal to those in ``summary.json``.
 
     Args:
       study: The study, with its claims.
       rows: The rows of a ``table.csv``, as ``csv.DictReader`` reads them.
     """
     rows = list(rows)
-    # Tables from before there was this column do not say.
+    # Old tables lack this column.
     counts = {int(row["test_images"]) for row in rows if row.get("test_images")}
     dataset = DatasetInfo(test_images=max(counts, default=None))
     results = results_from_table(study, rows)
@@ -26,15 +26,15 @@ def judge_table(study: Study, rows: Iterable[Mapping[str, str]]) -> list[ClaimRe
 
 
 def results_from_table(study: Study, rows: Iterable[Mapping[str, str]]) -> list[RunResult]:
-    """Returns the results of the trials in the rows of a ``table.csv``, as far as they say.
+    """Returns the results of trials, with the fields that ``table.csv`` contains.
 
     Args:
-      study: The study that the table is of.
-      rows: A row for each trial and evaluation; the metrics, from 0 to 1, are the columns after
-        ``evaluation``.
+      study: The study of the table.
+      rows: One row per trial and evaluation; the columns after ``evaluation`` are the metrics, from
+        0 to 1.
 
     Raises:
-      ValueError: A row has an axis value that is none of the study's.
+      ValueError: A row has an axis value that is not in the study.
     """
     axis = axis_column(study.axes[0].paths[0])
     labels = {str(value): value for value in study.axis_values} | {"": None}

@@ -1,4 +1,4 @@
-"""A field's best value for an arm and axis value, by trials that never count as results."""
+"""Selection of the best value of a tuned field for each arm and axis value."""
 
 import math
 from collections.abc import Iterable
@@ -9,32 +9,30 @@ from fpnlab.records.run_records import RunResult
 from fpnlab.records.study_records import TriedValue, TuningRow
 
 SOURCES = ("precise", "running")
-"""Statistics by which values are compared: the first that was measured."""
+"""Sources of statistics by which values are compared; the first one that was measured counts."""
 
 
 def best_value(metric: str, results: Iterable[RunResult]) -> dict[str, float]:
-    """Returns the tuned field with the value of the best of ``results``; of equals, the smaller.
+    """Returns the tuned field with its best value; the smallest one in case of a tie.
 
     Args:
-      metric: The metric that is compared, by precise statistics where they were measured. A trial
-        that diverged, or has no such number, is out.
+      metric: The metric to compare, with precise statistics where they were measured. Trials that
+        diverged or have no finite value are ignored.
       results: The tuning trials of one arm and axis value.
 
     Raises:
-      TuningError: No trial is left.
+      TuningError: No trial has a finite value.
     """
     scores = [(score(metric, result), result.tuned or {}) for result in results]
     ranked = [(-found, *tuned.values(), tuned) for found, tuned in scores if found is not None]
     if not ranked:
         tried = ", ".join(f"{k} = {v}" for _, tuned in scores for k, v in tuned.items())
-        raise TuningError(
-            f"tuning: no value gave a finite {metric} ({tried}); give smaller factors"
-        )
+        raise TuningError(f"tuning: no value gave a finite {metric} ({tried}); use smaller factors")
     return min(ranked, key=lambda row: row[:2])[-1]
 
 
 def score(metric: str, result: RunResult) -> float | None:
-    """Returns the score of a trial, from 0 to 1; None where it did not end with a number."""
+    """Returns the score of a trial, from 0 to 1; None if it has no finite value."""
     if result.status != "done":
         return None
     numbers = next((result.metrics[s] for s in SOURCES if s in result.metrics), {})
@@ -43,11 +41,11 @@ def score(metric: str, result: RunResult) -> float | None:
 
 
 def tuning_rows(metric: str, results: Iterable[RunResult]) -> list[TuningRow]:
-    """Returns the tried and the chosen value for each arm and axis value.
+    """Returns the tried values and the chosen one for each arm and axis value.
 
     Args:
       metric: The study's metric.
-      results: All tuning trials, also those that failed.
+      results: The results of all tuning trials, including failed ones.
     """
     cells: dict[tuple[str, AxisValue], list[RunResult]] = {}
     for result in results:

@@ -1,1 +1,1 @@
-"""Files that are written and read back, as typed values: one reader and one writer each."""
+"""Typed records of the files that runs and studies write, each with a reader and a writer."""

@@ -1,4 +1,4 @@
-"""JSON files that are whole or absent, whatever interrupts their writing."""
+"""Atomic writing and validated reading of JSON files."""
 
 import contextlib
 import functools
@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pydantic
 
@@ -15,14 +15,14 @@ from fpnlab.errors import RunFolderError
 
 T = TypeVar("T")
 JsonObject = dict[str, object]
-"""A table of JSON values."""
+"""A JSON object."""
 AxisValue = str | int | float | bool | None
-"""Value of a study's axis, as JSON has it."""
+"""Value of a study's axis in JSON."""
 
 
 @contextlib.contextmanager
 def writing(folder: pathlib.Path) -> Iterator[None]:
-    """Turns an error of the system while writing into a `RunFolderError` that names ``folder``."""
+    """Converts an OSError in its body into a `RunFolderError` that names ``folder``."""
     try:
         yield
     except OSError as error:
@@ -33,18 +33,18 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
 
 
 def write_json(path: pathlib.Path, value: object) -> None:
-    """Writes ``value`` to ``path`` in one move: a reader sees the old file or the new one.
+    """Writes ``value`` to ``path`` atomically: a reader sees either the old or the new file.
 
-    NaN and infinity become null, because JSON has neither.
+    NaN and infinity are written as null, because JSON has neither.
     """
     replace_file(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: pathlib.Path) -> JsonObject:
-    """Returns the table in a JSON file.
+    """Returns the object in a JSON file.
 
     Raises:
-      RunFolderError: It cannot be read, or holds no table.
+      RunFolderError: The file cannot be read, or does not hold an object.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -56,7 +56,12 @@ def read_json(path: pathlib.Path) -> JsonObject:
 
 
 def read_record(path: pathlib.Path, kind: type[T], what: str) -> T:
-    """Returns the dataclass ``kind`` in a JSON file; fields that it does not know are left out.
+    """Returns a JSON file as the dataclass ``kind``; unknown fields are ignored.
+
+    Args:
+      path: The file.
+      kind: The dataclass.
+      what: Description of the content for error messages.
 
     Raises:
       RunFolderError: The file cannot be read, or lacks a field.
@@ -70,22 +75,24 @@ def read_record(path: pathlib.Path, kind: type[T], what: str) -> T:
 
 
 @functools.cache
-def _adapter(kind: type) -> Any:
+def _adapter(kind: type) -> pydantic.TypeAdapter:
     return pydantic.TypeAdapter(kind)
 
 
 def json_line(value: object) -> str:
-    """Returns ``value`` as one line of JSON, with its end."""
+    """Returns ``value`` as a line of JSON that ends with a newline."""
     return json.dumps(_finite(value), allow_nan=False) + "\n"
 
 
 def replace_file(path: pathlib.Path, text: str) -> None:
-    """Writes a text file in one move, after its content has reached the disk."""
+    """Replaces a text file atomically."""
     scratch = path.with_name(f".{path.name}.tmp")
     with writing(path.parent):
         with scratch.open("w") as file:
             file.write(text)
             file.flush()
+            # Otherwise the rename may reach the disk before the content, and a power failure would
+            # leave an empty file in place of the old one.
             os.fsync(file.fileno())
         scratch.replace(path)
 

@@ -18,34 +18,34 @@ from fpnlab.records.json_files import (
 )
 
 TAIL_BYTES = 65536
-"""End of a log in which its last record is; longer than any record."""
+"""Length of the end of a log that `last_record` reads; longer than any record."""
 Metrics = dict[str, dict[str, float | None]]
-"""Shares from 0 to 1 (None: not defined), by source of statistics and name of the metric."""
+"""Metrics from 0 to 1 (None: undefined), by source of statistics and name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetricRecord:
-    """One line of ``metrics.jsonl``: training after some steps."""
+    """One line of ``metrics.jsonl``: the state of training after some steps."""
 
     step: int
-    """Optimizer steps done."""
+    """Number of optimizer steps done."""
     examples: int
-    """Training images seen, repeats included."""
+    """Number of training images seen, repeats included."""
     pack: int = 1
-    """Trials that the program trains together."""
+    """Number of trials that the program trains together."""
     seconds: float = 0.0
-    """Training time so far, of all sessions; of a pack, this trial's share."""
+    """Training time of all sessions so far; in a pack, this trial's share."""
     examples_per_second: float = 0.0
-    """Speed since the record before; of a pack, of this trial's share of the time."""
+    """Speed since the previous record; in a pack, based on this trial's share of the time."""
     logs: dict[str, float | None] = dataclasses.field(default_factory=dict)
     """``loss`` and its parts, ``gradient_norm``, ``learning_rate``; None: not finite."""
     effective_rate: float | None = None
     """Median over kernels of ``|update| / |kernel|`` in the last step."""
     effective_rates: dict[str, float | None] | None = None
-    """The same of each kernel; only in the record halfway through training."""
+    """``|update| / |kernel|`` by kernel; only in the record halfway through training."""
 
     def value(self, name: str) -> float | None:
-        """Returns a number of the record by its name in the file; None where there is none."""
+        """Returns a number of the record by its name in the file; None if it is absent."""
         return getattr(self, name) if name in _OWN else self.logs.get(name)
 
 
@@ -54,12 +54,12 @@ _OWN = {field.name for field in dataclasses.fields(MetricRecord)} - {"logs"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DriftRow:
-    """Distance of running from population statistics in one norm, or one level of it."""
+    """Distance of running from population statistics of a norm at a pyramid level."""
 
     name: str
     """Path of the norm in the state."""
     level: int | None
-    """Pyramid level; None where levels share statistics or there are none."""
+    """Pyramid level; None without levels, or if they share statistics."""
     mean_shift: float | None
     """Mean over channels of ``|mean - mean_pop| / deviation_pop``."""
     log_variance_ratio: float | None
@@ -73,7 +73,7 @@ class SignalRow:
     """Moments of the output of the stem or of a block."""
 
     name: str
-    """Stage and block."""
+    """Name of the stem, or of stage and block."""
     squared_mean: float | None
     """Mean over channels of the squared channel mean."""
     variance: float | None
@@ -85,9 +85,9 @@ class EffectiveRates:
     """Relative size of one update of each kernel, halfway through training."""
 
     step: int
-    """Optimizer steps done."""
+    """Number of optimizer steps done."""
     examples: int
-    """Training images seen."""
+    """Number of training images seen."""
     learning_rate: float | None
     """Learning rate of the step."""
     rates: dict[str, float | None]
@@ -99,21 +99,21 @@ class NoiseRow:
     """Gradient noise at one ``norm_batch``."""
 
     norm_batch: int
-    """Images in a statistics group."""
+    """Number of images in a statistics group."""
     noise: float | None
     """Trace of the gradient's covariance over the squared norm of its mean."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GradientNoise:
-    """Variance of the gradient that comes from the choice of statistics groups alone."""
+    """Variance of the gradient due to the random assignment of images to statistics groups."""
 
     images: int
-    """Images of each gradient."""
+    """Number of images of each gradient."""
     draws: int
-    """Gradients for each ``norm_batch``."""
+    """Number of gradients for each ``norm_batch``."""
     rows: list[NoiseRow]
-    """By ``norm_batch``."""
+    """One row per ``norm_batch``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,20 +121,20 @@ class Diagnostics:
     """Measurements inside a trained model."""
 
     drift: list[DriftRow]
-    """One row a batch norm, or level of one."""
+    """One row per batch norm and pyramid level."""
     signals: list[SignalRow]
-    """One row an output of the backbone, in the order of depth."""
+    """One row for the stem and each block, in order of depth."""
     effective_rates: EffectiveRates | None
-    """None where training ended before halfway."""
+    """None if training ended before halfway."""
     gradient_noise: GradientNoise | None
-    """None where it was not asked for, or there is no batch norm."""
+    """None if it was not requested, or without a batch norm."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """``result.json``: a trial that has ended.
+    """The content of ``result.json``: a trial that has ended.
 
-    A trial that failed has only the fields up to ``error``, the others their defaults.
+    For a failed trial, the fields after ``error`` have their defaults.
     """
 
     trial: str
@@ -142,7 +142,7 @@ class RunResult:
     config_hash: str = ""
     """SHA-256 of the resolved config."""
     arm: str
-    """Arm of the study."""
+    """The arm of the study."""
     axis_value: AxisValue
     """Value of the study's first axis; None for an arm to which it does not apply."""
     seed: int
@@ -154,13 +154,13 @@ class RunResult:
     error: str | None = None
     """Why it diverged or failed."""
     examples: int = 0
-    """Training images seen, repeats included."""
+    """Number of training images seen, repeats included."""
     steps: int = 0
-    """Optimizer steps done."""
+    """Number of optimizer steps done."""
     class_names: list[str] = dataclasses.field(default_factory=list)
     """Names of the classes."""
     norm_batch: dict[str, int | None] = dataclasses.field(default_factory=dict)
-    """Images in a statistics group by position; None where the norm is no batch norm."""
+    """Number of images in a statistics group by position; None for other norms."""
     smallest_count: int | None = None
     """Fewest values per channel in a statistics group; None without a batch norm."""
     final_loss: float | None = None
@@ -168,72 +168,72 @@ class RunResult:
     parameters: int = 0
     """Number of trained parameters."""
     pack: int = 1
-    """Trials that were trained together."""
+    """Number of trials that were trained together."""
     metrics: Metrics = dataclasses.field(default_factory=dict)
-    """Measured on the test images."""
+    """Metrics on the test images."""
     test_loss: dict[str, float | None] | None = None
     """Mean cross-entropy of a classifier in nats, by source of statistics."""
     diagnostics: Diagnostics | None = None
-    """Measurements inside the model; None where there are none."""
+    """Diagnostics of the model; None if they were not measured."""
     seconds: float = 0.0
-    """Training time of all sessions; of a pack, this trial's share."""
+    """Training time of all sessions; in a pack, this trial's share."""
 
 
 class LineProblem(NamedTuple):
-    """A line of a log that is not a whole record."""
+    """A line of a log that is not a complete record."""
 
     number: int
-    """Counted from 1."""
+    """Number of the line, from 1."""
     torn: bool
-    """True if its writing was interrupted: it is the last one and has no end."""
+    """True if its writing was interrupted: it is the last line and has no newline."""
 
 
 def read_result(path: pathlib.Path) -> RunResult:
     """Returns the content of a ``result.json``.
 
     Raises:
-      RunFolderError: It cannot be read, or lacks a field.
+      RunFolderError: The file cannot be read, or lacks a field.
     """
     return read_record(path, RunResult, "the result of a run")
 
 
 def write_result(path: pathlib.Path, result: RunResult) -> None:
-    """Writes a ``result.json`` in one move."""
+    """Writes a ``result.json`` atomically."""
     write_json(path, dataclasses.asdict(result))
 
 
 def append_record(path: pathlib.Path, record: MetricRecord) -> None:
-    """Appends one record to a log, and hands it to the system at once."""
+    """Appends a record to a log, and flushes it to the operating system."""
     with writing(path.parent), path.open("a") as file:
         file.write(json_line(_flat(record)))
 
 
 def write_records(path: pathlib.Path, records: Iterable[MetricRecord]) -> None:
-    """Writes a log anew, in one move."""
+    """Replaces a log atomically."""
     replace_file(path, "".join(json_line(_flat(record)) for record in records))
 
 
 def read_records(path: pathlib.Path) -> list[MetricRecord]:
-    """Returns the records of a log; none of a missing one, and not a torn last line.
+    """Returns the records of a log without a torn last line; an empty list for a missing log.
 
     Raises:
-      RunFolderError: Another line is not a record: the file is damaged.
+      RunFolderError: Another line is not a record, so that the file is damaged.
     """
     records, problems = scan_records(path)
     if damaged := [problem.number for problem in problems if not problem.torn]:
         raise RunFolderError(
-            f"{path}, line {damaged[0]}: not a whole record; remove the line, or the folder of "
-            "this run to start it again"
+            f"{path}, line {damaged[0]}: not a complete record; remove the line, or remove the "
+            "folder of this run to start it again"
         )
     return records
 
 
 def scan_records(path: pathlib.Path) -> tuple[list[MetricRecord], list[LineProblem]]:
-    """Returns the whole records of a log, and the lines that are none."""
+    """Returns the complete records of a log, and its other lines as problems."""
     content = path.read_bytes() if path.exists() else b""
     lines = content.splitlines(keepends=True)
     try:
-        # In one go: thousands of trials have hundreds of thousands of lines.
+        # Parse all lines at once, which is faster: a study may have hundreds of thousands.
         return [_record(row) for row in json.loads(b"[" + b",".join(lines) + b"]")], []
     except (ValueError, KeyError, TypeError):
         pass
@@ -248,7 +248,7 @@ def scan_records(path: pathlib.Path) -> tuple[list[MetricRecord], list[LineProbl
 
 
 def last_record(path: pathlib.Path) -> MetricRecord | None:
-    """Returns the last whole record of a log that may be growing; None before there is one."""
+    """Returns the last complete record of a log that may be growing; None if there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - TAIL_BYTES, 0))
@@ -265,7 +265,7 @@ def _record(row: JsonObject) -> MetricRecord:
 
 
 def _flat(record: MetricRecord) -> JsonObject:
-    """Returns a record as its line has it: the logs among the other fields."""
+    """Returns a record in the flat form of a line, with the logs among the other fields."""
     table: JsonObject = {}
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)

@@ -9,26 +9,26 @@ import pydantic
 from fpnlab.records.json_files import AxisValue, JsonObject, read_record, write_json
 
 Verdict = Literal["above", "below", "undecided", "unmeasured"]
-"""Side of zero on which a difference is shown to lie."""
+"""Side of zero on which the interval of a difference lies."""
 Decision = Literal["supported", "refuted", "undecided"]
 ClaimVerdict = Literal["SUPPORTED", "REFUTED", "PARTIAL", "INCONCLUSIVE"]
 
 
 def axis_label(path: str) -> str:
-    """Returns the words for an axis, by the dotted path of its field: "batch size"."""
+    """Returns an axis in words by the dotted path of its field, such as "batch size"."""
     return path.rpartition(".")[2].replace("_", " ")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataProblem:
-    """Something that was left out or changed while loading the data."""
+    """A problem in the data, and how it was handled on loading."""
 
     file: str
-    """The file it is in, relative to the data set's folder."""
+    """The file, relative to the folder of the data set."""
     where: str
     """The place in the file."""
     what: str
-    """The problem, and its treatment."""
+    """The problem, and how it was handled."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,12 @@ class DatasetInfo:
     test_images: int | None = None
     """Number of test images."""
     problems: list[DataProblem] = dataclasses.field(default_factory=list)
-    """Empty for clean data."""
+    """Problems found on loading."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyFile:
-    """``study.json``: the plan of a study, written before its first trial."""
+    """The content of ``study.json``: the plan of a study, written before its first trial."""
 
     name: str
     """Name of the data set."""
@@ -58,31 +58,31 @@ class StudyFile:
     command: str = ""
     """The command line."""
     trials: int
-    """Trials that count; those that tune are not among them."""
+    """Number of main trials, without tuning trials."""
     seeds: list[int]
     """Seeds, by which arms are paired."""
     arms: list[str]
-    """Arms, multiplied by the axes after the first; the first one is the baseline."""
+    """Arms, combined with the values of the axes after the first; the first is the baseline."""
     axis: str
-    """Dotted path of the first axis' field."""
+    """Dotted path of the field of the first axis."""
     axis_values: list[AxisValue]
-    """Labels of its values."""
+    """Labels of the values of the first axis."""
     metric: str
-    """The metric that is compared."""
+    """The metric that the study compares."""
     tune: str | None = None
-    """Dotted path of the tuned field; None: nothing is tuned."""
+    """Dotted path of the tuned field; None without tuning."""
     claims: list[JsonObject] = dataclasses.field(default_factory=list)
-    """Claims with their rules, as `fpnlab.config.claims.write_claims` gives them."""
+    """Claims with their rules, as returned by `fpnlab.config.claims.write_claims`."""
     holm_over: Literal["claim", "study"] = "claim"
     """The family of rules whose p-values are adjusted together."""
     examples: int | None = None
-    """Training images of a trial, repeats included; None: by ``updates``."""
+    """Training images per trial, repeats included; None if ``updates`` is given."""
     updates: int | None = None
-    """Optimizer steps of a trial; None: by ``examples``."""
+    """Optimizer steps per trial; None if ``examples`` is given."""
     dataset: DatasetInfo = dataclasses.field(default_factory=DatasetInfo)
-    """The data of the trials that count."""
+    """The data of the main trials."""
     env: JsonObject = dataclasses.field(default_factory=dict)
-    """Versions, device, flags."""
+    """Versions, device and flags, as in ``env.json``."""
     config: JsonObject = dataclasses.field(default_factory=dict)
     """The resolved experiment with its study."""
 
@@ -92,18 +92,18 @@ class BootstrapInterval:
     """Bootstrap interval of a difference over seeds and test items."""
 
     low: float
-    """Lower bound, points."""
+    """Lower bound in points."""
     high: float
-    """Upper bound, points."""
+    """Upper bound in points."""
     items: int
     """Number of test items."""
     verdict: Verdict
-    """Side of zero on which it lies."""
+    """Side of zero on which the interval lies."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SummaryRow:
-    """A mean over seeds, or a difference of two, in points with a 95 % Student-t interval."""
+    """A mean over seeds or a paired difference of means, with its 95 % Student-t interval."""
 
     metric: str
     """Name of the metric."""
@@ -112,37 +112,37 @@ class SummaryRow:
     arm: str
     """The arm."""
     axis_value: AxisValue = None
-    """Value of the axis; None for a change along it."""
+    """Axis value; None for a change along the axis."""
     reference: str | None = None
-    """The arm that is subtracted."""
+    """The subtracted arm of a difference."""
     start: AxisValue = None
-    """Axis value where a change begins."""
+    """Axis value at the start of a change."""
     end: AxisValue = None
-    """Axis value where a change ends."""
+    """Axis value at the end of a change."""
     mean: float | None
-    """Mean over seeds; None: not measured."""
+    """Mean over seeds in points; None if it was not measured."""
     low: float | None
-    """Lower bound; None for fewer than two seeds."""
+    """Lower bound in points; None for fewer than two seeds."""
     high: float | None
-    """Upper bound."""
+    """Upper bound in points; None if ``low`` is."""
     n: int
     """Number of seeds."""
     values: dict[int, float | None]
-    """By seed."""
+    """Points by seed."""
     verdict: Verdict | None = None
-    """Of a difference: the side of zero on which it lies."""
+    """For a difference, the side of zero on which the interval lies."""
     failures: str = ""
-    """A sentence on what failed trials keep from being decided."""
+    """A sentence on the decisions that failed trials rule out."""
     bootstrap: Annotated[
         BootstrapInterval | None,
         pydantic.Field(validation_alias=pydantic.AliasChoices("bootstrap", "second_opinion")),
     ] = None
-    """Interval over seeds and test items; None where trials keep no items."""
+    """Interval over seeds and test items; None if trials have stored no items."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeedRow:
-    """Examples a second of whole trials, over seeds."""
+    """Training examples per second, over seeds."""
 
     arm: str
     """The arm."""
@@ -153,11 +153,11 @@ class SpeedRow:
     low: float | None
     """Lower bound of the 95 % Student-t interval."""
     high: float | None
-    """Upper bound."""
+    """Upper bound of the 95 % Student-t interval."""
     n: int
     """Number of seeds."""
     values: dict[int, float | None]
-    """By seed."""
+    """Examples per second by seed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,15 +167,15 @@ class LeftOutRow:
     trial: str
     """Name of the trial."""
     arm: str
-    """Its arm."""
+    """Arm of the trial."""
     axis_value: AxisValue
-    """Its value of the axis."""
+    """Axis value of the trial."""
     seed: int
-    """Its seed."""
+    """Seed of the trial."""
     status: str
     """``diverged`` or ``failed``."""
     error: str | None = None
-    """Why."""
+    """Why it diverged or failed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,7 +189,7 @@ class TriedValue:
     status: str
     """Status of the trial."""
     points: float | None
-    """The study's metric on validation images; None where the trial has none."""
+    """The study's metric on validation images in points; None if the trial has none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,9 +201,9 @@ class TuningRow:
     axis_value: AxisValue
     """Value of the axis."""
     chosen: float | None
-    """The best value; None where tuning failed."""
+    """The best value; None if tuning failed."""
     tried: list[TriedValue]
-    """All values."""
+    """All tried values."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,49 +215,49 @@ class RuleRecord:
     arm: str
     """The arm."""
     baseline: str
-    """The arm it is compared with."""
+    """The arm of comparison."""
     metric: str | None = None
     """The metric."""
     evaluation: str = "running"
     """Source of batch-norm statistics of the arm."""
     baseline_evaluation: str | None = None
-    """Source of the baseline; None: the same."""
+    """Source of batch-norm statistics of the baseline; None: the same."""
     axis_values: list[AxisValue] | None = None
     """Axis values of a difference or an equivalence."""
     baseline_value: AxisValue = None
     """Axis value of the baseline; None: the same."""
     start: AxisValue = None
-    """Start of a difference in differences."""
+    """Axis value at the start of a difference in differences."""
     end: AxisValue = None
-    """End of a difference in differences."""
+    """Axis value at the end of a difference in differences."""
     side: str | None = None
     """``above`` or ``below`` the threshold."""
     threshold: float | None = None
-    """In points."""
+    """Threshold of a difference in points."""
     margin: float | None = None
-    """Of an equivalence, in points."""
+    """Margin of an equivalence in points."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number that a rule is about, with its interval; None is what cannot be given."""
+    """An estimate for a rule, with its confidence interval."""
 
     axis_values: tuple[AxisValue, ...]
-    """The axis values that went into it."""
+    """The axis values of the estimate."""
     place: str
-    """The same in words."""
+    """The axis values in words."""
     mean: float | None
-    """Mean over seeds, points."""
+    """Mean over seeds in points; None if it was not measured."""
     low: float | None
-    """Lower bound; None for fewer than two seeds."""
+    """Lower bound in points; None for fewer than two seeds."""
     high: float | None
-    """Upper bound; None where the lower one is."""
+    """Upper bound in points; None if ``low`` is."""
     level: float
-    """Level of the interval."""
+    """Confidence level of the interval."""
     by_seed: dict[int, float]
-    """The number of each seed that counts."""
+    """Points by seed."""
     left_out: tuple[int, ...]
-    """Seeds with a value in some of the cells but not in all: diverged, failed, or not yet run."""
+    """Seeds with values in some cells but not in all: diverged, failed, or not yet run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,19 +267,19 @@ class Outcome:
     rule: RuleRecord
     """The rule."""
     topic: str
-    """Its number, in words."""
+    """The estimated number in words."""
     claim: str
-    """The claim about the number, in words."""
+    """The claimed range of the number in words."""
     decision: Decision
     """Supported, refuted or undecided."""
     estimates: tuple[Estimate, ...]
-    """The rule's number; of an equivalence, one an axis value."""
+    """The estimate of the rule; for an equivalence, one per axis value."""
     p: float
     """The p-value that decides; 1 without a test."""
     p_adjusted: float
     """The p-value adjusted for the number of rules."""
     sentence: str
-    """All of it in words."""
+    """Estimates, claim and decision as a sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,9 +291,9 @@ class ClaimResult:
     alpha: float
     """Level of the tests."""
     outcomes: tuple[Outcome, ...]
-    """One a rule, in their order."""
+    """One outcome per rule, in order."""
     sentence: str
-    """The verdict and what it rests on, in words."""
+    """The verdict with the tally of decisions as a sentence."""
     statement: str = ""
     """The claim."""
     hash: str = ""
@@ -302,18 +302,18 @@ class ClaimResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClaimBootstrap:
-    """Bootstrap interval of a rule's number, beside the t interval that decides."""
+    """Bootstrap interval of a rule's estimate; the decision uses the t interval."""
 
     claim: int
-    """Number of the claim, from 0."""
+    """Index of the claim."""
     rule: int
-    """Number of its rule, from 0."""
+    """Index of the rule in the claim."""
     place: str
-    """Axis values, in words."""
+    """Axis values in words."""
     low: float
-    """Lower bound, points."""
+    """Lower bound in points."""
     high: float
-    """Upper bound, points."""
+    """Upper bound in points."""
     level: float
     """Level of the interval."""
     n: int
@@ -321,61 +321,62 @@ class ClaimBootstrap:
     items: int
     """Number of test items."""
     agrees: bool
-    """True if both intervals lie alike to what is claimed."""
+    """True if bootstrap and t interval lie on the same side of the threshold or margin."""
     sentence: str
-    """All of it in words."""
+    """The interval and its agreement as a sentence."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
-    """``summary.json``: the results of a study, finished or not. Metrics are in points.
+    """The content of ``summary.json``: the results of a study, finished or not.
 
-    Trials that are not done are left out of means and named in ``left_out``. In comparisons they
-    count as worse than any number, so that none is decided for having left them out.
+    Metrics are in points. Trials that diverged or failed are excluded from means and listed in
+    ``left_out``. In comparisons they count as worse than any number, so that none is decided
+    because they are excluded.
     """
 
     name: str
     """Name of the data set."""
     metric: str
-    """The metric that is compared."""
+    """The metric that the study compares."""
     level: float
-    """Level of all intervals."""
+    """Confidence level of all intervals."""
     axis: str
-    """Dotted path of the axis' field."""
+    """Dotted path of the field of the axis."""
     axis_label: str
-    """The same in words."""
+    """The axis in words."""
     axis_values: list[AxisValue]
-    """Labels of its values."""
+    """Labels of the values of the axis."""
     arms: list[str]
-    """Arms, the baseline first."""
+    """Arms, with the baseline first."""
     evaluations: list[str]
-    """Sources of batch-norm statistics, that of users first."""
+    """Sources of batch-norm statistics, with ``running`` first."""
     counts: dict[str, int]
-    """Trials by status, with ``planned`` and ``missing`` ones."""
+    """Number of trials by status, ``planned`` and ``missing`` ones included."""
     left_out: list[LeftOutRow]
     """Trials without a measurement."""
     rows: list[SummaryRow]
     """Means by metric, evaluation, arm and axis value."""
     differences: list[SummaryRow]
-    """Each later arm minus the first, paired by seed."""
+    """Each other arm minus the baseline, paired by seed."""
     changes: list[SummaryRow]
     """An arm at the smallest axis value minus the same arm at the largest."""
     change_differences: list[SummaryRow]
-    """The change of each later arm minus that of the first."""
+    """The change of each other arm minus that of the baseline."""
     gains: list[SummaryRow]
-    """Precise or batch statistics minus the running ones, where the two differ."""
+    """Precise or batch statistics minus running statistics, where these differ."""
     best: SummaryRow | None
     """The row of the study's metric with the largest mean."""
     worst: SummaryRow | None
-    """The row with the smallest."""
+    """The row of the study's metric with the smallest mean."""
     speed: list[SpeedRow]
-    """Examples a second."""
+    """Examples per second."""
     tuning: list[TuningRow] = dataclasses.field(default_factory=list)
     """Tried and chosen values of the tuned field."""
     tuned: str | None = None
     """Dotted path of the tuned field."""
     verdicts: list[ClaimResult] = dataclasses.field(default_factory=list)
-    """One a claim."""
+    """One verdict per claim."""
     holm_over: Literal["claim", "study"] = "claim"
     """The family of rules whose p-values are adjusted together."""
     claim_bootstrap: Annotated[
@@ -384,27 +385,31 @@ class Summary:
             validation_alias=pydantic.AliasChoices("claim_bootstrap", "second_opinions")
         ),
     ] = dataclasses.field(default_factory=list)
-    """Bootstrap intervals of the rules' numbers."""
+    """Bootstrap intervals of the rules' estimates."""
     items_left_out: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Why the test items of a trial do not count, by trial."""
+    """Reason for each trial whose test items cannot be used."""
     findings: list[str] = dataclasses.field(default_factory=list)
-    """The results in sentences."""
+    """The results as sentences."""
 
 
 def read_study_file(path: pathlib.Path) -> StudyFile:
     """Returns the content of a ``study.json``.
 
     Raises:
-      RunFolderError: It cannot be read, or lacks a field.
+      RunFolderError: The file cannot be read, or lacks a field.
     """
     return read_record(path, StudyFile, "the description of a study")
 
 
 def read_summary(path: pathlib.Path) -> Summary:
-    """Returns the content of a ``summary.json``; raises as ``read_study_file``."""
+    """Returns the content of a ``summary.json``.
+
+    Raises:
+      RunFolderError: The file cannot be read, or lacks a field.
+    """
     return read_record(path, Summary, "the summary of a study")
 
 
 def write_record(path: pathlib.Path, record: StudyFile | Summary) -> None:
-    """Writes a ``study.json`` or ``summary.json`` in one move."""
+    """Writes a ``study.json`` or ``summary.json`` atomically."""
     write_json(path, dataclasses.asdict(record))

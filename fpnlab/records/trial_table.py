@@ -1,4 +1,4 @@
-"""Columns of ``table.csv``, which has a row for each trial and evaluation of a study."""
+"""Columns of ``table.csv``, which has one row per trial and evaluation of a study."""
 
 TRIAL_FIELDS = (
     "trial",
@@ -18,6 +18,6 @@ TRIAL_FIELDS = (
 
 
 def axis_column(path: str) -> str:
-    """Returns the name of the axis value's column: the field's, if no other column has that."""
+    """Returns the column name of the axis: its field, or ``axis_value`` if that is taken."""
     name = path.rpartition(".")[2]
     return "axis_value" if name in TRIAL_FIELDS else name

@@ -1,8 +1,8 @@
-"""Files of a study to a page, figures and tables: reads folders, knows no model.
+"""Reports of studies and runs from their folders, without data or models.
 
-``write_report`` makes the page of a study, ``write_run_report`` that of a single run, and
-``summary_table`` and ``verdict_text`` what the terminal shows of one. Matplotlib is loaded only
-when a figure is drawn.
+``write_report`` writes the HTML page of a study and ``write_run_report`` that of a single run;
+``summary_table`` and ``verdict_text`` format a summary for the terminal. Matplotlib is imported
+only when a figure is drawn.
 """
 
 from fpnlab.report.page import write_report, write_run_report

@@ -1,15 +1,15 @@
-"""Figures of diagnostics: the drift of statistics, activations, update sizes, noise.
+"""Figures of diagnostics: drift of statistics, activations, effective learning rates, noise.
 
-A result without diagnostics, or without one of them, gives no figure of it.
+Diagnostics that a result lacks have no figure.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sized
+from typing import TypeVar
 
 from fpnlab.records.json_files import AxisValue
-from fpnlab.records.run_records import Diagnostics, DriftRow
+from fpnlab.records.run_records import Diagnostics, DriftRow, SignalRow
 from fpnlab.report.diagnostic_plots import (
     Line,
     Row,
@@ -21,46 +21,48 @@ from fpnlab.report.diagnostic_plots import (
 from fpnlab.report.study_folder import StudyFiles, TrialFiles
 
 NOISE_CAPTION = (
-    "What the choice of a norm batch alone does to the gradient: under the final weights, the same "
-    "training images are dealt into statistics groups anew, and the variance of the gradient is "
-    "divided by its squared mean. At 1 the noise is as large as the gradient."
+    "Gradient noise due to the assignment of images to statistics groups: with the final weights, "
+    "the same training images are repeatedly assigned to groups at random, and the variance of the "
+    "gradient is divided by its squared mean. At 1, the noise is as large as the gradient."
 )
 CAPTIONS = {
-    "drift": "How far the running statistics of each batch norm are from those of the population "
-    "under the final weights, averaged over channels; P3 is a pyramid level with statistics of "
-    "its own. The mean is in deviations, the variance the logarithm of the ratio (0.1 is ten "
-    "percent, 0.7 a factor of two).",
-    "drift_mean": "How far running means are from those of the population under the final "
-    "weights, in deviations. Solid: the median batch norm of a network; dotted: the worst; a dot "
-    "is a seed. Where this is large and precise statistics score better than running ones, the "
-    "statistics are at fault and not the weights. An arm without batch norm has no line.",
-    "drift_variance": "The same for running variances, as the logarithm of the ratio: 0.1 is ten "
-    "percent off, 0.7 a factor of two.",
-    "rates": "How far one step turned each kernel, relative to its length, halfway through "
-    "training. Before a norm the length of a kernel does not matter, only its direction, so that "
-    "this is the speed of a layer. One far below the others hardly learns.",
-    "rates_course": "The median over kernels, over training. It follows the schedule of the "
-    "learning rate, and falls behind it where kernels grow longer.",
-    "rates_axis": "How far one step turned a kernel, relative to its length, halfway through "
-    "training. Solid: the median kernel of a network; dotted: the fastest; a dot is a seed. "
-    "Before a norm only a kernel's direction matters, so that arms with one learning rate may "
-    "learn at different speeds.",
-    "signals": "Size of the maps that leave the stem and each residual block, for training images "
-    "normalized as in training. Branches add up within a stage. Growth by decades, or a fall to "
-    "zero, means that depth is not under control; squared means far above the variance, that "
-    "channels carry an offset and little else.",
-    "signals_arms": "Variance within the channels of the maps that leave the stem and each "
-    "residual block, for training images normalized as in training: the median over an arm's "
-    "trials, shaded from the least to the greatest. Branches add up within a stage; growth by "
-    "decades, or a fall to zero, means that depth is not under control.",
+    "drift": "Distance of the running statistics of each batch norm from the population "
+    "statistics of the final weights, averaged over channels; P3 is a pyramid level with its own "
+    "statistics. For means, in standard deviations; for variances, the absolute log ratio (0.1 is "
+    "ten percent, 0.7 a factor of two).",
+    "drift_mean": "Distance of running means from the population means of the final weights, in "
+    "standard deviations. Solid: the median over the batch norms of a network; dotted: the "
+    "maximum; a dot is a seed. If the distance is large and the metric is better with precise than "
+    "with running statistics, the loss comes from the statistics and not from the weights. An arm "
+    "without batch norm has no line.",
+    "drift_variance": "Distance of running variances from the population variances of the final "
+    "weights, as the absolute log ratio: 0.1 is ten percent, 0.7 a factor of two.",
+    "rates": "Norm of one update of each kernel relative to the norm of the kernel, halfway "
+    "through training. Before a norm, only the direction of a kernel matters, so that this is the "
+    "effective learning rate of the layer. A layer far below the others hardly learns.",
+    "rates_course": "Median effective learning rate over kernels, during training. It follows the "
+    "learning-rate schedule, and falls below it where the norms of kernels grow.",
+    "rates_axis": "Norm of one update of a kernel relative to the norm of the kernel, halfway "
+    "through training. Solid: the median over the kernels of a network; dotted: the maximum; a dot "
+    "is a seed. Before a norm, only the direction of a kernel matters, so that arms with equal "
+    "learning rates may have different effective ones.",
+    "signals": "Moments of the outputs of the stem and of each residual block, for training images "
+    "normalized as in training. Residual branches add up within a stage. Growth by orders of "
+    "magnitude, or decay to zero, shows that the signal is not stable with depth; squared means "
+    "far above the variance show that channels carry little but an offset.",
+    "signals_arms": "Variance within channels of the outputs of the stem and of each residual "
+    "block, for training images normalized as in training: the median over an arm's trials, with "
+    "the range shaded. Residual branches add up within a stage; growth by orders of magnitude, or "
+    "decay to zero, shows that the signal is not stable with depth.",
     "noise": NOISE_CAPTION,
-    "noise_arms": f"{NOISE_CAPTION} The line is the median over an arm's trials, shaded from the "
-    "least to the greatest. An arm without batch norm has none.",
+    "noise_arms": f"{NOISE_CAPTION} The line is the median over an arm's trials, with the range "
+    "shaded. An arm without batch norm has no line.",
 }
 Labels = tuple[str, str]
-"""The title of a figure, and what its numbers are."""
+"""Title of a figure, and label of its values."""
+Diagnosed = TypeVar("Diagnosed", DriftRow, SignalRow)
 DRIFT = ("Drift of running statistics", "distance from the population")
-MEANS = ("Drift of running means", "deviations")
+MEANS = ("Drift of running means", "standard deviations")
 VARIANCES = ("Drift of running variances", "|log(running / population)|")
 RATE = ("Effective learning rate, halfway", "|update| / |kernel|")
 COURSE = ("Effective learning rate, median", "|update| / |kernel|")
@@ -75,14 +77,15 @@ class Sketch:
     """A figure that can be drawn."""
 
     name: str
-    """Of its file."""
+    """Name of the file without its suffix."""
     draw: Callable[[pathlib.Path], None]
+    """Function that draws the figure into a file."""
     caption: str
-    """Its content, and how to read it."""
+    """Content of the figure, and how to read it."""
 
 
 def study_sketches(study: StudyFiles, axis_label: str) -> list[Sketch]:
-    """Returns the figures that compare the trials of a study that are done."""
+    """Returns the figures that compare the finished trials of a study."""
     values = study.plan.axis_values
     arms: dict[str, list[TrialFiles]] = {arm: [] for arm in study.plan.arms}
     for trial in study.trials:
@@ -106,7 +109,7 @@ def study_sketches(study: StudyFiles, axis_label: str) -> list[Sketch]:
 
     bundle = lambda line: {arm: [line(trial) for trial in own] for arm, own in arms.items()}
     drift = lambda field: (
-        lambda trial: [getattr(row, field) for row in _rows(trial, "drift", field)]
+        lambda trial: [getattr(row, field) for row in _complete(_drift(trial), field)]
     )
     return [
         *spread("drift_mean", MEANS, drift("mean_shift")),
@@ -121,9 +124,10 @@ def run_sketches(trial: TrialFiles) -> list[Sketch]:
     """Returns the figures of one run, layer by layer."""
     drift = [
         Row(_layer(row), (row.mean_shift, row.log_variance_ratio))
-        for row in _rows(trial, "drift", "mean_shift", "log_variance_ratio")
+        for row in _drift(trial)
+        if row.mean_shift is not None and row.log_variance_ratio is not None
     ]
-    kinds = ("mean (deviations)", "variance (|log ratio|)")
+    kinds = ("mean (standard deviations)", "variance (|log ratio|)")
     signals = {
         "variance": [_signals("variance")(trial)],
         "squared mean": [_signals("squared_mean")(trial)],
@@ -139,12 +143,15 @@ def run_sketches(trial: TrialFiles) -> list[Sketch]:
 
 
 def _places(trial: TrialFiles, axis_values: list[AxisValue]) -> list[AxisValue]:
-    """Returns where a trial stands; without an axis value, it counts at every one."""
+    """Returns the axis values of a trial: its own, or all if the axis does not apply."""
     value = None if trial.result is None else trial.result.axis_value
     return axis_values if value is None else [value]
 
 
-def _when(found, name, draw, note=""):
+def _when(
+    found: Sized | bool, name: str, draw: Callable[[pathlib.Path], None], note: str = ""
+) -> list[Sketch]:
+    """Returns the figure if there is something to draw."""
     return [Sketch(name, draw, CAPTIONS[name] + note)] if found else []
 
 
@@ -164,10 +171,14 @@ def _diagnostics(trial: TrialFiles) -> Diagnostics | None:
     return None if trial.result is None else trial.result.diagnostics
 
 
-def _rows(trial: TrialFiles, name: str, *fields: str) -> list[Any]:
-    """Returns the rows of a diagnostic in which all of these are numbers."""
-    rows = getattr(_diagnostics(trial), name, [])
-    return [row for row in rows if None not in [getattr(row, field) for field in fields]]
+def _drift(trial: TrialFiles) -> list[DriftRow]:
+    found = _diagnostics(trial)
+    return found.drift if found else []
+
+
+def _complete(rows: list[Diagnosed], field: str) -> list[Diagnosed]:
+    """Returns the rows in which a field is finite; others are stored as None."""
+    return [row for row in rows if getattr(row, field) is not None]
 
 
 def _rates(trial: TrialFiles) -> list[Row]:
@@ -184,7 +195,12 @@ def _halfway(trial: TrialFiles) -> str:
 
 
 def _signals(field: str) -> Callable[[TrialFiles], Line]:
-    return lambda trial: [(row.name, getattr(row, field)) for row in _rows(trial, "signals", field)]
+    def line(trial: TrialFiles) -> Line:
+        found = _diagnostics(trial)
+        rows = _complete(found.signals, field) if found else []
+        return [(row.name, getattr(row, field)) for row in rows]
+
+    return line
 
 
 def _noise(trial: TrialFiles) -> Line:

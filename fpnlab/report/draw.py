@@ -1,4 +1,4 @@
-"""Pictures with boxes drawn on them, or with labels under them."""
+"""Drawing of boxes on images, and of labels below images."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,20 +7,21 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 PALETTE = ("#e69f00", "#56b4e9", "#cc79a7", "#f0e442", "#009e73", "#d55e00", "#0072b2")
-"""The colors of Okabe and Ito (2008), which color-blind readers tell apart; repeated when used
-up. The brighter ones come first, for they must stand out from a picture."""
+"""Colors of classes, distinguishable by color-blind readers (Okabe and Ito, 2008), repeated for
+more classes. Bright ones come first, because they stand out from images."""
 TRUTH = "#ffffff"
 SHADOW = "#101010"
 RIGHT, WRONG = "#009e73", "#d55e00"
 SIDE = 320
-"""Pixels that the long side of a small picture is enlarged to, at least."""
+"""Smallest length of the long side of a drawn image in pixels."""
 CROWD = 8
-"""Boxes with scores in a picture beyond which labels give the score alone."""
+"""Number of boxes with scores in an image above which labels show the score alone."""
 THUMB = 160
-"""The same of a picture with a label."""
+"""Smallest length of the long side of a labeled image in pixels."""
 CAPTION = 36
-"""Pixels under a picture for what it shows and what was said of it."""
+"""Height of the labels below an image in pixels."""
 GAP = 6
+"""Space between images in pixels."""
 
 
 def class_color(index: int) -> str:
@@ -31,14 +32,14 @@ def class_color(index: int) -> str:
 def draw_pictures(
     pictures: Mapping[str, np.ndarray], class_names: Sequence[str], *, columns: int = 4
 ) -> Image.Image:
-    """Returns pictures in a grid with their annotations and predictions.
+    """Returns a grid of images with their annotations and predictions.
 
     Args:
-      pictures: Named arrays as a run keeps them in ``gallery.npz``: ``images``; ``labels`` and
-        ``shares``; or ``truth_boxes``, ``truth_classes``, ``truth_valid``, and of predictions
-        ``boxes``, ``classes``, ``scores``, ``valid``.
+      pictures: The arrays of a ``gallery.npz``. For a classifier: ``images``, ``labels`` and, with
+        predictions, ``shares``. For a detector: ``images``, ``truth_boxes``, ``truth_classes``,
+        ``truth_valid`` and, with predictions, ``boxes``, ``classes``, ``scores``, ``valid``.
       class_names: Names of the classes.
-      columns: Images in a row of the grid.
+      columns: Number of images in a row of the grid.
     """
     images = pictures["images"]
     if "labels" in pictures:
@@ -70,26 +71,26 @@ def draw_boxes(
     scale: int | None = None,
     columns: int = 2,
 ) -> Image.Image:
-    """Returns the images in a grid, row by row, with their boxes drawn on them.
+    """Returns a grid of images, row by row, with their boxes drawn on them.
 
-    A box has the color of its class and the class's name, with the score where there is one; in
-    a picture with more than ``CROWD`` of those, the score alone.
-    True boxes are thin, white with a dark edge, and lie under the others.
+    A box has the color of its class and a label with the name and, if given, the score; in an image
+    with more than ``CROWD`` scored boxes, the label is the score alone. Ground-truth boxes are
+    white with a dark edge, one pixel wide, and below the others.
 
     Args:
         images: ``[n, h, w, 3]``, 0 to 255.
         boxes: ``[n, d, 4]``, ``xyxy`` in pixels of ``images``.
         classes: ``[n, d]``, 0 to k - 1.
-        valid: ``[n, d]`` bool: which rows are boxes.
-        class_names: The k names; a class beyond them is labeled with its number.
+        valid: ``[n, d]`` bool, True for rows that are boxes.
+        class_names: The k names; other classes are labeled with their number.
         scores: ``[n, d]``, 0 to 1.
-        truth: True boxes ``[n, m, 4]`` and which of them are valid ``[n, m]``.
-        scale: Whole factor by which pixels are repeated; by default, the smallest that makes the
-            long side 320 pixels.
-        columns: Images in a row of the grid.
+        truth: Ground-truth boxes ``[n, m, 4]`` and their valid mask ``[n, m]``.
+        scale: Integer factor by which pixels are repeated; None: the smallest one with a long side
+            of at least 320 pixels.
+        columns: Number of images in a row of the grid.
 
     Raises:
-        ValueError: If ``images`` holds no image of three channels.
+        ValueError: ``images`` is empty or has another shape.
     """
     tiles = []
     for i, tile in enumerate(_enlarged(images, SIDE, scale)):
@@ -114,19 +115,19 @@ def draw_labels(
     shares: np.ndarray | None = None,
     columns: int = 4,
 ) -> Image.Image:
-    """Returns the images in a grid, row by row, each above its class and the one predicted.
+    """Returns a grid of images, row by row, each above its label and its prediction.
 
-    A prediction stands with its probability, green where it is right and orange where it is not.
+    A prediction has its probability; it is green if it is correct and orange if it is not.
 
     Args:
         images: ``[n, h, w, 3]``, 0 to 255.
-        labels: ``[n]``, 0 to k - 1; None where they are not known.
+        labels: ``[n]``, 0 to k - 1; None if they are unknown.
         class_names: The k names.
-        shares: ``[n, k]``, predicted probabilities of the classes; None for no predictions.
-        columns: Images in a row of the grid.
+        shares: ``[n, k]``, predicted probabilities of the classes; None without predictions.
+        columns: Number of images in a row of the grid.
 
     Raises:
-        ValueError: If ``images`` holds no image of three channels.
+        ValueError: ``images`` is empty or has another shape.
     """
     font = ImageFont.load_default(size=13)
     tiles = []
@@ -150,9 +151,9 @@ def draw_labels(
 
 
 def _enlarged(images: np.ndarray, side: int, scale: int | None = None) -> Iterator[Image.Image]:
-    """Yields the pictures with every pixel repeated until the long side is ``side``, at least."""
+    """Yields the images, with pixels repeated until the long side has at least ``side`` pixels."""
     if images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
-        raise ValueError(f"pictures to draw must be [n, h, w, 3], n > 0; got {images.shape}")
+        raise ValueError(f"images must be [n, h, w, 3] with n > 0; got {list(images.shape)}")
     scale = scale or math.ceil(side / max(images.shape[1:3]))
     for pixels in np.clip(images, 0, 255).astype(np.uint8):
         tile = Image.fromarray(pixels)
@@ -168,7 +169,7 @@ def _label(class_names: Sequence[str] | None, index: int, score: float | None) -
 
 
 def _corners(box: np.ndarray) -> list[float]:
-    """The box with its corners in order, which PIL insists on."""
+    """Returns the box with ordered corners, as PIL requires."""
     x1, y1, x2, y2 = (float(value) for value in box)
     return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
 
@@ -182,7 +183,7 @@ def _draw_truth(tile: Image.Image, boxes: np.ndarray) -> None:
 
 
 def _draw_found(tile: Image.Image, boxes: np.ndarray, labels: list[str], colors: list[str]) -> None:
-    """Draws all boxes first and all labels after, the best last, so that no box hides a label."""
+    """Draws all boxes before the labels, which end with the best, so that no box hides a label."""
     pen = ImageDraw.Draw(tile)
     font = ImageFont.load_default(size=12)
     for box, color in zip(boxes, colors):

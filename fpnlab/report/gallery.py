@@ -1,4 +1,4 @@
-"""Pictures with what is true and what was predicted, from the ``gallery.npz`` of a trial."""
+"""Test images with ground truth and predictions, from the ``gallery.npz`` of a trial."""
 
 import dataclasses
 import pathlib
@@ -12,17 +12,19 @@ from fpnlab.report.draw import draw_pictures
 from fpnlab.report.study_folder import StudyFiles, TrialFiles
 
 LABEL_COLUMNS = 4
-"""Pictures with labels in a row."""
+"""Number of labeled images in a row."""
 LARGEST_FILE = 300_000
-"""Bytes; a page with many figures must stay light enough for a telephone."""
+"""Largest size of a file in bytes, so that a page with many figures loads on a phone."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A trial whose gallery is shown, and why."""
+    """A trial selected for the gallery."""
 
     trial: TrialFiles
+    """The trial."""
     reason: str
+    """Why it was selected."""
 
 
 def draw_gallery(
@@ -33,17 +35,24 @@ def draw_gallery(
     pictures: int = 4,
     columns: int = 2,
 ) -> None:
-    """Writes the first pictures of a trial's gallery, with truth and predictions, to ``path``.
+    """Draws the first images of a trial's gallery with ground truth and predictions.
 
-    Of predicted boxes, an image shows the best-scored ones, as many as it has true boxes: a rule
-    that needs no score threshold, which would favor the detector with the larger scores.
-    Pictures with labels are small: all of them are shown, four in a row.
+    An image of a detector shows as many predicted boxes as it has ground-truth boxes, those with
+    the highest scores. A score threshold instead would favor the detector with larger scores.
+    Images of a classifier are small, so that all of them are shown, four in a row.
+
+    Args:
+        trial: The trial.
+        class_names: Names of the classes.
+        path: The PNG file to write.
+        pictures: Number of images of a detector.
+        columns: Number of images in a row for a detector.
 
     Raises:
-        ValueError: If the trial has no gallery.
+        ValueError: The trial has no gallery.
     """
     if trial.gallery is None:
-        raise ValueError(f"trial {trial.name} has no gallery.npz; choose() gives trials that do")
+        raise ValueError(f"trial {trial.name} has no gallery.npz; choose() selects trials with one")
     with np.load(trial.gallery) as file:
         arrays = {name: file[name] for name in file.files}
     if "labels" not in arrays:
@@ -56,7 +65,7 @@ def draw_gallery(
 
 
 def _save_small(picture: Image.Image, path: pathlib.Path) -> None:
-    """Saves with 256 colors, and shrinks until the file is small enough."""
+    """Saves a picture with 256 colors, shrunk until the file is small enough."""
     while True:
         picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size <= LARGEST_FILE:
@@ -66,14 +75,14 @@ def _save_small(picture: Image.Image, path: pathlib.Path) -> None:
 
 
 def choose(study: StudyFiles) -> list[Choice]:
-    """Returns the trials to show: of the best and of the worst cell, the seed nearest its mean.
+    """Returns the trials to show: for the best and the worst cell, the seed nearest to its mean.
 
-    The nearest seed rather than the best one, because the picture should show the usual case.
-    Without a summary, the first trial that has a gallery.
+    The nearest rather than the best seed, because the images should be typical. Without a summary,
+    the first trial with a gallery.
     """
     summary = study.summary
     if summary is None or summary.best is None:
-        return [Choice(trial, "the first trial done") for trial in _with_gallery(study)[:1]]
+        return [Choice(trial, "The first trial that is done") for trial in _with_gallery(study)[:1]]
     cells = {"best": summary.best, "worst": summary.worst or summary.best}
     if cells["best"] == cells["worst"]:
         cells = {"only": summary.best}

@@ -1,4 +1,4 @@
-"""The page of a study or of a run: one HTML file that needs no other file and no network."""
+"""Pages of studies and runs: self-contained HTML files without scripts or network access."""
 
 import base64
 import dataclasses
@@ -6,7 +6,7 @@ import json
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 
@@ -22,23 +22,25 @@ SIZES = ("AP_small", "AP_medium", "AP_large")
 
 
 class Figure(NamedTuple):
-    """A picture on the page."""
+    """An image on the page."""
 
     source: str
     """The PNG as a data URI."""
     alt: str
+    """Alternative text."""
     caption: str
+    """Caption."""
 
 
 def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
-    """Returns the path of ``report.html``, written into a study's folder with its companions.
+    """Writes the report of a study into its folder, and returns the path of ``report.html``.
 
-    ``table.csv`` has a row for each trial and evaluation, and ``figures/`` the page's pictures.
-    The study may be unfinished: the page then says how many of its trials are done.
+    Also writes ``table.csv``, with one row per trial and evaluation, and the figures of the page
+    in ``figures/``. The study may be unfinished: the page shows how many of its trials are done.
 
     Raises:
-        FileNotFoundError: If the folder has no ``study.json``.
-        ValueError: If a trial's ``metrics.jsonl`` is damaged before its last line.
+        FileNotFoundError: The folder has no ``study.json``.
+        RunFolderError: A file is damaged.
     """
     study = read_study(study_dir)
     folder = study.folder / "figures"
@@ -70,20 +72,20 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
 
 
 def write_run_report(run_dir: str | pathlib.Path) -> pathlib.Path:
-    """Returns the path of ``report.html``, written into the folder of a single run.
+    """Writes the report of a run into its folder, and returns the path of ``report.html``.
 
-    Classes are named by ``class_names`` of ``result.json``, and numbered without it.
+    Without a ``result.json``, classes are numbered instead of named.
 
     Raises:
-        FileNotFoundError: If the folder holds neither a result nor metrics.
-        ValueError: If ``metrics.jsonl`` is damaged before its last line.
+        FileNotFoundError: The folder holds neither a result nor metrics.
+        RunFolderError: ``metrics.jsonl`` is damaged before its last line.
     """
     run_dir = pathlib.Path(run_dir)
     trial = read_trial(run_dir)
     if trial.status == "unfinished" and not trial.records:
         raise FileNotFoundError(
-            f"{run_dir} is no run's folder: it has neither result.json nor metrics.jsonl. "
-            "Give the folder that the run wrote"
+            f"{run_dir}: not the folder of a run (result.json and metrics.jsonl are missing); give "
+            "a folder written by `fpnlab train`"
         )
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
@@ -104,7 +106,7 @@ def write_run_report(run_dir: str | pathlib.Path) -> pathlib.Path:
 
 
 def _doubts(trials: Sequence[TrialFiles]) -> list[str]:
-    """Returns why numbers of trials may be wrong, each reason with how many it concerns."""
+    """Returns the reasons why numbers may be wrong, each with the number of its trials."""
     found = Counter(doubt for t in trials if (doubt := compiler.doubt(t.environment)))
     many = len(trials) > 1
     return [f"{n} of {len(trials)} trials: {why}" if many else why for why, n in found.items()]
@@ -125,24 +127,24 @@ def _draw_sketches(sketches: Sequence[Sketch], folder: pathlib.Path) -> list[Fig
     return [_embed(folder / f"{s.name}.png", s.draw, s.caption) for s in sketches]
 
 
-def _draw_summary(summary: Summary, folder: pathlib.Path) -> dict[str, Any]:
-    """The figures and tables that come from the summary."""
+def _draw_summary(summary: Summary, folder: pathlib.Path) -> dict[str, object]:
+    """Returns the figures and tables of the page that come from the summary."""
     metric, arms = summary.metric, summary.arms
     measured = tables.metric_names(summary)
     key = [
         _embed(
             folder / f"{metric}.png",
             lambda path: figures.plot_metric(summary, metric, path),
-            f"{metric} with running statistics: means with 95 % intervals; a dot is a seed.",
+            f"{metric} with running statistics: mean, 95 % confidence interval, dots for seeds.",
         )
     ]
     if len(arms) > 1:
-        caption = f"Difference to {arms[0]} seed by seed; an interval that touches the line of zero"
+        caption = f"Difference to {arms[0]}, paired by seed. A confidence interval that includes"
         key.append(
             _embed(
                 folder / "difference.png",
                 lambda path: figures.plot_differences(summary, path),
-                f"{caption} leaves the order of the arms undecided.",
+                f"{caption} zero leaves the order of the arms undecided.",
             )
         )
     more = []
@@ -151,7 +153,7 @@ def _draw_summary(summary: Summary, folder: pathlib.Path) -> dict[str, Any]:
             _embed(
                 folder / "AP50.png",
                 lambda path: figures.plot_metric(summary, "AP50", path),
-                "AP50: the same detectors, with boxes that need an IoU of only 0.5.",
+                "AP50: average precision of the same detectors at an IoU threshold of 0.5.",
             )
         )
     for arm in dict.fromkeys(row.arm for row in summary.gains):
@@ -159,7 +161,7 @@ def _draw_summary(summary: Summary, folder: pathlib.Path) -> dict[str, Any]:
             _embed(
                 folder / f"evaluations_{_slug(arm)}.png",
                 lambda path, arm=arm: figures.plot_evaluations(summary, arm, path),
-                f"One set of weights of {arm}, evaluated with three kinds of statistics.",
+                f"The same weights of {arm}, evaluated with running, precise and batch statistics.",
             )
         )
     means = {name: tables.means_by_axis(summary, name) for name in measured}
@@ -189,14 +191,14 @@ class ClaimSection:
     result: ClaimResult
     """The verdict."""
     figure: Figure
-    """Intervals of its rules' numbers."""
+    """Estimates of its rules with confidence intervals."""
     bootstrap: list[list[ClaimBootstrap]]
     """Bootstrap intervals by rule."""
 
 
 def _draw_verdicts(summary: Summary, folder: pathlib.Path) -> list[ClaimSection]:
     """Returns the verdicts, each with its figure."""
-    caption = "Each rule's number: mean and interval, a dot a seed; shaded what is claimed."
+    caption = "Estimates with confidence intervals; dots are seeds; the claimed range is shaded."
     return [
         ClaimSection(
             verdict,
@@ -224,7 +226,7 @@ def _draw_losses(study: StudyFiles, folder: pathlib.Path) -> list[Figure]:
                 lambda path, own=own, arm=arm: figures.plot_losses(
                     own, values, label, f"{arm}: training loss", path, limits
                 ),
-                f"Training loss of {arm}, a line a trial, averaged over 5 % of its records.",
+                f"Training loss of {arm}, one line per trial, averaged over 5 % of the records.",
             )
         )
     return losses
@@ -257,15 +259,15 @@ def _draw_run(
         drawn["gallery"] = _embed(
             folder / "gallery.png",
             lambda path: gallery.draw_gallery(trial, class_names, path, pictures=6, columns=3),
-            "Test pictures, as many predictions in each as it has true boxes."
+            "Test images, each with as many predictions as ground-truth boxes."
             if _has_boxes([trial])
-            else "Test pictures: under each its class, and the one predicted with its probability.",
+            else "Test images, each with its class, and the predicted class with its probability.",
         )
     return drawn
 
 
 def _state(study: StudyFiles) -> str:
-    """Returns the number of trials by status, in a sentence."""
+    """Returns the number of trials by status as a sentence."""
     statuses = [trial.status for trial in study.trials]
     planned = study.plan.trials
     waiting = planned - len(statuses)
@@ -284,7 +286,7 @@ def _legend(class_names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _has_boxes(trials: Sequence[TrialFiles]) -> bool:
-    """Returns whether the models are detectors, by their metrics."""
+    """Returns whether the models are detectors, judging by their metrics."""
     return any(
         "AP" in numbers
         for trial in trials

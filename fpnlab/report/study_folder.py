@@ -1,6 +1,6 @@
-"""Folders of studies and runs, finished or not, as the report reads them.
+"""Readers of the folders of studies and runs, finished or not.
 
-A trial that was cut short must not cost the report of the others: a torn last line of
+An interrupted or damaged trial does not prevent the report of the others: a torn last line of
 ``metrics.jsonl`` is skipped, and a result that cannot be read becomes a status.
 """
 
@@ -29,7 +29,7 @@ Status = Literal["done", "diverged", "failed", "unfinished", "unreadable"]
 
 @dataclasses.dataclass(frozen=True)
 class TrialFiles:
-    """The folder of one trial."""
+    """The files of a trial."""
 
     name: str
     """Name of the trial."""
@@ -38,26 +38,26 @@ class TrialFiles:
     error: str
     """Why it diverged, failed or cannot be read."""
     result: RunResult | None
-    """``result.json``; of a trial that failed, what the summary knows of it."""
+    """``result.json``; for a failed trial, the fields that the summary has."""
     records: list[MetricRecord]
     """``metrics.jsonl``."""
     folder: pathlib.Path
-    """The folder."""
+    """The run folder."""
     gallery: pathlib.Path | None
-    """``gallery.npz``, where there is one."""
+    """``gallery.npz``, if it exists."""
 
     @property
     def config(self) -> JsonObject:
-        """``config.json``, read where it is shown: of a study's trials only the first one's is."""
+        """``config.json``, read lazily, because a study's report shows only that of one trial."""
         return _read_table(self.folder / "config.json")
 
     @property
     def environment(self) -> JsonObject:
-        """``env.json``, read where it is shown."""
+        """``env.json``, read lazily."""
         return _read_table(self.folder / "env.json")
 
     def curve(self, field: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns examples seen and ``field``, over the records with a finite value of it."""
+        """Returns examples seen and values of ``field``, for the records in which it is finite."""
         points = [(record.examples, record.value(field)) for record in self.records]
         finite = [(x, y) for x, y in points if y is not None and math.isfinite(y)]
         x, y = np.array(finite, dtype=np.float64).reshape(-1, 2).T
@@ -66,20 +66,20 @@ class TrialFiles:
 
 @dataclasses.dataclass(frozen=True)
 class StudyFiles:
-    """The folder of a study."""
+    """The files of a study."""
 
     folder: pathlib.Path
-    """The folder."""
+    """The study folder."""
     plan: StudyFile
     """``study.json``."""
     summary: Summary | None
     """``summary.json``; None until the study has written it."""
     trials: list[TrialFiles]
-    """In the order of arms, axis values and seeds; those without a result last."""
+    """The trials in order of arm, axis value and seed; those without a result come last."""
 
     @functools.cached_property
     def axis_label(self) -> str:
-        """The first axis, in words."""
+        """The first axis in words."""
         return axis_label(self.plan.axis)
 
 
@@ -93,8 +93,8 @@ def read_study(folder: str | pathlib.Path) -> StudyFiles:
     folder = pathlib.Path(folder)
     if not (folder / "study.json").is_file():
         raise FileNotFoundError(
-            f"{folder} is no study's folder: it has no study.json. "
-            "Give the folder that the study wrote; it also holds the folder trials/"
+            f"{folder}: not the folder of a study (study.json is missing); give the folder written "
+            "by `fpnlab study`, which also contains trials/"
         )
     plan = read_study_file(folder / "study.json")
     summary = folder / "summary.json"
@@ -107,7 +107,7 @@ def read_study(folder: str | pathlib.Path) -> StudyFiles:
         if trial.result is None:
             return len(plan.arms), 0, 0
         value = trial.result.axis_value
-        # An arm to which the axis does not apply has no value of it.
+        # An arm to which the axis does not apply has no axis value; it comes first.
         rank = -1 if value is None else plan.axis_values.index(value)
         return plan.arms.index(trial.result.arm), rank, trial.result.seed
 
@@ -115,7 +115,7 @@ def read_study(folder: str | pathlib.Path) -> StudyFiles:
 
 
 def read_trial(folder: str | pathlib.Path) -> TrialFiles:
-    """Returns the files of a trial; those that are not there yet count as empty.
+    """Returns the files of a trial; missing files count as empty.
 
     Raises:
       RunFolderError: ``metrics.jsonl`` is damaged before its last line.
@@ -142,7 +142,7 @@ def read_trial(folder: str | pathlib.Path) -> TrialFiles:
 
 
 def _with_failure(trial: TrialFiles, row: LeftOutRow | None) -> TrialFiles:
-    """Returns a trial that raised with what the summary knows of it: it has no result."""
+    """Returns a trial that raised with the error from the summary, since it has no result."""
     if trial.status != "unfinished" or row is None:
         return trial
     result = RunResult(

@@ -1,4 +1,4 @@
-"""A study's numbers as tables: every trial as a row of CSV, and the tables of the page."""
+"""Tables of a study: ``table.csv``, and the tables of means on the page."""
 
 import csv
 import dataclasses
@@ -11,29 +11,27 @@ from fpnlab.records.trial_table import TRIAL_FIELDS, axis_column
 from fpnlab.report.study_folder import StudyFiles, TrialFiles
 
 BEYOND = "*"
-"""Marks intervals of means that leave 0 to 100."""
+"""Mark of confidence intervals that exceed 0 to 100."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of a table with the axis values as columns."""
+    """A row of a table with the axis values as columns."""
 
     arm: str
     """The arm."""
     evaluation: str
-    """Source of statistics; empty where all sources agree."""
+    """Source of batch-norm statistics; empty if all sources agree."""
     cells: list[SummaryRow | None]
-    """One an axis value; None where nothing was measured."""
+    """One cell per axis value; None if it was not measured."""
 
 
 def write_csv(study: StudyFiles, path: pathlib.Path) -> None:
-    """Writes a row for each trial and evaluation; metrics from 0 to 1, as in ``result.json``.
+    """Writes one row per trial and evaluation; metrics are from 0 to 1, as in ``result.json``.
 
-    ``test_images`` is the number of images that they are measured on. The test loss of classifiers,
-    in nats, comes last.
-
-    A trial without a measurement has one row, whose evaluation and metrics are empty. The axis
-    value's column is named by `axis_column`.
+    ``test_images`` is the number of images on which they are measured. The last column is the test
+    loss of classifiers in nats. A trial without metrics has one row with empty columns for them.
+    `axis_column` names the column of the axis value.
     """
     axis = axis_column(study.plan.axis)
     results = [trial.result for trial in study.trials if trial.result is not None]
@@ -61,10 +59,10 @@ def _metrics(trial: TrialFiles) -> dict[str, dict[str, float | None]]:
 
 
 def group_sizes(norm_batch: dict[str, int | None]) -> int | str | None:
-    """Returns the images in a statistics group: one number, or, where positions differ, of each.
+    """Returns the images per statistics group: one number, or one per position if these differ.
 
     Args:
-      norm_batch: By position.
+      norm_batch: Images per statistics group by position.
     """
     groups = {position: size for position, size in norm_batch.items() if size is not None}
     if len(set(groups.values())) <= 1 and len(groups) in (0, len(norm_batch)):
@@ -73,7 +71,7 @@ def group_sizes(norm_batch: dict[str, int | None]) -> int | str | None:
 
 
 def _own(trial: TrialFiles, field: str) -> object:
-    """Returns a field of a trial; empty of one without a measurement."""
+    """Returns a field of a trial; None if it was not measured."""
     own = {"trial": trial.name, "status": trial.status, "error": trial.error or None}
     if field in own:
         return own[field]
@@ -84,13 +82,13 @@ def _own(trial: TrialFiles, field: str) -> object:
 
 
 def examples_per_second(trial: TrialFiles) -> float | None:
-    """Returns the trial's mean speed; None before it has a result."""
+    """Returns the mean training speed of a trial; None without a result."""
     result = trial.result
     return result.examples / result.seconds if result is not None and result.seconds else None
 
 
 def reason(trial: TrialFiles) -> str:
-    """Returns why a trial has no measurement, or how far an unfinished one has come."""
+    """Returns the reason why a trial has no result, or the progress of an unfinished one."""
     if trial.status == "unfinished":
         seen = trial.records[-1].examples if trial.records else 0
         return f"no result yet; {seen:,} examples seen"
@@ -98,9 +96,9 @@ def reason(trial: TrialFiles) -> str:
 
 
 def means_by_axis(summary: Summary, metric: str) -> list[Line]:
-    """Returns lines of a table with the axis values as columns.
+    """Returns the rows of a table of means with the axis values as columns.
 
-    An arm whose evaluations differ has a line for each of them, any other arm one line.
+    An arm has one row per source of batch-norm statistics if these differ, otherwise one row.
     """
     differing = {row.arm for row in summary.gains}
     lines = []
@@ -117,20 +115,20 @@ def means_by_axis(summary: Summary, metric: str) -> list[Line]:
 
 
 def metric_names(summary: Summary) -> list[str]:
-    """Returns the metrics that were measured, the study's own first."""
+    """Returns the measured metrics, with the study's metric first."""
     measured = dict.fromkeys(row.metric for row in summary.rows if row.mean is not None)
     return sorted(measured, key=lambda metric: metric != summary.metric)
 
 
 def claim_bootstrap(summary: Summary, claim: int, rule: int) -> list[ClaimBootstrap]:
-    """Returns the bootstrap intervals of a rule, by its number and its claim's."""
+    """Returns the bootstrap intervals of a rule by the indices of claim and rule."""
     return [row for row in summary.claim_bootstrap if (row.claim, row.rule) == (claim, rule)]
 
 
 def mean_and_half_width(row: SummaryRow | None) -> str:
-    """Returns "41.2 ± 0.8", "41.2" where there is no interval, "-" where there is no value.
+    """Returns "41.2 ± 0.8", or "41.2" without an interval, or "-" without a value.
 
-    An interval that leaves 0 to 100 is marked with `BEYOND`.
+    An interval that exceeds 0 to 100 is marked with `BEYOND`.
     """
     if row is None or row.mean is None:
         return "-"
@@ -141,18 +139,18 @@ def mean_and_half_width(row: SummaryRow | None) -> str:
 
 
 def bounds_note(lines: Sequence[Line]) -> str:
-    """Returns what the mark of intervals that leave 0 to 100 means; empty where none is marked."""
+    """Returns a note that explains the mark `BEYOND`; empty if no interval is marked."""
     cells = [cell for line in lines for cell in line.cells if cell is not None]
     if not any(map(beyond_points, cells)):
         return ""
     return (
-        f"{BEYOND} The interval leaves 0 to 100, where every mean lies: Student's does not know "
-        "these bounds, and so few seeds say no more."
+        f"{BEYOND} The confidence interval exceeds 0 to 100, the range of the metric: Student's t "
+        "assumes an unbounded normal distribution, and there are too few seeds for a narrower one."
     )
 
 
 def family_note(summary: Summary) -> str:
-    """Returns how the tests of a study's claims are adjusted; empty for a single claim."""
+    """Returns a note on the adjustment of p-values; empty for fewer than two claims."""
     verdicts = summary.verdicts
     if len(verdicts) < 2:
         return ""
@@ -160,11 +158,11 @@ def family_note(summary: Summary) -> str:
     if summary.holm_over == "study":
         return (
             f"p-values are adjusted by Holm's procedure over the rules of all {len(verdicts)} "
-            "claims: where no effect is true, one or more is decided in at most "
+            "claims: if all null hypotheses are true, one or more is rejected in at most "
             f"{100 * max(alphas):g} % of studies."
         )
     return (
-        'Each claim is tested by itself (holm_over = "claim"): where no effect is true, one or '
-        f"more of these {len(verdicts)} is decided in up to {min(100.0, 100 * sum(alphas)):g} % of "
-        "studies."
+        'Each claim is tested separately (holm_over = "claim"): if all null hypotheses are true, '
+        f"one or more of these {len(verdicts)} claims is decided in up to "
+        f"{min(100.0, 100 * sum(alphas)):g} % of studies."
     )

@@ -1,4 +1,4 @@
-"""A study's summary for the terminal."""
+"""Tables and verdicts of a study for the terminal."""
 
 from rich.table import Table
 from rich.text import Text
@@ -13,14 +13,14 @@ from fpnlab.report.tables import (
 )
 
 STYLES = {"SUPPORTED": "bold green", "REFUTED": "bold red", "PARTIAL": "bold yellow"}
-"""Of verdicts."""
+"""Text styles of verdicts."""
 
 
 def summary_table(summary: Summary) -> Table:
     """Returns the study's metric as a table: arms as rows, axis values as columns.
 
-    A cell is the mean over seeds in points, with the half width of its 95 % Student-t interval.
-    An arm whose statistics at test time matter has a row for each source of them.
+    A cell is the mean over seeds in points, with the half width of its 95 % confidence interval.
+    An arm has one row per source of batch-norm statistics if these differ.
     """
     counts, lines = summary.counts, means_by_axis(summary, summary.metric)
     note = bounds_note(lines)
@@ -28,7 +28,7 @@ def summary_table(summary: Summary) -> Table:
         title=Text(f"{summary.metric} by {summary.axis_label}"),
         caption=Text(
             f"{counts['done']} of {counts['planned']} trials done. "
-            "Points: mean ± half the width of the 95 % Student-t interval over seeds."
+            "Points: mean over seeds ± half the width of the 95 % confidence interval (Student-t)."
             f"{' ' if note else ''}{note}"
         ),
     )
@@ -37,14 +37,14 @@ def summary_table(summary: Summary) -> Table:
     for value in summary.axis_values:
         table.add_column(Text(str(value)), justify="right")
     for line in lines:
-        # Without spaces five columns fit into a terminal of 80.
+        # Without spaces, five columns fit into a terminal of 80 characters.
         cells = [mean_and_half_width(cell).replace(" ", "") for cell in line.cells]
         table.add_row(*(Text(text) for text in (line.arm, line.evaluation, *cells)))
     return table
 
 
 def verdict_text(summary: Summary) -> Text:
-    """Returns the verdict on each claim of a study, with what became of its rules, as lines."""
+    """Returns the verdict on each claim of a study, followed by the outcomes of its rules."""
     text = Text()
     for claim, verdict in enumerate(summary.verdicts):
         text.append(verdict.verdict, style=STYLES.get(verdict.verdict, "bold"))

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: of the same numbers as the t intervals, by seed and test item."""
+"""Bootstrap intervals estimate the same numbers as t intervals, over seeds and test items."""
 
 import dataclasses
 from itertools import product
@@ -59,7 +59,7 @@ SHARES = {("BN", 2): 0.5, ("BN", 32): 0.8, ("LN", 2): 0.7, ("LN", 32): 0.75}
 
 
 def items(arm, axis_value, seed, size=60):
-    """Whether a made-up trial is right about each item, of which some are hard for all."""
+    """Correctness of an artificial trial on each item; some items are hard for all trials."""
     random = np.random.default_rng([seed, axis_value or 0, arm == "LN"])
     ease = np.random.default_rng(9).normal(0, 1, size) + random.normal(0, 0.7, size)
     share = SHARES[arm, axis_value or 2]
@@ -71,7 +71,7 @@ def items(arm, axis_value, seed, size=60):
 
 
 def write(folder, arm, axis_value, seed, arrays):
-    """Leaves a trial's items behind, and returns its result."""
+    """Writes a trial's items, and returns its result."""
     name = f"{arm}-{axis_value}-{seed}"
     (folder / name).mkdir()
     np.savez_compressed(folder / name / "items.npz", **arrays)
@@ -139,56 +139,56 @@ def gain(s, at=2, metric="accuracy"):
         ("gains", {"evaluation": "precise", "axis_value": 2}, gain),
     ],
 )
-def test_a_rows_interval_is_the_bootstrap_of_its_own_difference_by_seed_and_item(
+def test_a_row_has_the_bootstrap_interval_of_its_difference_by_seed_and_item(
     part, keys, of_seed, results, tmp_path
 ):
     summary = bootstrapped(results, tmp_path)
     found, expected = row(summary, part, **keys), hierarchical_bootstrap(matrix(of_seed))
-    opinion = found.bootstrap
-    assert (opinion.low, opinion.high, opinion.items) == (*expected[1:3], 60)
-    assert opinion.low < opinion.high
+    interval = found.bootstrap
+    assert (interval.low, interval.high, interval.items) == (*expected[1:3], 60)
+    assert interval.low < interval.high
     assert found.mean == pytest.approx(expected.mean)
-    assert opinion.verdict == {1: "above", -1: "below", 0: "undecided"}[expected.sign]
+    assert interval.verdict == {1: "above", -1: "below", 0: "undecided"}[expected.sign]
 
 
-def test_every_number_of_a_claim_has_one_in_its_own_contrast_and_level(results, tmp_path):
+def test_each_estimate_of_a_claim_has_a_bootstrap_interval_at_its_level(results, tmp_path):
     summary = bootstrapped(results, tmp_path)
     found = {(o.claim, o.rule, o.place): o for o in summary.claim_bootstrap}
     for (claim, rule, place), of_seed, level in [
         ((0, 0, "from batch size 32 to 2"), lambda s: change(s) - change(s, "LN"), 0.95),
         (
-            (0, 1, "in the mean over batch size 2, 32"),
+            (0, 1, "averaged over batch size 2, 32"),
             lambda s: -(differ(s) + differ(s, 32)) / 2,
             0.95,
         ),
         ((1, 0, "at batch size 2"), lambda s: gain(s, 2, "top5"), 0.9),
         ((1, 0, "at batch size 32"), lambda s: gain(s, 32, "top5"), 0.9),
     ]:
-        opinion = found.pop((claim, rule, place))
+        interval = found.pop((claim, rule, place))
         expected = hierarchical_bootstrap(matrix(of_seed), level=level)
         estimates = summary.verdicts[claim].outcomes[rule].estimates
         [estimate] = [e for e in estimates if e.place == place]
         assert estimate.mean == pytest.approx(expected.mean)
-        np.testing.assert_allclose((opinion.low, opinion.high), expected[1:3], atol=1e-9)
-        assert (opinion.level, opinion.n, opinion.items) == (level, 3, 60)
+        np.testing.assert_allclose((interval.low, interval.high), expected[1:3], atol=1e-9)
+        assert (interval.level, interval.n, interval.items) == (level, 3, 60)
     assert found == {}
 
 
-def test_seeds_that_agree_about_every_item_leave_the_binomial_noise_of_the_items(tmp_path):
-    """BN is right about all items, LN about all but 12 of 60."""
+def test_the_bootstrap_of_identical_seeds_has_the_binomial_noise_of_the_items(tmp_path):
+    """BN is correct on all items, LN on all but 12 of 60."""
     arrays = {"BN": np.ones(60, bool), "LN": np.arange(60) >= 12}
     cells = product(("BN", "LN"), (2, 32), range(3))
     trials = [write(tmp_path, *cell, {"accuracy_running": arrays[cell[0]]}) for cell in cells]
     found = row(bootstrapped(trials, tmp_path), "differences", axis_value=2)
-    # Student's interval is over seeds, which differ by nothing but the rounding of the accuracy.
+    # Student's interval is over seeds, which differ only by the rounding of the accuracy.
     assert (found.low, found.high) == pytest.approx((-20, -20), abs=0.02)
     drawn = -100 * stats.binom(60, 12 / 60).ppf([0.975, 0.025]) / 60
     ends = found.bootstrap.low, found.bootstrap.high
-    # A quantile of 10,000 resamples may fall one item beside.
+    # A quantile of 10,000 resamples may be off by one item.
     np.testing.assert_allclose(ends, drawn, atol=100 / 60 + 1e-9)
 
 
-def test_verdicts_and_everything_else_stay_as_they_were(results, tmp_path):
+def test_bootstrap_changes_no_other_field_of_the_summary(results, tmp_path):
     plain, summary = summarize(results), bootstrapped(results, tmp_path)
     write_record(tmp_path / "summary.json", summary)
     assert read_summary(tmp_path / "summary.json") == summary
@@ -201,19 +201,21 @@ def test_verdicts_and_everything_else_stay_as_they_were(results, tmp_path):
     assert same == plain
 
 
-def test_findings_give_it_beside_the_t_interval_and_say_once_why_not_alone(results, tmp_path):
+def test_findings_report_the_bootstrap_beside_the_t_interval_and_explain_it_once(results, tmp_path):
     summary = bootstrapped(results, tmp_path)
     found = row(summary, "changes", arm="BN")
     low, high = (-end for end in (found.bootstrap.high, found.bootstrap.low))
     assert found.verdict == "below"
-    [said] = [f for f in summary.findings if f.startswith("From batch size 32 to 2, BN loses")]
-    assert said.endswith(f"3 seeds; bootstrap {low:.1f} to {high:.1f}).")
-    assert sum("with three, 95 % intervals cover 75 to 88 %" in f for f in summary.findings) == 1
-    assert any("over seeds and 60 test items" in f for f in summary.findings)
+    [finding] = [f for f in summary.findings if f.startswith("From batch size 32 to 2, BN loses")]
+    assert finding.endswith(f"3 seeds; bootstrap interval {low:.1f} to {high:.1f}).")
+    assert (
+        sum("95 % intervals cover the true value in 75 to 88 %" in f for f in summary.findings) == 1
+    )
+    assert any("resample seeds and 60 test items" in f for f in summary.findings)
 
 
 def of_counts(folder, counts):
-    """BN is wrong about so many of 100 items more than LN, by seed, at both axis values."""
+    """BN is wrong on ``counts`` of 100 items by seed, LN on none, at both axis values."""
     trials = []
     for axis_value, (seed, wrong) in product((2, 32), enumerate(counts)):
         for arm, ends in (("BN", wrong), ("LN", 0)):
@@ -222,36 +224,36 @@ def of_counts(folder, counts):
     return trials
 
 
-def test_it_is_said_when_the_two_disagree(tmp_path):
+def test_findings_report_a_bootstrap_interval_that_disagrees(tmp_path):
     # With three seeds the t interval of 10, 20 and 60 is wide; the bootstrap stays above zero.
     summary = bootstrapped(of_counts(tmp_path, (10, 20, 60)), tmp_path)
     found = row(summary, "differences", axis_value=2)
     assert (found.verdict, found.bootstrap.verdict) == ("undecided", "above")
-    [said] = [f for f in summary.findings if f.startswith("At batch size 2, the difference")]
-    assert said.endswith("includes zero. The bootstrap leaves out zero.")
-    opinion = summary.claim_bootstrap[1]
-    assert opinion.agrees is False
-    assert opinion.sentence.endswith("below 0, but the t interval lies across 0.")
+    [finding] = [f for f in summary.findings if f.startswith("At batch size 2, the difference")]
+    assert finding.endswith("includes zero. The bootstrap interval excludes zero.")
+    interval = summary.claim_bootstrap[1]
+    assert interval.agrees is False
+    assert interval.sentence.endswith("It lies below 0, but the t interval includes 0.")
 
 
-def test_a_decided_difference_may_include_zero_by_other_items(tmp_path):
-    # Each seed has two items wrong of 100, other ones than its fellows hardly matter.
+def test_findings_report_a_bootstrap_interval_that_includes_zero(tmp_path):
+    # Each seed is wrong on the same two of 100 items: seeds agree, resampled items do not.
     summary = bootstrapped(of_counts(tmp_path, (2, 2, 2)), tmp_path)
     found = row(summary, "differences", axis_value=2)
     assert (found.verdict, found.bootstrap.verdict) == ("above", "undecided")
-    assert any(f.endswith("). The bootstrap includes zero.") for f in summary.findings)
-    assert "across 0, but the t interval lies below 0" in summary.claim_bootstrap[1].sentence
+    assert any(f.endswith("). The bootstrap interval includes zero.") for f in summary.findings)
+    assert "It includes 0, but the t interval lies below 0" in summary.claim_bootstrap[1].sentence
 
 
-def test_agreement_is_about_the_threshold_or_the_margin(results, tmp_path):
+def test_agreement_is_relative_to_the_threshold_or_margin(results, tmp_path):
     shift, _, near, _ = bootstrapped(results, tmp_path).claim_bootstrap
     assert (shift.agrees, near.agrees) == (True, True)
-    assert shift.sentence.endswith("(95 % interval, 60 test items), also below -10.")
-    assert near.sentence.startswith("Bootstrap interval at batch size 2: ")
-    assert near.sentence.endswith("(90 % interval, 60 test items), also less than 30 from zero.")
+    assert shift.sentence.endswith("(60 test items). It also lies below -10.")
+    assert near.sentence.startswith("90 % bootstrap interval at batch size 2: ")
+    assert near.sentence.endswith("(60 test items). It also lies within 30 of zero.")
 
 
-def test_without_any_items_the_summary_stays_as_it_is(results, tmp_path):
+def test_without_items_the_summary_is_unchanged(results, tmp_path):
     for path in tmp_path.glob("*/items.npz"):
         path.unlink()
     summary = summarize(results)
@@ -280,7 +282,7 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize("how", ["missing", "torn", "flipped", "empty", "of another"])
-def test_items_that_cannot_be_used_cost_their_comparisons_an_interval_and_no_more(
+def test_unusable_items_only_remove_the_bootstrap_intervals_of_their_comparisons(
     how, results, tmp_path
 ):
     whole = bootstrapped(results, tmp_path)
@@ -296,11 +298,13 @@ def test_items_that_cannot_be_used_cost_their_comparisons_an_interval_and_no_mor
     [(trial, reason)] = summary.items_left_out.items()
     assert trial == "BN-2-1"
     assert reason.startswith("items.npz ")
-    [said] = [f for f in summary.findings if f.startswith("No bootstrap interval where")]
-    assert f"BN-2-1 ({reason})" in said
+    [finding] = [
+        f for f in summary.findings if f.startswith("Comparisons with these trials have no")
+    ]
+    assert f"BN-2-1 ({reason})" in finding
 
 
-def test_a_seed_that_diverged_is_left_out_of_both(results, tmp_path):
+def test_a_diverged_seed_is_left_out_of_both_intervals(results, tmp_path):
     results[0] |= {"status": "diverged"}
     (tmp_path / "BN-2-0" / "items.npz").unlink()
     summary = bootstrapped(results, tmp_path)
@@ -311,7 +315,7 @@ def test_a_seed_that_diverged_is_left_out_of_both(results, tmp_path):
     assert summary.items_left_out == {}
 
 
-def test_trials_of_other_test_items_are_not_compared_by_them(results, tmp_path):
+def test_trials_with_different_test_items_have_no_bootstrap_interval(results, tmp_path):
     (tmp_path / "LN-2-0" / "items.npz").unlink()
     (tmp_path / "LN-2-0").rmdir()
     results[6] = write(tmp_path, "LN", 2, 0, items("LN", 2, 0, size=50))
@@ -320,12 +324,12 @@ def test_trials_of_other_test_items_are_not_compared_by_them(results, tmp_path):
     assert has_interval(summary, "differences", axis_value=32)
 
 
-def test_an_arm_without_the_axis_has_its_items_at_every_value(results, tmp_path):
+def test_items_of_an_arm_without_the_axis_count_at_every_axis_value(results, tmp_path):
     apart = results[:6] + [write(tmp_path, "LN", None, s, items("LN", None, s)) for s in range(3)]
     summary = bootstrapped(apart, tmp_path)
     of_seed = lambda s: right("LN", None, s) - right("BN", 32, s)
     found = row(summary, "differences", axis_value=32).bootstrap
     assert found.low == hierarchical_bootstrap(matrix(of_seed)).low
-    # What does not change has no share in the difference of the changes.
+    # An arm without the axis does not change, and adds nothing to the difference of the changes.
     found = row(summary, "change_differences", arm="LN").bootstrap
     assert found.low == hierarchical_bootstrap(matrix(lambda s: -change(s))).low

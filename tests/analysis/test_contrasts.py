@@ -1,4 +1,4 @@
-"""How finely a comparison is measured, and whom its failed trials favor."""
+"""Resolution of comparisons, and the bias of their failed trials."""
 
 import dataclasses
 import math
@@ -25,14 +25,14 @@ def at(arm, value):
     return Cell("AP", "running", value, arm)
 
 
-def test_a_share_of_images_has_steps_of_one_image_and_an_ap_of_a_tenth():
+def test_resolution_is_one_image_for_accuracies_and_a_tenth_for_ap():
     assert resolution("accuracy", 500) == pytest.approx(0.2)
     assert resolution("top5", 10_000) == pytest.approx(0.01)
     assert resolution("accuracy", None) == pytest.approx(0.01)
     assert resolution("AP", 73) == resolution("AP_small", None) == 0.1
 
 
-def test_the_deviation_of_rounding_is_that_of_rounded_sums():
+def test_least_deviation_equals_that_of_rounded_sums():
     numbers = np.random.default_rng(0).uniform(0, 1e4, size=(100_000, 4))
     errors = 0.2 * (np.round(numbers / 0.2) - numbers / 0.2)
     for weights in ([1.0], [1.0, -1.0], [1.0, -1.0, -1.0, 1.0], [0.5, -0.5, 0.5, -0.5]):
@@ -43,12 +43,12 @@ def test_the_deviation_of_rounding_is_that_of_rounded_sums():
 
 @pytest.mark.parametrize("n", [2, 3, 5])
 @pytest.mark.parametrize("deviation", [0.1, 0.5, 1.0, 5.0])
-def test_intervals_of_rounded_differences_cover_the_true_one(n, deviation):
-    """Steps of one, true values anywhere between two; without the floor 0.1 covers 20 to 41 %."""
+def test_intervals_of_rounded_differences_have_nominal_coverage(n, deviation):
+    """Rounding to 1 with true values in between; without the floor, 0.1 covers 20 to 41 %."""
     rng = np.random.default_rng(n)
     true = rng.uniform(0, 1, size=(4000, 2, 1))
     seen = np.round(true + deviation * rng.normal(size=(4000, 2, n)))
-    # What many seeds would show: the mean of rounded values, by the shares of each.
+    # The expectation of the rounded values, by their probabilities.
     steps = np.arange(-30, 31)
     below = np.vectorize(math.erf)((steps + 0.5 - true) / deviation / math.sqrt(2))
     expected = (np.diff(below) / 2) @ steps[1:]
@@ -62,7 +62,7 @@ def test_intervals_of_rounded_differences_cover_the_true_one(n, deviation):
     assert np.mean(covered) > 0.95 - 0.014
 
 
-def test_failed_trials_are_sorted_by_the_sign_of_their_weight():
+def test_failures_are_grouped_by_the_sign_of_their_weight():
     change = DifferenceInDifferences(**PAIR, start=32, end=2, side="above")
     [contrast] = rule_contrasts(change)
     assert contrast == {at("LN", 2): 1, at("LN", 32): -1, at("BN", 2): -1, at("BN", 32): 1}
@@ -72,7 +72,7 @@ def test_failed_trials_are_sorted_by_the_sign_of_their_weight():
     assert sorted(found.negative) == [("BN", 2, 0), ("LN", 32, 0)]
 
 
-def test_weights_are_those_of_the_number_that_a_rule_is_about():
+def test_rule_contrasts_have_the_weights_of_the_estimates():
     both = Difference(**PAIR, axis_values=(2, 8), side="above")
     [contrast] = rule_contrasts(both)
     assert contrast == {at(arm, v): s / 2 for arm, s in (("LN", 1), ("BN", -1)) for v in (2, 8)}
@@ -80,7 +80,7 @@ def test_weights_are_those_of_the_number_that_a_rule_is_about():
     assert each == [{at("LN", v): 1, at("BN", v): -1} for v in (2, 8)]
 
 
-def test_rows_of_changes_have_the_weights_of_their_ends():
+def test_row_contrasts_of_changes_have_the_weights_of_their_ends():
     row = SummaryRow(
         metric="AP",
         evaluation="running",
@@ -98,15 +98,17 @@ def test_rows_of_changes_have_the_weights_of_their_ends():
     assert shift == {at("LN", 2): 1, at("LN", 32): -1, at("BN", 2): -1, at("BN", 32): 1}
 
 
-def test_a_note_names_the_places_and_what_is_left_to_decide():
+def test_failure_note_names_the_cells_and_the_possible_decisions():
     contrast = {at("LN", 2): 1.0, at("BN", 2): -1.0}
     bn, ln = [("BN", 2, 0), ("BN", 2, 1)], [("LN", None, 0)]
     note = lambda failed: failure_note(failures(contrast, failed), "batch size")
     assert note({}) == note({("BN", 8): [("BN", 8, 0)]}) == ""
     assert note({("BN", 2): bn}) == (
-        "Diverged or failed: BN at batch size 2 (2 seeds). That makes the mean too low, and only "
-        "above can be decided."
+        "Diverged or failed: BN at batch size 2 (2 seeds). Leaving them out biases the mean "
+        "downward, so that only above can be decided."
     )
-    assert note({("LN", 2): ln}).startswith("Diverged or failed: LN (1 seed). That makes the mean")
-    assert "too high, and only below" in note({("LN", 2): ln})
+    assert note({("LN", 2): ln}).startswith(
+        "Diverged or failed: LN (1 seed). Leaving them out biases the mean"
+    )
+    assert "upward, so that only below" in note({("LN", 2): ln})
     assert "neither above nor below" in note({("LN", 2): ln, ("BN", 2): bn})

@@ -1,3 +1,5 @@
+"""Summaries: means, intervals, paired differences, findings and verdicts of a study."""
+
 import itertools
 import math
 from dataclasses import replace
@@ -71,7 +73,7 @@ def points(values):
     return {seed: 100 * value for seed, value in enumerate(values)}
 
 
-def test_rows_are_means_in_points_with_their_intervals(results):
+def test_rows_are_means_in_points_with_t_intervals(results):
     summary = summarize(STUDY, results)
     for (arm, values), batch_size in itertools.product((("BN", BN), ("LN", LN)), (2, 32)):
         row = find(summary.rows, arm=arm, axis_value=batch_size)
@@ -89,7 +91,7 @@ def test_differences_and_changes_are_paired_by_seed(results):
     assert (difference.verdict, change.verdict) == ("above", "below")
 
 
-def test_change_of_the_difference_is_the_difference_of_the_changes(results):
+def test_the_change_of_the_difference_is_the_difference_of_the_changes(results):
     summary = summarize(STUDY, results)
     row = find(summary.change_differences, arm="LN")
     small, large = (find(summary.differences, axis_value=value).values for value in (2, 32))
@@ -97,34 +99,38 @@ def test_change_of_the_difference_is_the_difference_of_the_changes(results):
     np.testing.assert_allclose(bounds(row), expected)
 
 
-def test_only_arms_whose_statistics_matter_have_gains(results):
+def test_only_arms_with_differing_statistics_have_gains(results):
     gains = summarize(STUDY, results).gains
     assert {row.arm for row in gains} == {"BN"}
     np.testing.assert_allclose(find(gains, evaluation="precise", axis_value=2).mean, 3.9)
 
 
-def test_findings_say_what_the_intervals_decide(results):
+def test_findings_follow_the_confidence_intervals(results):
     findings = summarize(STUDY, results).findings
-    assert findings[0].startswith("From batch size 32 to 2, the balance shifts by 9.0 AP toward LN")
-    assert "At batch size 2, LN is 8.3 AP above BN (95 % interval 6.9 to 9.8, 3 seeds)." in findings
+    assert findings[0].startswith(
+        "From batch size 32 to 2, the difference LN minus BN in AP increases by 9.0 AP (95 % "
+    )
+    above = "LN is 8.3 AP above BN (95 % confidence interval 6.9 to 9.8, 3 seeds)."
+    assert f"At batch size 2, {above}" in findings
     assert any(f.startswith("At batch size 32, the difference LN minus BN") for f in findings)
     assert any("includes zero" in f and "undecided" in f for f in findings)
     recovery = next(f for f in findings if "re-estimated" in f)
-    assert recovery.endswith("That is 38 % of the 10.3 AP lost since batch size 32.")
+    assert recovery.endswith("This recovers 38 % of the 10.3 AP lost from batch size 32.")
     assert not any("equal" in f for f in findings)
 
 
 def test_swapping_the_arms_turns_above_into_below(results):
     findings = summarize(STUDY | {"arms": ["LN", "BN"]}, results).findings
-    assert "At batch size 2, BN is 8.3 AP below LN (95 % interval 6.9 to 9.8, 3 seeds)." in findings
-    assert "toward LN" in findings[0]
+    below = "BN is 8.3 AP below LN (95 % confidence interval 6.9 to 9.8, 3 seeds)."
+    assert f"At batch size 2, {below}" in findings
+    assert "the difference BN minus LN in AP decreases by 9.0 AP" in findings[0]
 
 
 EQUAL = STUDY | {"metric": "accuracy", "dataset": {"test_images": 500}}
 
 
 def equal_differences(metric):
-    """Two seeds in which LN is 20.6 points above BN at both axis values."""
+    """Results of two seeds in which LN is 20.6 points above BN at both axis values."""
     found = []
     for value, seed in itertools.product((2, 32), (0, 1)):
         bn = 0.3 + 0.1 * seed
@@ -134,7 +140,7 @@ def equal_differences(metric):
     return found
 
 
-def test_two_seeds_with_equal_differences_have_an_interval_by_the_steps_of_the_metric():
+def test_equal_differences_have_an_interval_from_the_resolution_of_the_metric():
     half = {"accuracy": 0.2, "AP": 0.1}
     for metric, step in half.items():
         summary = summarize(EQUAL | {"metric": metric}, equal_differences(metric))
@@ -149,18 +155,18 @@ def test_two_seeds_with_equal_differences_have_an_interval_by_the_steps_of_the_m
     )
 
 
-def test_an_interval_of_a_mean_that_leaves_0_to_100_is_said_so_where_it_is_the_best():
+def test_the_best_mean_notes_an_interval_beyond_0_to_100():
     found = [result("BN", 2, seed, ap) for seed, ap in enumerate((0.95, 0.99))]
     best = [f for f in summarize(STUDY, found).findings if f.startswith("The best mean")]
-    assert "no mean lies beyond 0 to 100, which the interval does not know" in best[0]
+    assert "it exceeds 0 to 100, the range of the metric" in best[0]
     found = [result("BN", 2, seed, ap) for seed, ap in enumerate((0.50, 0.51))]
     best = [f for f in summarize(STUDY, found).findings if f.startswith("The best mean")]
-    assert "beyond" not in best[0]
+    assert "exceeds" not in best[0]
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])
 @pytest.mark.parametrize(("arm", "verdict"), [("BN", "above"), ("LN", "undecided")])
-def test_no_finding_favors_an_arm_for_the_trial_that_it_lost(arm, verdict, status, results):
+def test_no_finding_favors_an_arm_for_its_failed_trial(arm, verdict, status, results):
     # LN is clearly above BN in the three seeds that both have.
     results += [result(name, 2, 3, 0.3) for name in ("BN", "LN")]
     lost = next(r for r in results if (r["arm"], r["seed"]) == (arm, 3))
@@ -169,24 +175,23 @@ def test_no_finding_favors_an_arm_for_the_trial_that_it_lost(arm, verdict, statu
     row = find(summary.differences, axis_value=2)
     assert row.low > 0
     assert row.verdict == verdict
-    assert row.failures.startswith(f"Diverged or failed: {arm} at batch size 2 (1 seed). That")
-    [said] = [f for f in summary.findings if f.startswith("At batch size 2") and "LN" in f]
-    assert said.endswith(row.failures)
-    assert ("undecided: 8.3 (95 % interval 6.9 to 9.8, 3 seeds) without failed" in said) == (
-        verdict == "undecided"
-    )
-    # The shift is the difference at 2 minus that at 32; nothing was lost there.
+    assert row.failures.startswith(f"Diverged or failed: {arm} at batch size 2 (1 seed). Leaving")
+    [finding] = [f for f in summary.findings if f.startswith("At batch size 2") and "LN" in f]
+    assert finding.endswith(row.failures)
+    without = "undecided: 8.3 (95 % confidence interval 6.9 to 9.8, 3 seeds) without failed trials"
+    assert (without in finding) == (verdict == "undecided")
+    # The difference in differences includes the failed cell; the difference at 32 does not.
     assert find(summary.change_differences, arm="LN").verdict == verdict
     assert find(summary.differences, axis_value=32).failures == ""
 
 
-def test_a_trial_that_is_lost_under_both_kinds_of_statistics_favors_neither(results):
+def test_a_failed_trial_favors_neither_of_two_kinds_of_statistics(results):
     results[0] |= {"status": "diverged", "metrics": {}}
     row = find(summarize(STUDY, results).gains, evaluation="precise", arm="BN", axis_value=2)
     assert (row.verdict, row.failures) == ("above", "")
 
 
-def test_diverged_and_failed_trials_are_left_out_and_named(results):
+def test_diverged_and_failed_trials_are_excluded_and_listed(results):
     results[0] |= {"status": "diverged", "error": "loss is nan"}
     results[5] |= {"status": "failed", "error": "out of memory", "metrics": {}}
     summary = summarize(STUDY, results)
@@ -219,10 +224,10 @@ def test_a_single_seed_gives_means_but_no_verdict(results):
     summary = summarize(STUDY, [r for r in results if r["seed"] == 0])
     row = find(summary.differences, axis_value=2)
     assert (row.n, row.low, row.verdict) == (1, None, "unmeasured")
-    assert any("1 seed, which gives no interval" in f for f in summary.findings)
+    assert any("with 1 seed, too few for a confidence interval" in f for f in summary.findings)
 
 
-def test_a_study_without_results_has_nothing_to_say():
+def test_a_study_without_results_has_no_verdicts():
     summary = summarize(STUDY, [])
     assert summary.findings == ["No trial is done yet."]
     assert summary.verdicts == []
@@ -230,14 +235,14 @@ def test_a_study_without_results_has_nothing_to_say():
     assert summary.best is None
 
 
-def test_what_an_unfinished_study_has_not_measured_yet_is_no_finding(results):
+def test_findings_skip_comparisons_that_an_unfinished_study_has_not_measured(results):
     one = [result for result in results if result["arm"] == "BN" and result["axis_value"] == 2]
     findings = summarize(STUDY, one).findings
     assert not any("not measured" in finding for finding in findings)
     assert any(finding.startswith("The best mean") for finding in findings)
 
 
-def test_an_axis_without_numbers_has_no_largest_end(results):
+def test_an_axis_without_numbers_has_no_changes(results):
     for trial in results:
         trial["axis_value"] = {2: "small", 32: "large"}[trial["axis_value"]]
     summary = summarize(STUDY | {"axis_values": ["small", "large"]}, results)
@@ -245,14 +250,14 @@ def test_an_axis_without_numbers_has_no_largest_end(results):
     assert find(summary.differences, axis_value="small").n == 3
 
 
-def test_best_and_worst_are_the_extreme_means_of_the_running_evaluation(results):
+def test_best_and_worst_are_the_extreme_means_with_running_statistics(results):
     summary = summarize(STUDY, results)
     best, worst = summary.best, summary.worst
     assert (best.arm, best.axis_value) == ("BN", 32)
     assert (worst.arm, worst.axis_value, worst.evaluation) == ("BN", 2, "running")
 
 
-def test_a_summary_is_read_as_it_was_written(results, tmp_path):
+def test_read_summary_returns_the_written_summary(results, tmp_path):
     results[0]["metrics"]["running"]["AP"] = math.nan
     summary = summarize(STUDY, results)
     write_record(tmp_path / "summary.json", summary)
@@ -260,7 +265,7 @@ def test_a_summary_is_read_as_it_was_written(results, tmp_path):
     assert find(summary.rows, metric="AP_small", arm="LN", axis_value=2).mean is None
 
 
-def test_speed_is_examples_over_seconds(results):
+def test_speed_is_examples_per_second(results):
     results[0]["seconds"] = 10.0
     speed = summarize(STUDY, results).speed
     row = next(r for r in speed if (r.arm, r.axis_value) == ("BN", 2))
@@ -269,12 +274,12 @@ def test_speed_is_examples_over_seconds(results):
 
 @pytest.fixture
 def apart():
-    """BN at both axis values; LN, to which the axis does not apply, once a seed."""
+    """BN at both axis values; LN, to which the axis does not apply, once per seed."""
     bn = [result("BN", k, seed, ap) for k in BN for seed, ap in enumerate(BN[k])]
     return bn + [result("LN", None, seed, ap) for seed, ap in enumerate(LN[2])]
 
 
-def test_a_result_without_axis_value_counts_at_every_one(apart):
+def test_a_result_without_an_axis_value_counts_at_every_axis_value(apart):
     summary = summarize(STUDY | {"trials": 9}, apart)
     for batch_size in (2, 32):
         row = find(summary.rows, arm="LN", axis_value=batch_size)
@@ -288,24 +293,24 @@ def test_a_result_without_axis_value_counts_at_every_one(apart):
     assert {(row.arm, row.n) for row in summary.speed} == {("BN", 3), ("LN", 3)}
 
 
-def test_an_arm_that_cannot_change_is_not_said_to_have_changed(apart):
+def test_an_arm_without_the_axis_has_no_changes(apart):
     summary = summarize(STUDY, apart)
     assert {row.arm for row in summary.changes} == {"BN"}
     assert not any("change of LN" in finding for finding in summary.findings)
-    # The shift toward it is all the reference's change.
+    # The difference in differences is the change of the reference alone.
     shift = find(summary.change_differences, arm="LN")
     change = find(summary.changes, arm="BN")
     np.testing.assert_allclose(shift.mean, -change.mean)
 
 
-def test_an_arm_without_axis_value_is_named_without_one(apart):
+def test_findings_name_an_arm_without_the_axis_without_a_value(apart):
     apart[-1] |= {"status": "diverged"}
     for trial in apart[:6]:
         trial["metrics"]["running"]["AP"] = 0.1
     summary = summarize(STUDY, apart)
     assert summary.best.axis_value is None
     assert any(f.startswith("The best mean is 39.0 AP: LN (") for f in summary.findings)
-    assert summary.findings[-1].endswith("flatter the arm: LN, 1 seed diverged.")
+    assert summary.findings[-1].endswith("in favor of the arm: LN, 1 seed diverged.")
 
 
 def tuning(arm, batch_size, scores):
@@ -315,7 +320,7 @@ def tuning(arm, batch_size, scores):
     ]
 
 
-def test_tuning_is_apart_from_the_results(results):
+def test_tuning_trials_do_not_affect_the_results(results):
     tried = tuning("BN", 2, {0.1: 0.2, 0.3: 0.9}) + tuning("LN", 2, {0.1: 0.2, 0.3: 0.3, 0.9: 0.1})
     plain = summarize(STUDY, results)
     summary = summarize(STUDY | {"tune": "train.learning_rate"}, results, tried)
@@ -324,10 +329,10 @@ def test_tuning_is_apart_from_the_results(results):
     assert [row.points for row in bn.tried] == [20.0, 90.0]
     for part in ("rows", "differences", "changes", "counts", "best", "speed"):
         assert getattr(summary, part) == getattr(plain, part)
-    [said] = [f for f in summary.findings if "Tuning" in f]
-    assert said == (
-        "Tuning chose the largest train.learning_rate that it tried, so that a better one may lie "
-        "beyond: BN at batch size 2."
+    [finding] = [f for f in summary.findings if "Tuning" in f]
+    assert finding == (
+        "Tuning chose the largest train.learning_rate it tried, so that a better value may lie "
+        "outside the tried range: BN at batch size 2."
     )
 
 
@@ -348,13 +353,13 @@ def test_a_claim_is_judged_in_points(results):
     assert "from batch size 32 to 2: -9 (" in verdict.outcomes[0].sentence
 
 
-def test_a_verdict_names_the_hash_of_the_claim_that_was_judged(results):
+def test_a_verdict_has_the_hash_of_its_claim(results):
     [verdict] = summarize(CLAIMED, results).verdicts
-    settled = Claim(statement=CLAIM.statement, rules=(replace(RULE, metric="AP"),))
-    assert verdict.hash == claim_hash(settled)
+    complete = Claim(statement=CLAIM.statement, rules=(replace(RULE, metric="AP"),))
+    assert verdict.hash == claim_hash(complete)
 
 
-def test_a_claim_waits_for_all_seeds_of_its_cells(results):
+def test_a_claim_is_undecided_until_all_seeds_of_its_cells_have_ended(results):
     assert summarize(CLAIMED, results).verdicts[0].verdict == "SUPPORTED"
     [verdict] = summarize(CLAIMED, results[:-1]).verdicts
     assert verdict.verdict == "INCONCLUSIVE"
@@ -364,14 +369,14 @@ def test_a_claim_waits_for_all_seeds_of_its_cells(results):
     assert "not measured" in verdict.outcomes[0].sentence
 
 
-def test_a_trial_that_diverged_is_not_waited_for(results):
+def test_a_diverged_trial_counts_as_ended(results):
     results[-1] |= {"status": "diverged"}
     [verdict] = summarize(CLAIMED, results).verdicts
     assert "not all of its trials" not in verdict.outcomes[0].sentence
     assert verdict.outcomes[0].estimates[0].left_out == (2,)
 
 
-def test_an_arm_without_the_axis_is_judged_once_its_seeds_have_ended(apart):
+def test_a_claim_on_an_arm_without_the_axis_is_judged_once_its_seeds_have_ended(apart):
     [verdict] = summarize(CLAIMED, apart).verdicts
     change = find(summarize(STUDY, apart).changes, arm="BN")
     assert verdict.verdict == "SUPPORTED"
@@ -379,7 +384,7 @@ def test_an_arm_without_the_axis_is_judged_once_its_seeds_have_ended(apart):
     assert summarize(CLAIMED, apart[:-1]).verdicts[0].verdict == "INCONCLUSIVE"
 
 
-def test_verdicts_are_read_as_they_were_written(results, tmp_path):
+def test_read_summary_returns_the_written_verdicts(results, tmp_path):
     results[0]["metrics"]["running"]["AP"] = math.nan
     summary = summarize(CLAIMED, results)
     write_record(tmp_path / "summary.json", summary)

@@ -1,4 +1,4 @@
-"""Verdicts again, from nothing but a table of CSV and the config."""
+"""Verdicts reproduced from ``table.csv`` and the config alone."""
 
 import csv
 import json
@@ -59,7 +59,7 @@ def results():
 
 
 def table(folder, found):
-    """The rows of a report's table.csv about these results."""
+    """Writes the report table of the results and returns its rows."""
     for result in found:
         run = folder / "trials" / result["trial"]
         run.mkdir(parents=True)
@@ -71,7 +71,7 @@ def table(folder, found):
         return list(csv.DictReader(file))
 
 
-def test_verdicts_from_the_table_are_those_of_the_results(tmp_path):
+def test_verdicts_from_the_table_equal_those_from_the_results(tmp_path):
     found = results()
     found[0]["metrics"]["batch"]["AP"] = None
     [verdict] = judge_table(STUDY, table(tmp_path, found))
@@ -80,7 +80,7 @@ def test_verdicts_from_the_table_are_those_of_the_results(tmp_path):
     assert verdict.outcomes[1].estimates[0].by_seed.keys() == {1, 2}
 
 
-def test_trials_that_diverged_or_have_not_ended_are_told_apart(tmp_path):
+def test_the_table_distinguishes_diverged_from_unfinished_trials(tmp_path):
     found = results()
     found[0] |= {"status": "diverged", "metrics": {}}
     expected = judge_results(PLAN, results_of(found))
@@ -91,15 +91,15 @@ def test_trials_that_diverged_or_have_not_ended_are_told_apart(tmp_path):
     assert "not all of its trials have ended" in verdict.outcomes[0].sentence
 
 
-def test_an_axis_that_is_also_measured_has_a_column_of_its_own(tmp_path):
-    """Its effective norm batch is a column of every table."""
+def test_an_axis_with_the_name_of_another_column_has_its_own_column(tmp_path):
+    """The effective ``norm_batch`` is a column of every table."""
     found = results()
     found[0]["norm_batch"] = {"stem": 16}
     row = table(tmp_path, found)[0]
     assert (row["axis_value"], row["norm_batch"]) == ("2", "16")
 
 
-def test_a_table_of_another_axis_value_is_refused(tmp_path):
+def test_results_from_table_rejects_an_unknown_axis_value(tmp_path):
     rows = table(tmp_path, results())
     rows[0]["axis_value"] = "8"
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Which value of a tuned field is chosen, and what the summary says of it."""
+"""Selection of the value of a tuned field, and tuning trials."""
 
 import dataclasses
 import math
@@ -42,17 +42,19 @@ def tried(value, ap, *, precise=None, status="done", arm="BN", axis_value=2):
         ([tried(0.1, 0.0), tried(0.3, None)], 0.1),
     ],
 )
-def test_the_best_by_precise_statistics_is_chosen_and_of_equals_the_smaller(results, chosen):
+def test_best_value_uses_precise_statistics_and_the_smaller_of_equals(results, chosen):
     assert best_value("AP", results) == {FIELD: chosen}
 
 
 @pytest.mark.parametrize("last", [tried(0.3, 0.5, status="diverged"), tried(0.3, None)])
-def test_nothing_is_chosen_where_nothing_was_measured(last):
-    with pytest.raises(TuningError, match=r"no value gave a finite AP .*rate = 0.1, .* smaller"):
+def test_best_value_raises_without_a_finite_score(last):
+    with pytest.raises(
+        TuningError, match=r"no value gave a finite AP .*rate = 0.1, .* smaller factors"
+    ):
         best_value("AP", [tried(0.1, math.nan), last])
 
 
-def test_rows_tell_by_arm_and_value_what_was_tried_and_chosen():
+def test_tuning_rows_have_tried_and_chosen_values_by_arm_and_axis_value():
     results = [
         tried(0.1, 0.2),
         tried(0.3, 0.4),
@@ -65,7 +67,7 @@ def test_rows_tell_by_arm_and_value_what_was_tried_and_chosen():
     assert (ln.chosen, ln.tried[1].points) == (0.1, None)
 
 
-def test_nothing_counts_as_chosen_while_a_tuning_trial_has_failed():
+def test_no_value_is_chosen_if_a_tuning_trial_failed():
     [row] = tuning_rows("AP", [tried(0.1, 0.2), tried(0.3, None, status="failed")])
     assert row.chosen is None
 
@@ -80,12 +82,12 @@ STUDY = Study(
 
 @pytest.fixture
 def study(experiment, held_out):
-    """An experiment of 0.02 whose data hold a quarter of the training images out."""
+    """An experiment with learning rate 0.02 and a quarter of the images for validation."""
     data = {"kind": "held_out", "image_size": 32, "validation": 0.25}
     return validate(resolved(dataclasses.replace(experiment, study=STUDY)) | {"data": data})
 
 
-def test_tuning_trials_come_first_and_hold_images_out(study):
+def test_tuning_trials_come_first_and_use_validation_images(study):
     plan = trials(study)
     assert [trial.split for trial in plan] == ["validation"] * 8 + ["test"] * 8
     assert [trial.experiment.data.validation for trial in plan] == [0.25] * 8 + [0.0] * 8
@@ -110,13 +112,13 @@ def test_tuning_trials_come_first_and_hold_images_out(study):
         ({"field": "train.rule"}, "study: tune.field is train.rule, which is 'linear'; it must be"),
     ],
 )
-def test_tuning_that_cannot_be_is_refused_before_anything_runs(fields, says, study):
+def test_invalid_tuning_raises_before_any_trial_runs(fields, says, study):
     tune = dataclasses.replace(STUDY.tune, **fields)
     with pytest.raises(ConfigError, match=says):
         trials(dataclasses.replace(study, study=dataclasses.replace(STUDY, tune=tune)))
 
 
-def test_a_share_of_zero_holds_nothing_out(study):
+def test_tuning_needs_a_validation_share_above_zero(study):
     with pytest.raises(
         ConfigError, match=r"no images out for validation; set data\.validation above"
     ):

@@ -1,3 +1,5 @@
+"""Decisions on rules and verdicts on claims, by intervals, p-values and failed trials."""
+
 import dataclasses
 import itertools
 import json
@@ -23,9 +25,9 @@ from fpnlab.config.claims import (
 from fpnlab.stats.intervals import holm, t_interval
 
 CLEAR = (-0.1, 0.0, 0.1, 0.05, -0.05)
-"""Noise of five seeds that leaves a difference of one clear."""
+"""Noise of five seeds that is small against a difference of one."""
 LUCK = (5.0, -3.0, 0.0, 8.0, -7.0)
-"""What the seeds do to both arms alike."""
+"""Effect of each seed, equal for both arms."""
 
 
 def at(arm, axis_value, evaluation="running", metric="AP"):
@@ -37,7 +39,7 @@ def cell(mean, noise=CLEAR):
 
 
 def study(**means):
-    """Values of arms at axis values 2, 8 and 32; the baseline BN is without noise of its own."""
+    """Values of arms at axis values 2, 8 and 32; the baseline BN has no noise."""
     table = {"BN": (0.0, 0.0, 0.0), **means}
     return {
         at(arm, value): cell(mean, CLEAR if arm != "BN" else (0.0,) * 5)
@@ -80,7 +82,7 @@ def decide(rule, values, **kwargs):
         ("below", 0.0, "refuted"),
     ],
 )
-def test_a_difference_is_decided_by_the_side_of_the_whole_interval(side, threshold, decision):
+def test_a_difference_is_decided_if_the_whole_interval_is_on_one_side(side, threshold, decision):
     outcome = decide(difference(side=side, threshold=threshold), study(LN=(1.0, 0.0, 0.0)))
     assert outcome.decision == decision
     (estimate,) = outcome.estimates
@@ -94,9 +96,7 @@ def test_a_difference_is_decided_by_the_side_of_the_whole_interval(side, thresho
     threshold=st.floats(-5, 5),
     alpha=st.floats(0.01, 0.4),
 )
-def test_one_rule_is_decided_exactly_when_the_threshold_is_outside_the_interval(
-    values, threshold, alpha
-):
+def test_a_single_rule_is_decided_iff_the_interval_excludes_the_threshold(values, threshold, alpha):
     arms = {
         at("LN", 2): dict(enumerate(values)),
         at("BN", 2): dict.fromkeys(range(len(values)), 0.0),
@@ -112,7 +112,7 @@ def test_one_rule_is_decided_exactly_when_the_threshold_is_outside_the_interval(
     assert outcome.decision == expected
 
 
-def test_the_mean_over_axis_values_is_taken_seed_by_seed():
+def test_the_mean_over_axis_values_is_paired_by_seed():
     values = study(LN=(1.0, 2.0, 6.0))
     del values[at("LN", 8)][3]
     values[at("BN", 32)][0] = math.nan
@@ -122,7 +122,7 @@ def test_the_mean_over_axis_values_is_taken_seed_by_seed():
     assert estimate.left_out == (0, 3)
 
 
-def test_difference_in_differences_asks_whether_an_arm_changes_more():
+def test_difference_in_differences_compares_the_changes_of_two_arms():
     # Both arms lose toward small batches, LN less.
     values = study(BN=(-6.0, -2.0, 0.0), LN=(-2.0, -2.0, 1.0))
     assert decide(change(), values).decision == "supported"
@@ -144,7 +144,7 @@ def test_equivalence_is_decided_by_the_margins(mean, sign, decision):
     assert outcome.estimates[0].level == pytest.approx(0.9)
 
 
-def test_equivalence_must_hold_at_every_axis_value_and_fails_at_one():
+def test_equivalence_must_hold_at_every_axis_value_and_is_refuted_at_one():
     values = study(LN=(0.1, 0.0, 2.0))
     assert decide(equivalence(axis_values=(2, 8)), values).decision == "supported"
     assert decide(equivalence(axis_values=(2, 8, 32)), values).decision == "refuted"
@@ -154,14 +154,14 @@ def test_equivalence_must_hold_at_every_axis_value_and_fails_at_one():
     assert [e.left_out for e in found.estimates] == [(), (), (0, 1, 2, 3, 4)]
 
 
-def test_a_seed_is_left_out_only_where_a_value_lacks():
+def test_a_seed_is_left_out_only_where_a_value_is_missing():
     values = study(LN=(0.0, 0.0, 0.0))
     values[at("LN", 8)] = {seed: 0.0 for seed in (1, 2, 7)}
     found = decide(equivalence(axis_values=(2, 8)), values)
     assert [e.left_out for e in found.estimates] == [(), (0, 3, 4, 7)]
 
 
-def test_noise_is_neither_a_difference_nor_equivalence():
+def test_noise_supports_neither_a_difference_nor_equivalence():
     noise = (3.0, -2.0, 1.0, -4.0, 2.0)
     values = {at("LN", 2): cell(0.0, noise), at("BN", 2): cell(0.0, (0.0,) * 5)}
     for rule in (difference(), difference(side="below"), equivalence()):
@@ -170,10 +170,10 @@ def test_noise_is_neither_a_difference_nor_equivalence():
 
 @pytest.mark.parametrize("axis_values", [(2,), (2, 8)])
 @pytest.mark.parametrize(("margin", "deviation"), [(1.0, 0.3), (0.01, 3.0)])
-def test_equal_arms_are_called_different_beyond_a_margin_in_alpha_of_all_cases(
+def test_equivalence_is_falsely_refuted_in_at_most_alpha_of_all_cases(
     margin, deviation, axis_values
 ):
-    # On the margin at every axis value, which is the hardest case, whether noise hides it or not.
+    # The true difference is on the margin at every axis value, which is the hardest case.
     rng = np.random.default_rng(0)
     samples = rng.normal(margin, deviation, size=(2000, len(axis_values), 5))
     rule, zeros = equivalence(margin, axis_values), dict.fromkeys(range(5), 0.0)
@@ -186,7 +186,7 @@ def test_equal_arms_are_called_different_beyond_a_margin_in_alpha_of_all_cases(
     assert refuted / len(samples) < 0.05 + 4 * math.sqrt(0.05 * 0.95 / len(samples))
 
 
-def test_several_rules_are_held_to_holms_adjusted_p():
+def test_several_rules_are_decided_by_holm_adjusted_p_values():
     noise = (1.0, -1.0, 0.5, -0.5, 0.2)
     values = {at("BN", value): cell(0.0, (0.0,) * 5) for value in (2, 8, 32)}
     for value, mean in ((2, 1.2), (8, 1.25), (32, 1.3)):
@@ -197,11 +197,11 @@ def test_several_rules_are_held_to_holms_adjusted_p():
     assert [outcome.decision for outcome in alone] == ["supported"] * 3
     assert [outcome.decision for outcome in together.outcomes] == ["undecided"] * 3
     assert [o.p_adjusted for o in together.outcomes] == holm([o.p for o in alone])
-    # The interval that is shown stays that of the rule alone.
+    # The reported interval is not adjusted.
     assert [o.estimates for o in together.outcomes] == [o.estimates for o in alone]
 
 
-def test_true_null_rules_err_in_alpha_of_all_families():
+def test_families_of_true_null_rules_err_in_at_most_alpha_of_all_cases():
     rng = np.random.default_rng(1)
     rules = [difference(), difference((8,), "below"), change()]
     wrong = 0
@@ -216,7 +216,7 @@ def test_true_null_rules_err_in_alpha_of_all_families():
 
 
 FAILING = [
-    # What is claimed, the arm's mean, the arm and the value of the failed trial, the decision.
+    # Rule, mean of the arm, arm and axis value of the failed trial, decision.
     (difference(), 3.0, ("BN", 2), "supported"),
     (difference(), 3.0, ("LN", 2), "undecided"),
     (difference(), -3.0, ("BN", 2), "undecided"),
@@ -236,13 +236,13 @@ FAILING = [
     (equivalence(), 3.0, ("LN", 2), "undecided"),
     (equivalence(), -3.0, ("LN", 2), "refuted"),
     (equivalence(), -3.0, ("BN", 2), "undecided"),
-    # It is no part of the comparison.
+    # The failed trial is not part of the comparison.
     (difference(), 3.0, ("LN", 32), "supported"),
 ]
 
 
 @pytest.mark.parametrize(("rule", "mean", "place", "decision"), FAILING)
-def test_a_failed_trial_is_worse_than_any_and_bars_what_leaving_it_out_favors(
+def test_a_failed_trial_rules_out_the_decision_that_leaving_it_out_favors(
     rule, mean, place, decision
 ):
     values = study(LN=(mean, 0.0, 0.0))
@@ -252,8 +252,8 @@ def test_a_failed_trial_is_worse_than_any_and_bars_what_leaving_it_out_favors(
     assert outcome.decision == decision
     assert decision in (whole, "undecided")
     arm, value = place
-    told = f"Diverged or failed: {arm} at batch size {value} (1 seed). That makes the mean too"
-    assert (told in outcome.sentence) == (place in {(c.arm, c.axis_value) for c in cells(rule)})
+    note = f"Diverged or failed: {arm} at batch size {value} (1 seed). Leaving them out biases"
+    assert (note in outcome.sentence) == (place in {(c.arm, c.axis_value) for c in cells(rule)})
 
 
 def test_failures_on_both_sides_leave_everything_undecided():
@@ -263,7 +263,7 @@ def test_failures_on_both_sides_leave_everything_undecided():
         outcome = decide(rule, values, failed=failed)
         assert (outcome.decision, outcome.p) == ("undecided", 1.0)
         assert "LN at axis value 2 (1 seed), BN at axis value 2 (2 seeds)" in outcome.sentence
-        assert "favors both sides, and neither above nor below can be decided" in outcome.sentence
+        assert "either way, so that neither above nor below can be decided" in outcome.sentence
 
 
 def test_a_trial_on_both_sides_of_a_comparison_favors_neither():
@@ -273,7 +273,7 @@ def test_a_trial_on_both_sides_of_a_comparison_favors_neither():
     outcome = decide(rule, values, failed={("BN", 2): [("BN", 2, 9)]})
     assert outcome.decision == "supported"
     assert "Diverged" not in outcome.sentence
-    # Once a seed, it counts at both axis values.
+    # A trial without an axis value counts at both axis values.
     values = study(BN=(-6.0, 0.0, 0.0), LN=(0.0, 0.0, 0.0))
     lost = [("LN", None, 9)]
     assert decide(change(), values, failed={("LN", 2): lost, ("LN", 32): lost}).decision == (
@@ -282,7 +282,7 @@ def test_a_trial_on_both_sides_of_a_comparison_favors_neither():
 
 
 def shares(studies, rules, known):
-    """How often each rule is supported; ``known`` are the failed trials of a study, or none."""
+    """Share of studies that support each rule; ``known``: failed trials are taken into account."""
     found = np.zeros(len(rules))
     for values, failed in studies:
         outcomes = judge(rules, values, failed=failed if known else {}).outcomes
@@ -291,7 +291,7 @@ def shares(studies, rules, known):
 
 
 def studies_whose_worst_runs_diverge(number, arms, seeds=5):
-    """Studies without a difference, in which runs of ``arms`` one deviation down diverge."""
+    """Studies without a difference, in which runs of ``arms`` below -1 deviation diverge."""
     rng = np.random.default_rng(7)
     for noise in rng.normal(size=(number, 2, seeds)):
         values, failed = {}, {}
@@ -306,7 +306,7 @@ def studies_whose_worst_runs_diverge(number, arms, seeds=5):
 def test_diverging_worst_runs_favor_no_arm_beyond_the_nominal_share(arms):
     rules = [difference(), difference(side="below")]
     found = list(studies_whose_worst_runs_diverge(2500, arms))
-    # Each rule by itself: no correction for two.
+    # Each rule alone, without a correction for two.
     after = [shares(found, [rule], known=True)[0] for rule in rules]
     # Four standard errors of a share of 0.025.
     assert max(after) < 0.025 + 4 * math.sqrt(0.025 * 0.975 / len(found))
@@ -315,7 +315,7 @@ def test_diverging_worst_runs_favor_no_arm_beyond_the_nominal_share(arms):
         assert max(before) > 0.038
 
 
-def test_equal_seeds_are_decided_by_the_steps_of_the_metric_and_never_by_zero_width():
+def test_equal_seeds_have_an_interval_from_the_resolution_of_the_metric():
     values = {at("BN", 2): {0: 1.0, 1: 2.0}, at("LN", 2): {0: 21.6, 1: 22.6}}
     for steps, width in (({"AP": 1.0}, 1.0), ({}, 0.1)):
         outcome = decide(difference(), values, steps=steps)
@@ -326,14 +326,14 @@ def test_equal_seeds_are_decided_by_the_steps_of_the_metric_and_never_by_zero_wi
         assert outcome.p > 1e-4
         assert decide(equivalence(20.6 + half), values, steps=steps).decision == "supported"
         assert decide(equivalence(20.6 + half / 3), values, steps=steps).decision == "undecided"
-    # One seed in each of 500 pictures: the step is wider than the effect.
+    # The resolution is coarser than the effect.
     assert decide(difference(), values, steps={"AP": 20.0}).decision == "undecided"
     zeros = {at("BN", 2): {0: 1.0, 1: 2.0}, at("LN", 2): {0: 1.0, 1: 2.0}}
     for rule in (difference(), difference(side="below")):
         assert decide(rule, zeros).decision == "undecided"
 
 
-def test_change_and_mean_over_values_have_the_least_deviation_of_their_own_cells():
+def test_the_least_deviation_follows_from_the_cells_of_the_rule():
     values = study(LN=(3.0, 3.0, 0.0))
     for cell_values in values.values():
         for seed in cell_values:
@@ -347,15 +347,15 @@ def test_change_and_mean_over_values_have_the_least_deviation_of_their_own_cells
 
 
 def four_claims(noise):
-    """Four arms against BN, each a claim of its own, and the evidence of one study."""
+    """Four claims, each on one arm against BN, and the evidence of one study."""
     arms = ("BN", "LN", "GN", "IN", "RMS")
     claims = [Claim(statement=arm, rules=(difference(arm=arm),)) for arm in arms[1:]]
     values = {at(arm, 2): dict(enumerate(row.tolist())) for arm, row in zip(arms, noise)}
     return claims, Evidence(values)
 
 
-def test_of_four_null_claims_one_is_decided_in_alpha_of_studies_with_holm_over_the_study():
-    # Arms of their own, so that the four tests are independent, which is the hardest case.
+def test_holm_over_the_study_bounds_the_error_of_four_null_claims():
+    # The four arms are different, so that the tests are independent, which is the hardest case.
     rng = np.random.default_rng(3)
     supported = {"claim": 0, "study": 0}
     for noise in rng.normal(size=(800, 5, 5)):
@@ -378,10 +378,10 @@ def test_holm_over_the_study_adjusts_the_rules_of_all_claims_together():
     assert [v.outcomes[0].p_adjusted for v in alone[1:]] == p[2:]
 
 
-def test_the_verdict_stands_however_undecided_rules_turn_out():
-    """Brute force: the verdict if all completions of the undecided agree, else inconclusive."""
+def test_the_verdict_holds_however_undecided_rules_turn_out():
+    """Brute force: the verdict on which all completions of undecided rules agree, if any."""
 
-    def settled(decisions):
+    def completed(decisions):
         if len(set(decisions)) > 1:
             return "PARTIAL"
         return "SUPPORTED" if decisions[0] == "supported" else "REFUTED"
@@ -392,7 +392,7 @@ def test_the_verdict_stands_however_undecided_rules_turn_out():
                 ["supported", "refuted"] if decision == "undecided" else [decision]
                 for decision in decisions
             ]
-            words = {settled(completion) for completion in itertools.product(*options)}
+            words = {completed(completion) for completion in itertools.product(*options)}
             assert overall(decisions) == (words.pop() if len(words) == 1 else "INCONCLUSIVE")
 
 
@@ -405,13 +405,13 @@ def test_the_verdict_stands_however_undecided_rules_turn_out():
         ((3.0, 1.0, 0.0), "INCONCLUSIVE", "of 2 rules, 1 supported, 1 undecided."),
     ],
 )
-def test_a_claim_of_two_rules_has_each_verdict(means, verdict, tally):
+def test_a_claim_of_two_rules_can_have_each_verdict(means, verdict, tally):
     found = judge([difference(), equivalence(axis_values=(8,))], study(LN=means))
     assert found.verdict == verdict
     assert found.sentence == f"{verdict}: {tally}"
 
 
-def test_an_arm_is_compared_with_itself_under_other_statistics():
+def test_an_arm_can_be_compared_with_itself_with_other_statistics():
     values = study(BN=(-6.0, -2.0, 0.0), LN=(0.0, 0.0, 0.0))
     values |= {at("BN", value, "precise"): cell(mean) for value, mean in ((2, -1.0), (32, 0.0))}
     both = {"arm": "BN", "baseline": "BN", "evaluation": "precise"}
@@ -427,13 +427,13 @@ def test_an_arm_is_compared_with_itself_under_other_statistics():
         assert outcome.decision == "supported"
         assert outcome.estimates[0].mean == pytest.approx(mean)
         assert outcome.sentence.startswith(f"AP: {topic}, ")
-    # One source for both arms; LN has no precise numbers.
+    # Both arms use precise statistics, which LN lacks.
     outcome = decide(difference(evaluation="precise"), values)
     assert outcome.estimates[0].mean is None
     assert outcome.sentence.startswith("AP: LN minus BN, precise statistics, at axis value 2: not")
 
 
-def test_an_arm_is_compared_with_itself_at_another_axis_value():
+def test_an_arm_can_be_compared_with_itself_at_another_axis_value():
     values = study(LN=(0.3, 0.2, 0.5))
     flat = equivalence(1.0, (2, 8), baseline="LN", baseline_value=32)
     outcome = decide(flat, values, axis="batch size")
@@ -444,12 +444,12 @@ def test_an_arm_is_compared_with_itself_at_another_axis_value():
     assert estimate.mean == pytest.approx(-0.25)
 
 
-def test_values_of_another_metric_are_not_looked_at():
+def test_values_of_another_metric_are_ignored():
     values = study(LN=(3.0, 0.0, 0.0))
     assert decide(difference(metric="AP50"), values).estimates[0].by_seed == {}
 
 
-def test_a_rule_waits_for_every_trial_that_it_needs():
+def test_a_rule_is_undecided_until_all_its_trials_have_ended():
     values = study(LN=(3.0, 3.0, 3.0))
     rules = [difference((2,)), difference((8,), "below")]
     found = judge(rules, values, unfinished={("LN", 2), ("GN", 8)})
@@ -462,7 +462,7 @@ def test_a_rule_waits_for_every_trial_that_it_needs():
     assert judge(rules, values).verdict == "PARTIAL"
 
 
-def test_what_was_not_measured_is_undecided_and_said():
+def test_unmeasured_estimates_are_undecided_and_reported():
     values = study(LN=(3.0, 3.0, 3.0))
     values[at("LN", 8)] = {0: 3.0, 1: math.nan}
     none, one = judge([difference(arm="GN"), difference((8,))], values, axis="batch size").outcomes
@@ -472,31 +472,31 @@ def test_what_was_not_measured_is_undecided_and_said():
     assert (one.estimates[0].mean, one.estimates[0].low) == (pytest.approx(-2.0), None)
     assert none.sentence == (
         "AP: GN minus BN, at batch size 2: not measured (0 seeds, 5 left out). "
-        "Above 0: undecided (p 1)."
+        "Above 0: undecided (p = 1)."
     )
-    assert "-2 (no interval, 1 seed, 4 left out)" in one.sentence
+    assert "-2 (no confidence interval, 1 seed, 4 left out)" in one.sentence
 
 
-def test_sentences_say_the_numbers_the_claim_and_the_decision():
+def test_sentences_have_estimates_claim_and_decision():
     values = study(LN=(3.0, 0.0, 1.0))
     rules = [difference(threshold=1.0), change(), equivalence(0.5, (8, 32)), difference((2, 8))]
     sentences = [outcome.sentence for outcome in judge(rules, values, axis="batch size").outcomes]
-    interval = "{} (95 % interval {} to {}, 5 seeds)"
+    interval = "{} (95 % confidence interval {} to {}, 5 seeds)"
     first = interval.format(3, 2.9, "3.1")
     assert sentences[0].startswith(
-        f"AP: LN minus BN, at batch size 2: {first}. Above 1: supported (p "
+        f"AP: LN minus BN, at batch size 2: {first}. Above 1: supported (p = "
     )
-    assert ", adjusted " in sentences[0]
+    assert ", Holm-adjusted p = " in sentences[0]
     assert sentences[1].startswith(
         "AP: change of LN minus change of BN, from batch size 32 to 2: 2 ("
     )
     assert "at batch size 8: " in sentences[2]
-    assert "; at batch size 32: 1 (90 % interval" in sentences[2]
-    assert "Less than 0.5 from zero: refuted" in sentences[2]
-    assert "in the mean over batch size 2, 8: 1.5" in sentences[3]
+    assert "; at batch size 32: 1 (90 % confidence interval" in sentences[2]
+    assert "Within 0.5 of zero: refuted" in sentences[2]
+    assert "averaged over batch size 2, 8: 1.5" in sentences[3]
 
 
-def test_a_verdict_is_json_without_nan():
+def test_a_verdict_can_be_stored_as_json_without_nan():
     rules = [difference(), change(), equivalence(), difference(arm="GN")]
     values = study(LN=(3.0, 0.0, 1.0))
     values[at("LN", 2)][0] = np.float64(7.0)
@@ -511,7 +511,7 @@ def test_a_verdict_is_json_without_nan():
     assert again["verdict"] == table["verdict"]
 
 
-def test_cells_are_those_that_a_rule_reads():
+def test_cells_are_exactly_those_that_a_rule_needs():
     values = study(LN=(3.0, 0.0, 1.0), GN=(1.0, 1.0, 1.0))
     for rule in (difference((2, 8)), change(), equivalence(axis_values=(8, 32))):
         needed = cells(rule)
@@ -521,7 +521,7 @@ def test_cells_are_those_that_a_rule_reads():
             assert any(e.mean is None for e in decide(rule, rest).estimates)
 
 
-def test_rules_are_read_from_a_config_and_written_back():
+def test_rules_survive_a_round_trip_through_json():
     adapter = pydantic.TypeAdapter(tuple[Rule, ...])
     rules = (difference((2, 8), threshold=1.0), change(), equivalence())
     assert adapter.validate_json(adapter.dump_json(rules), strict=True) == rules
@@ -531,7 +531,7 @@ def test_rules_are_read_from_a_config_and_written_back():
 
 
 @pytest.mark.parametrize(
-    ("make", "fault"),
+    ("make", "message"),
     [
         (lambda: difference(arm="BN"), "arm and baseline are both 'BN'"),
         (lambda: difference(()), "axis_values is"),
@@ -547,9 +547,9 @@ def test_rules_are_read_from_a_config_and_written_back():
         (lambda: Claim(statement="x", rules=(change(),), alpha=0.5), "alpha is 0.5"),
         (lambda: judge([], {}), "no rules"),
         (lambda: judge([difference(metric=None)], {}), "a rule without a metric"),
-        (lambda: judge([difference()], {}, alpha=0.5), "alpha must lie"),
+        (lambda: judge([difference()], {}, alpha=0.5), "alpha must be between"),
     ],
 )
-def test_impossible_rules_are_refused(make, fault):
-    with pytest.raises(ValueError, match=fault):
+def test_invalid_rules_raise(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

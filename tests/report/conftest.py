@@ -1,4 +1,4 @@
-"""Fixtures: study folders with made-up but plausible numbers."""
+"""Fixtures: study folders with artificial but plausible numbers."""
 
 import itertools
 import json
@@ -56,7 +56,7 @@ def study_dir(tmp_path):
 
 @pytest.fixture
 def refresh():
-    """Changes fields of trials' results, by trial, and writes the study's summary again."""
+    """Changes fields of results by trial, and updates the summary of the study."""
 
     def change(folder, **trials):
         for trial, fields in trials.items():
@@ -100,7 +100,7 @@ def claiming_dir(study_dir):
 
 
 def write_summary(folder):
-    """Writes ``summary.json`` from the results there are."""
+    """Writes ``summary.json`` from the existing results."""
     results = [read_result(path) for path in sorted((folder / "trials").glob("*/result.json"))]
     plan = read_study_file(folder / "study.json")
     write_record(folder / "summary.json", summarize(plan, results))
@@ -202,7 +202,7 @@ def _metrics(ap):
 
 
 def _diagnostics(numbers, arm, batch_size):
-    """Of a stem, two blocks and a head over two levels; arms without batch norm have less."""
+    """Diagnostics of a stem, two blocks and a head over two levels; fewer without batch norm."""
     layers = ["backbone/stem", "backbone/stages/0/0/branch/0", "backbone/stages/1/0/branch/0"]
     norms = [(name, None) for name in layers] + [("head/class_tower/0", level) for level in (3, 4)]
     signals = ["stem", "stage 0 block 0", "stage 0 block 1", "stage 1 block 0"]
@@ -233,7 +233,7 @@ def _diagnostics(numbers, arm, batch_size):
 
 
 def _gallery(numbers, level, images, side):
-    """Discs on a pale ground; boxes found with an error that shrinks with ``level``."""
+    """Discs on a pale background; predicted boxes with an error that shrinks with ``level``."""
     boxes_each, found_each = 6, 12
     rows, columns = np.mgrid[:side, :side]
     pictures = np.full((images, side, side, 3), (238, 226, 216), np.float64)

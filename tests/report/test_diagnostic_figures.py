@@ -1,4 +1,4 @@
-"""Figures of the inside: which there are, what is in them, and that any result can be drawn."""
+"""Figures of diagnostics: their selection, their content, and unusual values."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from fpnlab.report import diagnostic_plots as inside
+from fpnlab.report import diagnostic_plots as plots
 from fpnlab.report.diagnostic_figures import run_sketches, study_sketches
 from fpnlab.report.figures import panel
 from fpnlab.report.study_folder import read_study, read_trial
@@ -14,16 +14,16 @@ from fpnlab.report.study_folder import read_study, read_trial
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
-    """(draw) -> the axes of the figure that it makes, still to be looked at."""
+    """Function that draws a figure and returns its axes."""
     made = []
 
     @contextlib.contextmanager
-    def watched(*args, **settings):
+    def recorded(*args, **settings):
         with panel(*args, **settings) as axes:
             yield axes
         made.append(axes)
 
-    monkeypatch.setattr(inside, "panel", watched)
+    monkeypatch.setattr(plots, "panel", recorded)
 
     def look(draw):
         path = tmp_path / f"{len(made)}.png"
@@ -47,12 +47,12 @@ def change(trial_dir, **diagnostics):
 
 
 def curves(axes):
-    """The points of each line that has any, by its style."""
+    """The style and values of each line with points."""
     lines = [line for line in axes.lines if len(line.get_xdata())]
     return [(line.get_linestyle(), line.get_ydata()) for line in lines]
 
 
-def test_a_study_shows_the_median_and_the_largest_drift_of_each_axis_value(study_dir, drawn):
+def test_drift_figures_show_median_and_maximum_at_each_axis_value(study_dir, drawn):
     study = read_study(study_dir)
     axes = drawn(sketch(study_sketches(study, "batch size"), "drift_mean"))
     expected = {}
@@ -72,7 +72,7 @@ def test_a_study_shows_the_median_and_the_largest_drift_of_each_axis_value(study
     assert [text.get_text() for text in legend.get_texts()] == ["BN", "largest"]
 
 
-def test_an_arm_to_which_the_axis_does_not_apply_stands_at_every_value(study_dir, drawn):
+def test_an_arm_without_the_axis_is_drawn_at_every_axis_value(study_dir, drawn):
     for batch_size in (8, 32):
         for seed in (0, 1):
             (study_dir / "trials" / f"BN-{batch_size}-{seed}" / "result.json").unlink()
@@ -86,7 +86,7 @@ def test_an_arm_to_which_the_axis_does_not_apply_stands_at_every_value(study_dir
     assert len(set(middle)) == 1
 
 
-def test_a_study_of_norms_without_a_batch_has_no_drift_and_no_noise(study_dir):
+def test_a_study_without_batch_norm_has_no_drift_and_noise_figures(study_dir):
     for seed in (0, 1):
         for batch_size in (2, 8, 32):
             change(study_dir / "trials" / f"BN-{batch_size}-{seed}", drift=[], gradient_noise=None)
@@ -94,14 +94,14 @@ def test_a_study_of_norms_without_a_batch_has_no_drift_and_no_noise(study_dir):
     assert names == ["rates_axis", "signals_arms"]
 
 
-def test_trials_that_are_not_done_are_not_compared(study_dir, refresh):
+def test_diverged_trials_are_not_drawn(study_dir, refresh):
     gone = {"status": "diverged", "error": "loss is nan"}
     refresh(study_dir, **{f"BN_{b}_{s}": gone for b in (2, 8, 32) for s in (0, 1)})
     names = [one.name for one in study_sketches(read_study(study_dir), "batch size")]
     assert names == ["rates_axis", "signals_arms"]
 
 
-def test_signals_are_the_median_of_an_arms_trials_within_their_range(study_dir, drawn):
+def test_signals_are_the_median_over_trials_with_the_range_shaded(study_dir, drawn):
     study = read_study(study_dir)
     axes = drawn(sketch(study_sketches(study, "batch size"), "signals_arms"))
     for arm, line, shade in zip(("BN", "LN"), axes.lines, axes.collections):
@@ -129,7 +129,7 @@ def test_networks_of_different_depth_share_a_figure(study_dir, drawn):
     assert axes.get_yscale() == "log"
 
 
-def test_noise_stands_at_the_binary_logarithm_of_the_norm_batch(study_dir, drawn):
+def test_noise_is_drawn_at_the_binary_logarithm_of_the_norm_batch(study_dir, drawn):
     trial = read_trial(study_dir / "trials" / "BN-8-1")
     axes = drawn(sketch(run_sketches(trial), "noise"))
     rows = trial.result.diagnostics.gradient_noise.rows
@@ -138,7 +138,7 @@ def test_noise_stands_at_the_binary_logarithm_of_the_norm_batch(study_dir, drawn
     np.testing.assert_allclose(line.get_ydata(), [row.noise for row in rows])
 
 
-def test_a_run_has_a_row_for_each_layer_and_level_from_the_top_down(study_dir, drawn):
+def test_a_run_figure_has_a_row_for_each_layer_and_level_from_the_top(study_dir, drawn):
     trial = read_trial(study_dir / "trials" / "BN-8-1")
     axes = drawn(sketch(run_sketches(trial), "drift"))
     names = [text.get_text() for text in axes.get_yticklabels()]
@@ -152,7 +152,7 @@ def test_a_run_has_a_row_for_each_layer_and_level_from_the_top_down(study_dir, d
     np.testing.assert_allclose(ratios.get_xdata(), [row.log_variance_ratio for row in rows])
 
 
-def test_numbers_that_were_not_finite_are_left_out(study_dir, drawn):
+def test_non_finite_values_are_not_drawn(study_dir, drawn):
     path = study_dir / "trials" / "BN-8-1"
     result = json.loads((path / "result.json").read_text())["diagnostics"]
     result["drift"][1]["mean_shift"] = None
@@ -166,28 +166,28 @@ def test_numbers_that_were_not_finite_are_left_out(study_dir, drawn):
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.0], [0.0, 4.0], [1e-9, 3e4], [2.0, 2.0]])
-def test_any_size_of_numbers_can_be_drawn(values, drawn):
+def test_values_of_any_magnitude_can_be_drawn(values, drawn):
     line = list(zip((2, 4), values))
-    axes = drawn(lambda path: inside.plot_lines({"": [line]}, "t", "u", "x", path))
+    axes = drawn(lambda path: plots.plot_lines({"": [line]}, "t", "u", "x", path))
     low, high = axes.get_ylim()
     assert low <= values[0] <= values[1] < high
     axes = drawn(
-        lambda path: inside.plot_rows([inside.Row("a", tuple(values))], "mv", "t", "u", path)
+        lambda path: plots.plot_rows([plots.Row("a", tuple(values))], "mv", "t", "u", path)
     )
     low, high = axes.get_xlim()
     assert low <= values[0] <= values[1] < high
 
 
 @pytest.mark.parametrize("values", [[2, 8, 32], ["small", "large"], [0, 1, 2]])
-def test_any_axis_can_be_drawn(values, drawn):
+def test_spread_can_be_drawn_over_any_axis(values, drawn):
     cloud = [(value, [0.5, 1.0]) for value in values]
-    axes = drawn(lambda path: inside.plot_spread({"A": cloud}, values, "x", "t", "u", path))
+    axes = drawn(lambda path: plots.plot_spread({"A": cloud}, values, "x", "t", "u", path))
     assert [text.get_text() for text in axes.get_xticklabels()] == [str(v) for v in values]
 
 
 @pytest.mark.parametrize(("layers", "named"), [(50, 50), (51, 26), (200, 50)])
-def test_a_network_of_many_layers_gives_a_file_of_moderate_size(layers, named, drawn):
-    rows = [inside.Row(f"stage 2/{i}/branch/0", (0.1 + i, 0.2 + i)) for i in range(layers)]
-    axes = drawn(lambda path: inside.plot_rows(rows, ("mean", "variance"), "t", "u", path))
+def test_a_network_with_many_layers_labels_only_some_rows(layers, named, drawn):
+    rows = [plots.Row(f"stage 2/{i}/branch/0", (0.1 + i, 0.2 + i)) for i in range(layers)]
+    axes = drawn(lambda path: plots.plot_rows(rows, ("mean", "variance"), "t", "u", path))
     assert len(axes.get_yticklabels()) == named
     assert len(axes.lines[0].get_ydata()) == layers

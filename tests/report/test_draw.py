@@ -1,10 +1,12 @@
+"""Boxes and labels drawn on images."""
+
 import numpy as np
 import pytest
 from PIL import ImageColor
 
 from fpnlab.report.draw import GAP, PALETTE, draw_boxes
 
-GREY = np.full((2, 40, 60, 3), 128, np.uint8)
+GRAY = np.full((2, 40, 60, 3), 128, np.uint8)
 BOX = np.array([[[10.0, 20.0, 30.0, 35.0]]] * 2, np.float32)
 CLASS = np.array([[1], [0]])
 VALID = np.array([[True], [False]])
@@ -20,8 +22,8 @@ def where(picture, color):
     return np.nonzero((pixels(picture) == ImageColor.getrgb(color)).all(axis=-1))
 
 
-def test_boxes_are_drawn_at_their_place_in_the_color_of_their_class():
-    picture = draw_boxes(GREY[:1], BOX[:1], CLASS[:1], VALID[:1], NAMES, scale=4)
+def test_boxes_have_their_position_and_the_color_of_their_class():
+    picture = draw_boxes(GRAY[:1], BOX[:1], CLASS[:1], VALID[:1], NAMES, scale=4)
     assert picture.size == (240, 160)
     rows, columns = where(picture, PALETTE[1])
     assert (columns.min(), rows.max()) == (40, 140)
@@ -30,54 +32,54 @@ def test_boxes_are_drawn_at_their_place_in_the_color_of_their_class():
 
 
 def test_invalid_boxes_are_not_drawn():
-    picture = draw_boxes(GREY[1:], BOX[1:], CLASS[1:], VALID[1:], NAMES, scale=4)
+    picture = draw_boxes(GRAY[1:], BOX[1:], CLASS[1:], VALID[1:], NAMES, scale=4)
     np.testing.assert_array_equal(pixels(picture), 128)
 
 
-def test_small_pictures_are_enlarged_by_repeating_pixels():
+def test_small_images_are_enlarged_by_repeating_pixels():
     images = np.random.default_rng(0).integers(0, 256, (1, 40, 60, 3), dtype=np.uint8)
     picture = draw_boxes(images, BOX[1:], CLASS[1:], VALID[1:], NAMES)
     expected = images[0].repeat(6, axis=0).repeat(6, axis=1)
     np.testing.assert_array_equal(pixels(picture), expected)
 
 
-def test_truth_is_white_and_under_the_predictions():
+def test_ground_truth_is_white_and_below_the_predictions():
     truth = (BOX[:1] + 3, VALID[:1])
-    picture = draw_boxes(GREY[:1], BOX[:1], CLASS[:1], VALID[:1], NAMES, truth=truth, scale=4)
+    picture = draw_boxes(GRAY[:1], BOX[:1], CLASS[:1], VALID[:1], NAMES, truth=truth, scale=4)
     rows, columns = where(picture, "#ffffff")
     assert (rows.max(), columns.max()) == (38 * 4, 33 * 4)
     same = draw_boxes(
-        GREY[:1], BOX[:1], CLASS[:1], VALID[:1], NAMES, truth=(BOX[:1], VALID[:1]), scale=4
+        GRAY[:1], BOX[:1], CLASS[:1], VALID[:1], NAMES, truth=(BOX[:1], VALID[:1]), scale=4
     )
     assert len(where(same, "#ffffff")[0]) == 0
 
 
 def test_a_score_widens_the_label():
-    arguments = (GREY[:1], BOX[:1], CLASS[:1], VALID[:1], NAMES)
+    arguments = (GRAY[:1], BOX[:1], CLASS[:1], VALID[:1], NAMES)
     plain = where(draw_boxes(*arguments, scale=4), PALETTE[1])
     scored = where(draw_boxes(*arguments, scores=np.array([[0.5]]), scale=4), PALETTE[1])
     above_box = [np.ptp(columns[rows < 76]) for rows, columns in (plain, scored)]
     assert above_box[1] > above_box[0] + 10
 
 
-def test_pictures_stand_in_a_grid():
-    images = GREY[:1].repeat(3, axis=0)
+def test_images_are_arranged_in_a_grid():
+    images = GRAY[:1].repeat(3, axis=0)
     rest = [part[:1].repeat(3, axis=0) for part in (BOX, CLASS, VALID)]
     picture = draw_boxes(images, *rest, NAMES, scale=2, columns=2)
     assert picture.size == (2 * 120 + GAP, 2 * 80 + GAP)
     np.testing.assert_array_equal(pixels(picture)[-80:, -120:], 255)
 
 
-def test_degenerate_boxes_and_unknown_classes_are_drawn_all_the_same():
+def test_degenerate_boxes_and_unknown_classes_can_be_drawn():
     boxes = np.array(
         [[[30.0, 30.0, 10.0, 10.0], [-50.0, -9.0, 900.0, 2.0], [59.0, 39.0, 59.0, 39.0]]]
     )
     classes, valid = np.array([[7, -1, 1]]), np.ones((1, 3), bool)
-    picture = draw_boxes(GREY[:1], boxes, classes, valid, NAMES, truth=(boxes, valid))
+    picture = draw_boxes(GRAY[:1], boxes, classes, valid, NAMES, truth=(boxes, valid))
     assert picture.size == (360, 240)
 
 
 @pytest.mark.parametrize("shape", [(40, 60, 3), (2, 40, 60, 1), (0, 40, 60, 3)])
-def test_what_is_no_stack_of_color_images_is_refused(shape):
+def test_draw_boxes_rejects_arrays_that_are_not_color_images(shape):
     with pytest.raises(ValueError, match=r"must be \[n, h, w, 3\]"):
         draw_boxes(np.zeros(shape, np.uint8), BOX, CLASS, VALID, NAMES)

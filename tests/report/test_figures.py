@@ -1,3 +1,5 @@
+"""Figures of a study: means, differences, losses."""
+
 import contextlib
 import dataclasses
 import pathlib
@@ -32,7 +34,7 @@ def test_importing_the_report_loads_neither_matplotlib_nor_jax():
     assert done.stdout.strip() == "[False, False]"
 
 
-def test_smoothing_is_the_mean_over_the_window():
+def test_smooth_loss_is_the_mean_over_the_window():
     losses = np.random.default_rng(0).uniform(1, 2, size=120)
     examples, smooth = figures.smooth_loss(trial_with_losses(losses))
     expected = [losses[max(i - 3, 0) : i + 4].mean() for i in range(120)]
@@ -40,12 +42,12 @@ def test_smoothing_is_the_mean_over_the_window():
     assert examples[-1] == 1200
 
 
-def test_short_curves_are_left_as_they_are():
+def test_smooth_loss_keeps_short_curves():
     losses = [3.0, 1.0, 2.0]
     np.testing.assert_array_equal(figures.smooth_loss(trial_with_losses(losses))[1], losses)
 
 
-def test_losses_of_an_axis_value_are_one_artist_and_a_diverged_one_ends_in_a_cross(monkeypatch):
+def test_losses_are_one_artist_per_axis_value_and_diverged_ones_end_in_a_cross(monkeypatch):
     drawn = []
 
     @contextlib.contextmanager
@@ -73,7 +75,7 @@ def test_losses_of_an_axis_value_are_one_artist_and_a_diverged_one_ends_in_a_cro
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The axes of each figure, before it would be written to a file."""
+    """The axes of each figure, which is not written to a file."""
     axes = []
 
     @contextlib.contextmanager
@@ -87,7 +89,7 @@ def drawn(monkeypatch):
 
 
 def bars(axes):
-    """Means, and the ends of their intervals, by the label of the series."""
+    """Means and bounds of the error bars by the label of the series."""
     found = {}
     for container in axes.containers:
         line, _, (segments,) = container
@@ -97,14 +99,14 @@ def bars(axes):
 
 
 def expected(rows, **keys):
-    """Mean and ends of the interval of each row in the order of the axis."""
+    """Mean and bounds of each row in the order of the axis."""
     own = [row for row in rows if all(getattr(row, key) == value for key, value in keys.items())]
     assert len(own) == 3
     return [(row.mean, row.low, row.high) for row in own]
 
 
 @pytest.mark.parametrize("arm", ["BN", "LN"])
-def test_a_figure_of_evaluations_draws_those_of_the_arm_that_it_names(study_dir, drawn, arm):
+def test_plot_evaluations_draws_the_three_kinds_of_statistics_of_its_arm(study_dir, drawn, arm):
     summary = read_summary(study_dir / "summary.json")
     figures.plot_evaluations(summary, arm, pathlib.Path())
     assert arm in drawn[0].get_title()
@@ -115,7 +117,7 @@ def test_a_figure_of_evaluations_draws_those_of_the_arm_that_it_names(study_dir,
         np.testing.assert_allclose(found[label], wanted)
 
 
-def test_error_bars_end_where_the_intervals_do(study_dir, drawn):
+def test_error_bars_are_the_confidence_intervals(study_dir, drawn):
     summary = read_summary(study_dir / "summary.json")
     figures.plot_metric(summary, "AP50", pathlib.Path())
     figures.plot_differences(summary, pathlib.Path())
@@ -129,14 +131,14 @@ def test_error_bars_end_where_the_intervals_do(study_dir, drawn):
     np.testing.assert_allclose(differences["LN minus BN"], wanted)
 
 
-def test_loss_limits_hold_every_curve_and_survive_none():
+def test_loss_limits_contain_all_curves_and_have_a_default():
     low, high = figures.loss_limits([trial_with_losses([1.0, 4.0]), trial_with_losses([])])
     assert low < 1.0
     assert high > 4.0
     assert figures.loss_limits([]) == (0.1, 10.0)
 
 
-def test_figures_are_legible_files_of_moderate_size(study_dir, tmp_path):
+def test_figure_files_are_wide_enough_and_below_300_kb(study_dir, tmp_path):
     summary = read_summary(study_dir / "summary.json")
     figures.plot_metric(summary, "AP", tmp_path / "a.png")
     figures.plot_differences(summary, tmp_path / "b.png")
@@ -147,7 +149,7 @@ def test_figures_are_legible_files_of_moderate_size(study_dir, tmp_path):
             assert picture.width >= 900
 
 
-def test_the_same_numbers_give_the_same_file(study_dir, tmp_path):
+def test_figure_files_are_reproducible(study_dir, tmp_path):
     summary = read_summary(study_dir / "summary.json")
     for name in ("a.png", "b.png"):
         figures.plot_metric(summary, "AP", tmp_path / name)
@@ -155,7 +157,7 @@ def test_the_same_numbers_give_the_same_file(study_dir, tmp_path):
 
 
 @pytest.mark.parametrize("values", [[2, 8, 32], ["small", "middle", "large"], [0, 1, 2]])
-def test_any_axis_can_be_drawn(study_dir, drawn, values):
+def test_plot_metric_can_draw_any_axis(study_dir, drawn, values):
     summary = read_summary(study_dir / "summary.json")
     names = dict(zip(summary.axis_values, values))
     rows = [dataclasses.replace(row, axis_value=names[row.axis_value]) for row in summary.rows]

@@ -1,3 +1,5 @@
+"""Galleries: selection of trials, of predictions, and size of files."""
+
 import dataclasses
 
 import numpy as np
@@ -8,7 +10,7 @@ from fpnlab.report import gallery
 from fpnlab.report.study_folder import read_study
 
 
-def test_the_seed_nearest_the_mean_of_best_and_worst_cell_is_shown(study_dir):
+def test_choose_returns_the_seed_nearest_to_the_mean_of_best_and_worst_cell(study_dir):
     study = read_study(study_dir)
     choices = gallery.choose(study)
     assert [choice.reason.split()[1] for choice in choices] == ["best", "worst"]
@@ -20,7 +22,7 @@ def test_the_seed_nearest_the_mean_of_best_and_worst_cell_is_shown(study_dir):
         assert abs(own - cell.mean) == min(distances)
 
 
-def test_as_many_predictions_are_shown_as_there_are_true_boxes(study_dir, tmp_path, monkeypatch):
+def test_a_gallery_shows_as_many_predictions_as_true_boxes(study_dir, tmp_path, monkeypatch):
     seen = {}
 
     def draw(pictures, names, **rest):
@@ -34,7 +36,7 @@ def test_as_many_predictions_are_shown_as_there_are_true_boxes(study_dir, tmp_pa
     assert seen["valid"][:, :5].all()
 
 
-def test_pictures_full_of_noise_are_shrunk_below_the_limit(study_dir, tmp_path):
+def test_large_galleries_are_shrunk_below_the_size_limit(study_dir, tmp_path):
     trial = read_study(study_dir).trials[0]
     with np.load(trial.gallery) as file:
         arrays = dict(file)
@@ -44,7 +46,7 @@ def test_pictures_full_of_noise_are_shrunk_below_the_limit(study_dir, tmp_path):
     assert (tmp_path / "g.png").stat().st_size <= gallery.LARGEST_FILE
 
 
-def test_a_trial_without_gallery_is_refused(study_dir, tmp_path):
+def test_draw_gallery_raises_without_a_gallery(study_dir, tmp_path):
     trial = dataclasses.replace(read_study(study_dir).trials[0], gallery=None)
     with pytest.raises(ValueError, match=r"has no gallery\.npz"):
         gallery.draw_gallery(trial, ("RBC",), tmp_path / "g.png")

@@ -1,3 +1,5 @@
+"""Pages of studies and runs, and ``table.csv``."""
+
 import csv
 import html.parser
 import json
@@ -11,7 +13,7 @@ from fpnlab.report.tables import group_sizes
 
 
 class Page(html.parser.HTMLParser):
-    """Text, sources and links of a page; refuses tags that do not close."""
+    """Text, sources and links of a page; asserts that all tags are closed."""
 
     VOID = ("meta", "img", "br", "link")
 
@@ -51,7 +53,7 @@ def test_the_page_needs_no_other_file_and_no_script(study_dir):
     assert not page.tags & {"script", "link", "iframe"}
 
 
-def test_the_page_gives_question_answer_and_state(study_dir):
+def test_the_page_has_question_findings_and_state(study_dir):
     page = read(write_report(study_dir))
     study = json.loads((study_dir / "study.json").read_text())
     summary = json.loads((study_dir / "summary.json").read_text())
@@ -61,7 +63,7 @@ def test_the_page_gives_question_answer_and_state(study_dir):
     assert study["dataset"]["problems"][0]["what"] in page.text
 
 
-def test_claims_head_the_answer_with_verdict_rules_and_figure(claiming_dir):
+def test_claims_come_first_with_verdict_rules_and_figure(claiming_dir):
     plain = len(read(write_report(claiming_dir)).sources)
     page = read(claiming_dir / "report.html")
     summary = json.loads((claiming_dir / "summary.json").read_text())
@@ -78,38 +80,38 @@ def test_claims_head_the_answer_with_verdict_rules_and_figure(claiming_dir):
 
 
 @pytest.mark.parametrize(
-    ("holm_over", "said", "family"),
+    ("holm_over", "scope", "family"),
     [
         ("claim", "rules of this claim", "is decided in up to 10 % of studies"),
-        ("study", "rules of all claims", "is decided in at most 5 % of studies"),
+        ("study", "rules of all claims", "is rejected in at most 5 % of studies"),
     ],
 )
-def test_the_page_says_which_family_of_tests_was_adjusted(
-    claiming_dir, refresh, holm_over, said, family
-):
+def test_the_page_explains_the_family_of_tests(claiming_dir, refresh, holm_over, scope, family):
     study = json.loads((claiming_dir / "study.json").read_text())
     (claiming_dir / "study.json").write_text(json.dumps(study | {"holm_over": holm_over}))
     text = read(write_report(refresh(claiming_dir))).text
-    # The second claim has one rule: by itself nothing is adjusted.
-    assert text.count(f"Holm's procedure over the {said}") == {"claim": 1, "study": 2}[holm_over]
+    # The second claim has a single rule, for which nothing is adjusted.
+    assert text.count(f"Holm's procedure over the {scope}") == {"claim": 1, "study": 2}[holm_over]
     assert family in text
 
 
-def test_the_page_says_how_failed_trials_were_counted(claiming_dir, refresh):
+def test_the_page_explains_the_treatment_of_failed_trials(claiming_dir, refresh):
     refresh(claiming_dir, BN_2_0={"status": "diverged", "metrics": {}})
     text = " ".join(read(write_report(claiming_dir)).text.split())
-    note = "Diverged or failed: BN at batch size 2 (1 seed). That makes the mean too"
-    assert f"At batch size 2, LN minus BN. {note} low, and only above can be decided." in text
-    assert f"Above 0: undecided (p 1). {note}" not in text
-    # Both rules of the first claim need it, one of them on both sides.
+    note = "Diverged or failed: BN at batch size 2 (1 seed). Leaving them out biases the mean"
+    assert (
+        f"At batch size 2, LN minus BN. {note} downward, so that only above can be decided." in text
+    )
+    assert f"Above 0: undecided (p = 1). {note}" not in text
+    # Both rules of the first claim need the trial, one of them on both sides.
     outcomes = json.loads((claiming_dir / "summary.json").read_text())["verdicts"][0]["outcomes"]
-    assert f"{note} high" in outcomes[0]["sentence"]
+    assert f"{note} upward" in outcomes[0]["sentence"]
     assert "Diverged" not in outcomes[1]["sentence"]
     assert outcomes[0]["sentence"] in text
     assert "In comparisons they count as worse than any number" in text
 
 
-def test_intervals_of_means_that_leave_0_to_100_are_marked_and_explained(study_dir):
+def test_intervals_that_exceed_0_to_100_are_marked_and_explained(study_dir):
     path = study_dir / "summary.json"
     summary = json.loads(path.read_text())
     for row in summary["rows"]:
@@ -118,16 +120,16 @@ def test_intervals_of_means_that_leave_0_to_100_are_marked_and_explained(study_d
     path.write_text(json.dumps(summary))
     plain = read(write_report(study_dir)).text
     assert "± 1.0*" not in plain
-    assert "leaves 0 to 100" not in plain
+    assert "exceeds 0 to 100" not in plain
     row = next(r for r in summary["rows"] if (r["metric"], r["evaluation"]) == ("AP", "running"))
     row["high"] = 100.5
     path.write_text(json.dumps(summary))
     text = read(write_report(study_dir)).text
     assert f"{row['mean']:.1f} ± {100.5 - row['mean']:.1f}*" in text
-    assert text.count("* The interval leaves 0 to 100") == 1
+    assert text.count("* The confidence interval exceeds 0 to 100") == 1
 
 
-def test_bootstrap_intervals_stand_below_their_rules_and_beside_the_t_intervals(claiming_dir):
+def test_bootstrap_intervals_follow_their_rules_and_t_intervals(claiming_dir):
     path = claiming_dir / "summary.json"
     summary = json.loads(path.read_text())
     assert "bootstrap" not in read(write_report(claiming_dir)).text.lower()
@@ -146,19 +148,19 @@ def test_bootstrap_intervals_stand_below_their_rules_and_beside_the_t_intervals(
     assert page.text.index(first["sentence"]) < page.text.index(second["sentence"]) < at
     assert at < page.text.index(summary["verdicts"][1]["statement"])
     cells = "".join(page.text.split())
-    assert "95%intervalbootstrapseedsverdict" in cells
+    assert "95%confidenceintervalbootstrapintervalseedsverdict" in cells
     assert cells.count("1.2to7.0") == 1
-    assert "of three seeds it covers only 75 to 88 %" in " ".join(page.text.split())
+    assert "it covers the true value in only 75 to 88 % of cases" in " ".join(page.text.split())
 
 
-def test_a_summary_from_before_there_were_claims_has_a_page(study_dir):
+def test_an_old_summary_without_verdicts_has_a_page(study_dir):
     summary = json.loads((study_dir / "summary.json").read_text())
     del summary["verdicts"]
     (study_dir / "summary.json").write_text(json.dumps(summary))
     assert "12 of 12 trials are done." in read(write_report(study_dir)).text
 
 
-def test_names_are_escaped(study_dir):
+def test_names_are_escaped_in_html(study_dir):
     text = write_report(study_dir).read_text()
     assert "BCCD &lt;blood cells&gt;" in text
     assert "<blood" not in text
@@ -174,7 +176,7 @@ def test_every_figure_is_a_file_below_300_kb(study_dir):
     assert max(file.stat().st_size for file in files) < 300_000
 
 
-def test_the_csv_holds_every_trial_and_evaluation_as_it_was_measured(study_dir):
+def test_the_csv_has_one_row_per_trial_and_evaluation_with_exact_metrics(study_dir):
     write_report(study_dir)
     table = rows(study_dir)
     assert len(table) == 12 * 3
@@ -187,7 +189,7 @@ def test_the_csv_holds_every_trial_and_evaluation_as_it_was_measured(study_dir):
         )
 
 
-def test_failed_diverged_and_missing_trials_are_shown_with_their_reason(study_dir, refresh):
+def test_failed_diverged_and_missing_trials_are_listed_with_reasons(study_dir, refresh):
     gone = {"metrics": {}, "final_loss": None}
     refresh(
         study_dir,
@@ -208,7 +210,7 @@ def test_failed_diverged_and_missing_trials_are_shown_with_their_reason(study_di
     assert {row["trial"]: row["status"] for row in rows(study_dir)}["BN-2-0"] == "diverged"
 
 
-def test_an_arm_to_which_the_axis_does_not_apply_is_shown_without_a_value(study_dir, refresh):
+def test_an_arm_without_the_axis_has_no_axis_value(study_dir, refresh):
     for trial in ("LN-8-0", "LN-8-1", "LN-32-0", "LN-32-1"):
         shutil.rmtree(study_dir / "trials" / trial)
     refresh(study_dir, LN_2_0={"axis_value": None}, LN_2_1={"axis_value": None})
@@ -218,14 +220,14 @@ def test_an_arm_to_which_the_axis_does_not_apply_is_shown_without_a_value(study_
     assert line["batch_size"] == ""
 
 
-def test_a_study_without_summary_shows_its_trials(study_dir):
+def test_a_study_without_a_summary_lists_its_trials(study_dir):
     (study_dir / "summary.json").unlink()
     page = read(write_report(study_dir))
     assert "no arms are compared" in page.text
     assert (study_dir / "figures" / "gallery_1.png").is_file()
 
 
-def test_a_study_that_has_just_begun_has_a_page(study_dir, refresh):
+def test_a_study_without_trials_has_a_page(study_dir, refresh):
     shutil.rmtree(study_dir / "trials")
     refresh(study_dir)
     page = read(write_report(study_dir))
@@ -233,12 +235,12 @@ def test_a_study_that_has_just_begun_has_a_page(study_dir, refresh):
     assert "No trial is done yet." in page.text
 
 
-def test_one_seed_gives_a_page_without_verdicts(study_dir, refresh):
+def test_a_study_with_one_seed_has_no_verdicts(study_dir, refresh):
     for folder in (study_dir / "trials").glob("*-1"):
         shutil.rmtree(folder)
     refresh(study_dir)
     page = read(write_report(study_dir))
-    assert "1 seed, which gives no interval" in page.text
+    assert "with 1 seed, too few for a confidence interval" in page.text
     assert "LN above BN" not in page.text
 
 
@@ -246,15 +248,15 @@ def test_missing_galleries_are_left_out(study_dir):
     for path in (study_dir / "trials").glob("*/gallery.npz"):
         path.unlink()
     page = read(write_report(study_dir))
-    assert "Pictures" not in page.text
+    assert "Test images" not in page.text
 
 
-def test_writing_again_replaces_the_page(study_dir):
+def test_the_page_is_reproducible(study_dir):
     first = write_report(study_dir).read_bytes()
     assert write_report(study_dir).read_bytes() == first
 
 
-def test_a_run_has_its_own_page(study_dir):
+def test_a_run_has_a_page(study_dir):
     run = study_dir / "trials" / "BN-2-0"
     page = read(write_run_report(run))
     files = {file.stem for file in (run / "figures").glob("*.png")}
@@ -267,7 +269,7 @@ def test_a_run_has_its_own_page(study_dir):
     assert f"{100 * result['metrics']['precise']['AP']:.1f}" in page.text
 
 
-def test_a_run_that_is_still_going_has_a_page(study_dir):
+def test_an_unfinished_run_has_a_page(study_dir):
     run = study_dir / "trials" / "BN-2-0"
     for name in ("result.json", "gallery.npz"):
         (run / name).unlink()
@@ -276,7 +278,7 @@ def test_a_run_that_is_still_going_has_a_page(study_dir):
     assert {file.stem for file in (run / "figures").glob("*.png")} == {"loss", "rates_course"}
 
 
-def test_folders_from_before_there_were_diagnostics_still_get_their_pages(study_dir):
+def test_old_folders_without_diagnostics_have_pages(study_dir):
     for path in (study_dir / "trials").glob("*/result.json"):
         result = json.loads(path.read_text())
         del result["diagnostics"]
@@ -289,14 +291,16 @@ def test_folders_from_before_there_were_diagnostics_still_get_their_pages(study_
         (path.parent / "metrics.jsonl").write_text(text)
     page = read(write_report(study_dir))
     assert "12 of 12 trials are done." in page.text
-    assert "Inside the network" not in page.text
+    assert "Diagnostics" not in page.text
     page = read(write_run_report(study_dir / "trials" / "BN-2-0"))
     assert len(page.sources) == 2
-    assert "Inside the network" not in page.text
+    assert "Diagnostics" not in page.text
 
 
-def test_a_folder_that_is_no_run_is_refused_with_the_remedy(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no run's folder"):
+def test_write_run_report_rejects_a_folder_without_a_run(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"not the folder of a run .* give a folder written"
+    ):
         write_run_report(tmp_path)
 
 
@@ -309,11 +313,11 @@ def test_a_folder_that_is_no_run_is_refused_with_the_remedy(tmp_path):
         ({"stem": 16, "head": 2}, "stem=16 head=2"),
     ],
 )
-def test_groups_are_one_number_only_where_all_positions_have_it(norm_batch, shown):
+def test_group_sizes_is_one_number_if_all_positions_agree(norm_batch, shown):
     assert group_sizes(norm_batch) == shown
 
 
-def test_numbers_of_a_backend_that_failed_its_known_cases_are_doubted_at_the_top(study_dir):
+def test_the_page_warns_of_a_backend_with_wrong_results(study_dir):
     trial = next((study_dir / "trials").iterdir())
     (trial / "env.json").write_text(json.dumps({"known_cases": "wrong: a product"}))
     page = write_report(study_dir).read_text()

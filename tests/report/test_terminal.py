@@ -1,3 +1,5 @@
+"""Tables and verdicts for the terminal."""
+
 import dataclasses
 import io
 
@@ -13,7 +15,7 @@ def show(summary):
     return console.file.getvalue()
 
 
-def test_the_table_has_a_row_for_each_kind_of_statistics_that_matters(study_dir):
+def test_the_table_has_one_row_per_source_of_statistics_if_they_differ(study_dir):
     summary = read_summary(study_dir / "summary.json")
     text = show(summary)
     rows = [line for line in text.splitlines() if "BN" in line or "LN" in line]
@@ -25,7 +27,7 @@ def test_the_table_has_a_row_for_each_kind_of_statistics_that_matters(study_dir)
     assert "12 of 12 trials done" in text
 
 
-def test_cells_without_a_measurement_are_marked(study_dir, refresh):
+def test_cells_without_a_value_or_interval_are_marked(study_dir, refresh):
     gone = {"status": "failed", "error": "out of memory", "metrics": {}}
     refresh(study_dir, LN_8_0=gone, LN_8_1=gone, LN_32_0=gone)
     text = show(read_summary(study_dir / "summary.json"))
@@ -35,7 +37,7 @@ def test_cells_without_a_measurement_are_marked(study_dir, refresh):
     assert "±" in cells[3]
 
 
-def test_verdicts_are_lines_with_the_outcomes_of_their_rules(claiming_dir):
+def test_verdict_text_lists_verdicts_and_outcomes(claiming_dir):
     summary = read_summary(claiming_dir / "summary.json")
     lines = verdict_text(summary).plain.splitlines()
     first, second = summary.verdicts
@@ -44,38 +46,38 @@ def test_verdicts_are_lines_with_the_outcomes_of_their_rules(claiming_dir):
         *(f"  - {outcome.sentence}" for outcome in first.outcomes),
         f"{second.verdict}  LN is flat.",
         f"  - {second.outcomes[0].sentence}",
-        'Each claim is tested by itself (holm_over = "claim"): where no effect is true, one or '
-        "more of these 2 is decided in up to 10 % of studies.",
+        'Each claim is tested separately (holm_over = "claim"): if all null hypotheses are true, '
+        "one or more of these 2 claims is decided in up to 10 % of studies.",
     ]
     assert first.verdict == "SUPPORTED"
     assert verdict_text(summary).spans[0].style == "bold green"
 
 
-def test_the_terminal_says_which_family_of_tests_was_adjusted(claiming_dir):
+def test_verdict_text_explains_the_family_of_tests(claiming_dir):
     summary = read_summary(claiming_dir / "summary.json")
     last = verdict_text(dataclasses.replace(summary, holm_over="study")).plain.splitlines()[-1]
     assert last == (
-        "p-values are adjusted by Holm's procedure over the rules of all 2 claims: where no effect "
-        "is true, one or more is decided in at most 5 % of studies."
+        "p-values are adjusted by Holm's procedure over the rules of all 2 claims: if all null "
+        "hypotheses are true, one or more is rejected in at most 5 % of studies."
     )
     one = dataclasses.replace(summary, verdicts=summary.verdicts[:1])
     assert "claim" not in verdict_text(one).plain.splitlines()[-1]
 
 
-def test_intervals_of_means_that_leave_0_to_100_are_marked(study_dir, refresh):
+def test_intervals_that_exceed_0_to_100_are_marked(study_dir, refresh):
     summary = read_summary(study_dir / "summary.json")
     within = lambda row: dataclasses.replace(row, low=row.mean - 1.0, high=row.mean + 1.0)
     rows = [within(row) for row in summary.rows if row.metric == "AP"]
     assert "*" not in show(dataclasses.replace(summary, rows=rows))
-    assert "leaves 0 to 100" not in show(dataclasses.replace(summary, rows=rows))
+    assert "exceeds 0 to 100" not in show(dataclasses.replace(summary, rows=rows))
     for name, bound in (("high", 100.5), ("low", -0.5)):
         changed = [dataclasses.replace(rows[0], **{name: bound}), *rows[1:]]
         text = show(dataclasses.replace(summary, rows=changed))
         assert text.count("*") == 2
-        assert "* The interval leaves 0 to 100" in " ".join(text.split())
+        assert "* The confidence interval exceeds 0 to 100" in " ".join(text.split())
 
 
-def test_a_bootstrap_interval_stands_below_its_rule(claiming_dir):
+def test_a_bootstrap_interval_follows_its_rule(claiming_dir):
     summary = read_summary(claiming_dir / "summary.json")
     found = ClaimBootstrap(
         claim=0,

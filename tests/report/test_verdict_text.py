@@ -1,3 +1,5 @@
+"""Figures of verdicts: bands, intervals and seeds of each estimate."""
+
 import dataclasses
 
 import numpy as np
@@ -16,7 +18,7 @@ def verdicts(claiming_dir):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What is drawn as bands, intervals and dots, in the order of drawing."""
+    """Arguments of the calls that draw bands, intervals and dots, in order."""
     calls = {"barh": [], "plot": [], "scatter": []}
     for name, found in calls.items():
         original = getattr(Axes, name)
@@ -29,7 +31,7 @@ def drawn(monkeypatch):
     return calls
 
 
-def test_every_number_of_every_rule_has_its_band_interval_and_seeds(verdicts, drawn, tmp_path):
+def test_each_estimate_has_a_band_an_interval_and_dots_for_seeds(verdicts, drawn, tmp_path):
     for verdict in verdicts:
         plot_verdict(verdict, tmp_path / "a.png")
     estimates = [e for v in verdicts for o in v.outcomes for e in o.estimates]
@@ -43,7 +45,7 @@ def test_every_number_of_every_rule_has_its_band_interval_and_seeds(verdicts, dr
     ]
 
 
-def test_the_band_is_what_the_rule_claims(verdicts, drawn, tmp_path):
+def test_the_band_is_the_claimed_range(verdicts, drawn, tmp_path):
     for verdict in verdicts:
         plot_verdict(verdict, tmp_path / "a.png")
     bands = [
@@ -56,9 +58,7 @@ def test_the_band_is_what_the_rule_claims(verdicts, drawn, tmp_path):
         np.testing.assert_allclose(band[:2], (-0.1, 0.1))
 
 
-def test_seeds_zero_and_borders_are_in_the_frame_and_endless_intervals_are_not(
-    verdicts, drawn, tmp_path
-):
+def test_limits_contain_seeds_and_margins_but_not_very_wide_intervals(verdicts, drawn, tmp_path):
     [outcome] = verdicts[1].outcomes
     wide = dataclasses.replace(outcome.estimates[0], low=-500.0, high=500.0)
     outcome = dataclasses.replace(outcome, estimates=(wide, *outcome.estimates[1:]))
@@ -76,7 +76,7 @@ def test_seeds_zero_and_borders_are_in_the_frame_and_endless_intervals_are_not(
     assert low < -700 < 700 < high
 
 
-def test_what_is_not_measured_has_a_band_alone(verdicts, drawn, tmp_path):
+def test_an_unmeasured_estimate_has_a_band_alone(verdicts, drawn, tmp_path):
     nothing = {"mean": None, "low": None, "high": None, "by_seed": {}}
     outcomes = tuple(
         dataclasses.replace(

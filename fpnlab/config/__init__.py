@@ -1,1 +1,1 @@
-"""TOML and overrides to one validated `Experiment`, and back."""
+"""Reading, validation and resolution of experiment configs."""

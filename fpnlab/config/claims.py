@@ -1,39 +1,43 @@
-"""The rules of a claim: what must come out of a study for the claim to hold, said before the run.
+"""Claims of a study and the rules that decide them, fixed before the study runs.
 
-A claim is one or more rules. A rule names one number (an estimand), the cells of the study that it
-needs, and what the claim says of the number; nothing of it depends on results. What the results
-make of it is `fpnlab.analysis.verdict.judge`.
+A claim is one or more rules. A rule has an estimand (one number), the cells of the study that the
+number is computed from, and the side or margin that is claimed. It does not depend on results:
+`fpnlab.analysis.verdict.judge` decides it.
 
-Thresholds and margins are in points, as everything in a summary and a report is: an AP or an
+Thresholds and margins are in points, as are all numbers of a summary and a report: an AP or an
 accuracy of 0.41 is 41 points, so that a threshold of 1.0 is one hundredth of the metric.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import math
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Annotated, Literal
 
 import pydantic
 
-from fpnlab.spec import spec
+from fpnlab.config.field_error import FieldError, unknown
+from fpnlab.records.json_files import AxisValue, JsonObject
+from fpnlab.spec import Bounds, Positive, spec
 
 Evaluation = Literal["running", "precise", "batch"]
-"""Source of batch-norm statistics at test time; the first is what users get."""
+"""Source of batch-norm statistics at test time; ``running`` is the usual one."""
 HolmOver = Literal["claim", "study"]
 """The family of rules whose p-values are adjusted together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """Metric, statistics, axis value and arm of a number by seed; a hashable key."""
+    """Hashable key of a number that a study has for each seed."""
 
     metric: str | None
+    """Name of the metric; None: the study's metric."""
     evaluation: str
-    axis_value: Any
+    """Source of batch-norm statistics at test time."""
+    axis_value: AxisValue
+    """Label of the value of the first axis; None: the axis does not apply to the arm."""
     arm: str
+    """Name of the arm in the report."""
 
 
 @spec
@@ -42,28 +46,27 @@ class Difference:
 
     kind: Literal["difference"] = "difference"
     arm: str
-    """The arm of the claim, by its name in the report."""
+    """Name of the arm in the report that the claim is about."""
     baseline: str
-    """The arm of comparison; may be the same arm, elsewhere."""
-    axis_values: tuple[Any, ...]
-    """Axis values; of several, the mean of the differences, seed by seed."""
-    baseline_value: Any = None
-    """The axis value of the baseline at each of them; none: the same as the arm's."""
+    """Name of the arm that it is compared with; may be the same arm at another axis value."""
+    axis_values: tuple[object, ...]
+    """Axis values of the arm; of several, the mean of the differences counts, seed by seed."""
+    baseline_value: object = None
+    """Axis value of the baseline in all comparisons; none: that of the arm."""
     side: Literal["above", "below"]
-    """The side of the threshold that is claimed."""
+    """Side of `threshold` on which the difference is claimed to lie."""
     threshold: float = 0.0
-    """The smallest difference that matters, in points."""
+    """Smallest difference that matters, in points (hundredths of the metric), with its sign."""
     metric: str | None = None
-    """The number that is compared; none: the study's metric."""
+    """Name of the metric that is compared; none: the study's metric."""
     evaluation: Evaluation = "running"
-    """Source of batch-norm statistics at test time."""
+    """Source of the arm's batch-norm statistics at test time."""
     baseline_evaluation: Evaluation | None = None
-    """Source of the baseline's statistics; none: that of the arm."""
+    """Source of the baseline's batch-norm statistics at test time; none: `evaluation`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_values("axis_values", self.axis_values)
         _check_pairs(self)
-        _check_threshold(self)
 
 
 @spec
@@ -72,29 +75,29 @@ class DifferenceInDifferences:
 
     kind: Literal["difference_in_differences"] = "difference_in_differences"
     arm: str
-    """The arm of the claim, by its name in the report."""
+    """Name of the arm in the report that the claim is about."""
     baseline: str
-    """The arm of comparison; may be the same arm, elsewhere."""
-    start: Any
-    """The axis value that both changes begin at."""
-    end: Any
-    """The axis value that both changes end at."""
+    """Name of the arm that it is compared with; may be the same arm at another axis value."""
+    start: object
+    """Axis value at which both changes begin."""
+    end: object
+    """Axis value at which both changes end."""
     side: Literal["above", "below"]
-    """The side of the threshold that is claimed for the arm's change minus the baseline's."""
+    """Side of `threshold` on which the arm's change minus the baseline's is claimed to lie."""
     threshold: float = 0.0
-    """The smallest difference that matters, in points."""
+    """Smallest difference that matters, in points (hundredths of the metric), with its sign."""
     metric: str | None = None
-    """The number that is compared; none: the study's metric."""
+    """Name of the metric that is compared; none: the study's metric."""
     evaluation: Evaluation = "running"
-    """Source of batch-norm statistics at test time."""
+    """Source of the arm's batch-norm statistics at test time."""
     baseline_evaluation: Evaluation | None = None
-    """Source of the baseline's statistics; none: that of the arm."""
+    """Source of the baseline's batch-norm statistics at test time; none: `evaluation`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_pairs(self)
-        _check_threshold(self)
         if self.start == self.end:
-            raise ValueError(f"start and end are both {self.start}; give two axis values")
+            problem = f"is {self.end!r}, and so is start; it must be another axis value"
+            raise FieldError(("end", problem))
 
 
 @spec
@@ -103,27 +106,25 @@ class Equivalence:
 
     kind: Literal["equivalence"] = "equivalence"
     arm: str
-    """The arm of the claim, by its name in the report."""
+    """Name of the arm in the report that the claim is about."""
     baseline: str
-    """The arm of comparison; may be the same arm, elsewhere."""
-    axis_values: tuple[Any, ...]
-    """Axis values; it must hold at each of them."""
-    baseline_value: Any = None
-    """The axis value of the baseline at each of them; none: the same as the arm's."""
-    margin: float
-    """The largest difference that does not matter, in points."""
+    """Name of the arm that it is compared with; may be the same arm at another axis value."""
+    axis_values: tuple[object, ...]
+    """Axis values of the arm; the rule must hold at each of them."""
+    baseline_value: object = None
+    """Axis value of the baseline in all comparisons; none: that of the arm."""
+    margin: Annotated[float, Positive]
+    """Largest difference that does not matter, in points (hundredths of the metric)."""
     metric: str | None = None
-    """The number that is compared; none: the study's metric."""
+    """Name of the metric that is compared; none: the study's metric."""
     evaluation: Evaluation = "running"
-    """Source of batch-norm statistics at test time."""
+    """Source of the arm's batch-norm statistics at test time."""
     baseline_evaluation: Evaluation | None = None
-    """Source of the baseline's statistics; none: that of the arm."""
+    """Source of the baseline's batch-norm statistics at test time; none: `evaluation`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_values("axis_values", self.axis_values)
         _check_pairs(self)
-        if not 0 < self.margin < math.inf:
-            raise ValueError(f"margin is {self.margin}; it must be above 0 and finite")
 
 
 Rule = Difference | DifferenceInDifferences | Equivalence
@@ -131,33 +132,33 @@ Rule = Difference | DifferenceInDifferences | Equivalence
 
 @spec
 class Claim:
-    """A statement, and the rules by which a study decides on it."""
+    """A statement about a study, and the rules that decide whether it is supported."""
 
     statement: str
-    """The claim, in a sentence."""
+    """The claim as a sentence, as the report prints it."""
     rules: tuple[Rule, ...]
     """Rules that must all be supported for the claim to hold."""
-    alpha: float = 0.05
-    """Level of the tests, shared by the rules."""
+    alpha: Annotated[float, Bounds(above=0.0, below=0.5)] = 0.05
+    """Significance level of the claim; its rules' p-values are adjusted to it (Holm)."""
 
-    def __post_init__(self):
-        if not self.statement or not self.rules:
-            raise ValueError("a claim needs a statement, and one rule or more")
-        if not 0 < self.alpha < 0.5:
-            raise ValueError(f"alpha is {self.alpha}; it must be above 0 and below 0.5, as 0.05 is")
+    def __post_init__(self) -> None:
+        problem = "is empty; it must have one {} or more"
+        if empty := [f for f in ("statement", "rules") if not getattr(self, f)]:
+            words = {"statement": "word", "rules": "rule"}
+            raise FieldError(*((field, problem.format(words[field])) for field in empty))
 
 
 _claims = pydantic.TypeAdapter(tuple[Claim, ...])
 
 
-def write_claims(claims: Iterable[Claim], metric: str) -> list[dict[str, Any]]:
-    """Returns claims as JSON values with nothing left open, as ``study.json`` holds them.
+def write_claims(claims: Iterable[Claim], metric: str) -> list[JsonObject]:
+    """Returns claims as JSON values with the metric of every rule, as ``study.json`` has them.
 
     Args:
         claims: The claims of a study.
-        metric: The study's metric, which is that of a rule without one.
+        metric: The study's metric, which rules without a metric get.
     """
-    settled = tuple(
+    completed = tuple(
         dataclasses.replace(
             claim,
             rules=tuple(
@@ -166,11 +167,11 @@ def write_claims(claims: Iterable[Claim], metric: str) -> list[dict[str, Any]]:
         )
         for claim in claims
     )
-    return _claims.dump_python(settled, mode="json")
+    return _claims.dump_python(completed, mode="json")
 
 
-def read_claims(table: Sequence[Any]) -> tuple[Claim, ...]:
-    """Returns the claims that `write_claims` has written."""
+def read_claims(table: Sequence[JsonObject]) -> tuple[Claim, ...]:
+    """Returns the claims in the JSON values of `write_claims`."""
     return _claims.validate_json(json.dumps(table), strict=True)
 
 
@@ -180,10 +181,10 @@ def claim_hash(claim: Claim) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def label(value: Any) -> Any:
-    """Returns what stands for a value in names and tables: itself, or the text of a list or table.
+def label(value: object) -> str | int | float:
+    """Returns an axis value as names and tables show it: itself, or a list or table as JSON text.
 
-    What is none has the label "none".
+    The label of None is "none".
     """
     if value is None:
         return "none"
@@ -197,16 +198,21 @@ def pairs(rule: Rule) -> list[tuple[Cell, Cell]]:
     at its start and one at its end.
     """
     if rule.kind == "difference_in_differences":
-        where, fixed = (rule.start, rule.end), None
+        values, baseline_value = (rule.start, rule.end), None
     else:
-        where, fixed = rule.axis_values, rule.baseline_value
-    other = rule.baseline_evaluation or rule.evaluation
+        values, baseline_value = rule.axis_values, rule.baseline_value
+    evaluation = rule.baseline_evaluation or rule.evaluation
     return [
         (
-            Cell(rule.metric, other, label(at if fixed is None else fixed), rule.baseline),
-            Cell(rule.metric, rule.evaluation, label(at), rule.arm),
+            Cell(
+                rule.metric,
+                evaluation,
+                label(value if baseline_value is None else baseline_value),
+                rule.baseline,
+            ),
+            Cell(rule.metric, rule.evaluation, label(value), rule.arm),
         )
-        for at in where
+        for value in values
     ]
 
 
@@ -218,77 +224,84 @@ def cells(rule: Rule) -> list[Cell]:
 
 def check_claims(
     claims: Sequence[Claim],
-    places: Collection[tuple[str, Any]],
-    axis_values: Sequence[Any],
+    places: Collection[tuple[str, AxisValue]],
+    axis_values: Sequence[AxisValue],
     metrics: Collection[str],
 ) -> None:
-    """Sees to it that a study can decide on claims about it.
+    """Checks that the rules of all claims can be decided by a study.
 
     Args:
         claims: The claims.
         places: The arms with the axis values that they are run at; the value is ``None`` for an
-            arm to which the axis does not apply, whose trials count at every one.
+            arm to which the axis does not apply, so that its trials count at every value.
         axis_values: The labels of the axis.
-        metrics: The metrics there are; none where that is not known.
+        metrics: The known metrics; empty where they are not known.
 
     Raises:
-        ValueError: If two claims are one; if a rule names an arm, an axis value or a metric that
-            there is not; or if it compares trials with themselves.
+        FieldError: If two claims have the same statement; if a rule names an unknown arm, axis
+            value or metric; or if it compares trials with themselves. All problems at once.
     """
-    if len({claim.statement for claim in claims}) < len(claims):
-        raise ValueError("two claims have one statement; give each its own")
+    first = {}
+    problems = [
+        (f"claims.{i}.statement", f"is that of claims.{first[claim.statement]}; change one of them")
+        for i, claim in enumerate(claims)
+        if first.setdefault(claim.statement, i) != i
+    ]
     arms = list(dict.fromkeys(arm for arm, _ in places))
-    fixed = {arm for arm, value in places if value is None}
+    without_axis = {arm for arm, value in places if value is None}
     for i, claim in enumerate(claims):
         for j, rule in enumerate(claim.rules):
-            where = f"claims.{i}.rules.{j}"
-            for cell in cells(rule):
-                _check_known(where, "arm", cell.arm, arms)
-                _check_known(where, "axis value", cell.axis_value, axis_values)
-                if rule.metric and metrics:
-                    _check_known(where, "metric", rule.metric, metrics)
-            _check_apart(where, rule, fixed)
+            found = list(_unknown_names(rule, arms, axis_values, list(metrics)))
+            found = found or list(_same_trials(rule, without_axis))
+            problems += [(f"claims.{i}.rules.{j}", problem) for problem in dict.fromkeys(found)]
+    if problems:
+        raise FieldError(*problems)
 
 
-def near(given: str, names: Sequence[str]) -> str:
-    """Returns the end of a refusal: the name nearest to what was given, if one is, and all."""
-    close = difflib.get_close_matches(given, names, n=1)
-    choice = f"the nearest is {close[0]!r}; all" if close else "these are known"
-    return f"; {choice}: {', '.join(names)}"
+def _unknown_names(
+    rule: Rule, arms: Sequence[str], axis_values: Sequence[AxisValue], metrics: Sequence[str]
+) -> Iterator[str]:
+    """Yields a message for each arm, axis value and metric that the study does not have."""
+    for cell in cells(rule):
+        if cell.arm not in arms:
+            yield unknown("arm", cell.arm, arms)
+        if cell.axis_value not in axis_values:
+            yield unknown("axis value", cell.axis_value, axis_values)
+    if rule.metric and metrics and rule.metric not in metrics:
+        yield unknown("metric", rule.metric, metrics)
 
 
-def _check_known(where, what, given, known):
-    if given not in known:
-        # Digits have no meaningful neighbors.
-        remedy = near(given if isinstance(given, str) else "", [str(value) for value in known])
-        raise ValueError(f"{where} names the {what} {given!r}, which there is not{remedy}")
+def _same_trials(rule: Rule, without_axis: Collection[str]) -> Iterator[str]:
+    """Yields a message if comparisons of ``rule`` are of the same trials.
 
-
-def _check_apart(where, rule, fixed):
-    """Refuses a rule whose comparisons are of the same trials, where the axis does not apply."""
-    trial = lambda cell: dataclasses.replace(cell, axis_value=None) if cell.arm in fixed else cell
-    found = [(trial(baseline), trial(arm)) for baseline, arm in pairs(rule)]
-    if len(set(found)) < len(found) or any(baseline == arm for baseline, arm in found):
-        arms = " and ".join(a for a in dict.fromkeys((rule.baseline, rule.arm)) if a in fixed)
-        raise ValueError(
-            f"{where} compares the same trials at several axis values, since the first axis does "
-            f"not apply to {arms}; name another arm, or one axis value"
+    An arm without the axis has one set of trials, which stands at every axis value: its value is
+    dropped before the cells are compared.
+    """
+    trials = lambda cell: (
+        dataclasses.replace(cell, axis_value=None) if cell.arm in without_axis else cell
+    )
+    compared = [(trials(baseline), trials(arm)) for baseline, arm in pairs(rule)]
+    if len(set(compared)) < len(compared) or any(one == other for one, other in compared):
+        both = dict.fromkeys((rule.baseline, rule.arm))
+        arms = " and ".join(arm for arm in both if arm in without_axis)
+        yield (
+            f"compares the same trials at several axis values, because the first axis does not "
+            f"apply to {arms}; name another arm, or one axis value"
         )
 
 
-def _check_pairs(rule):
+def _check_pairs(rule: Rule) -> None:
     if any(baseline == arm for baseline, arm in pairs(rule)):
-        raise ValueError(
-            f"arm and baseline are both {rule.arm!r} under one evaluation at one axis value; give "
-            "another baseline, baseline_evaluation or baseline_value"
+        raise FieldError(
+            (
+                "baseline",
+                f"is {rule.baseline!r}, and so is the arm, with the same evaluation at the same "
+                "axis value; change baseline, baseline_evaluation or baseline_value",
+            )
         )
 
 
-def _check_values(name, given):
+def _check_values(field: str, given: Sequence[object]) -> None:
     if not given or len(set(map(str, given))) < len(given):
-        raise ValueError(f"{name} is {list(given)}; give one value or more, each once")
-
-
-def _check_threshold(rule):
-    if not math.isfinite(rule.threshold):
-        raise ValueError(f"threshold is {rule.threshold}; it must be finite")
+        problem = f"is {list(given)}; it must have one value or more, each once"
+        raise FieldError((field, problem))

@@ -1,10 +1,12 @@
-"""The config of an experiment, as a value."""
+"""The config of an experiment as a spec."""
+
+from typing import Annotated
 
 from fpnlab.config.study import Study
 from fpnlab.data.load_data import Data
 from fpnlab.data.sources.scenes import CLASS_NAMES, Scenes
 from fpnlab.evaluate.options import Evaluate
-from fpnlab.spec import spec
+from fpnlab.spec import Bounds, NonNegative, spec
 from fpnlab.tasks.kinds import AnyAugment, AnyObjective, Model, task_of
 from fpnlab.tasks.task import Task
 from fpnlab.train.objective import Objective
@@ -13,46 +15,37 @@ from fpnlab.train.step import Train
 
 @spec
 class Experiment:
-    """Config of one training run, or with `study` of a grid of them.
+    """Config of one training run or, with `study`, of a grid of runs.
 
     The kinds of `model`, `objective` and `augment` follow from the data.
     """
 
     question: str = ""
-    """The question that the experiment answers; the heading of the report."""
-    seed: int = 0
-    """Of the parameters, the data order and the augmentation."""
+    """Question that the experiment answers, in a sentence; the heading of its report."""
+    seed: Annotated[int, Bounds(least=0.0, below=2.0**32)] = 0
+    """Seed of the initial parameters, the order of the training images, and the augmentation."""
     data: Data
-    """Images, with boxes or with a label each."""
+    """Training and test images, annotated with boxes or with a label each."""
     augment: AnyAugment | None = None
-    """Random views of the training images; none: the images as they are."""
+    """Random changes of the training images; none: the images are used as they are."""
     model: Model
-    """The model."""
+    """Model to train: a detector for images with boxes, a classifier for images with labels."""
     objective: AnyObjective = Objective()
-    """The loss function."""
+    """Loss function that training minimizes."""
     train: Train
-    """The training recipe."""
+    """Training recipe: length, batch size, optimizer and learning rate."""
     evaluate: Evaluate = Evaluate()
-    """The evaluation."""
-    log_examples: int = 256
-    """Examples between two records in metrics.jsonl."""
-    checkpoint_seconds: float = 60.0
+    """Options of the evaluation on the test images after training."""
+    log_examples: Annotated[int, Bounds(least=1.0)] = 256
+    """Training examples between two records in metrics.jsonl."""
+    checkpoint_seconds: Annotated[float, NonNegative] = 60.0
     """Seconds between two checkpoints."""
     study: Study | None = None
-    """The grid; none: a single run."""
-
-    def __post_init__(self):
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**32")
-        if self.log_examples < 1 or self.checkpoint_seconds < 0:
-            raise ValueError(
-                f"log_examples is {self.log_examples} and checkpoint_seconds "
-                f"{self.checkpoint_seconds}; they must be at least 1 and 0"
-            )
+    """Grid of runs that differ in arm, swept fields and seed; none: a single run."""
 
     @property
     def task(self) -> Task:
-        """Model and objective with everything that follows from other fields filled in."""
+        """The task of model and objective, with the ``norm_batch`` of `train` filled in."""
         return task_of(self.model, self.objective, norm_batch=self.train.statistics_group)
 
     @property
@@ -62,6 +55,6 @@ class Experiment:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the images, pixels."""
+        """Height and width of the images in pixels."""
         size = self.data.image_size
         return (size, size) if isinstance(size, int) else size

@@ -1,46 +1,61 @@
-"""Types of the fields of nested specs, by their annotations: for values that come as text."""
+"""Annotations of the fields of nested specs, found by dotted paths."""
 
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+
+from fpnlab.records.json_files import JsonObject
 
 
-def spec_members(hint: Any) -> list[Any]:
-    """Returns the dataclasses that a type admits."""
-    return [m for m in _options(hint) if dataclasses.is_dataclass(m)]
+def spec_members(hint: object) -> list[type]:
+    """Returns the dataclasses among the members of a union, or the type itself if it is one."""
+    return [m for m in _options(hint) if isinstance(m, type) and dataclasses.is_dataclass(m)]
 
 
-def with_none(value: Any, hint: Any) -> Any:
-    """Returns ``value`` with the text "none" as None, wherever its field admits None.
+def kind_of(member: object) -> str | None:
+    """Returns the value of ``kind`` that tells a spec from the others of its union, if any."""
+    return getattr(member, "kind", None)
+
+
+def with_none(table: JsonObject, kind: type) -> JsonObject:
+    """Returns ``table`` with the text "none" as None, wherever its field admits None.
 
     TOML has no word for None. A field of text keeps the word, as does one of any type.
 
     Args:
-      value: tables, lists and values as they come from TOML or JSON.
-      hint: the type that it is to have.
+      table: Tables, lists and values as they come from TOML or JSON.
+      kind: The spec that it describes.
     """
+    return _with_none_fields(table, kind)
+
+
+def _with_none_fields(table: Mapping[str, object], hint: object) -> JsonObject:
+    hints = _fields(_member(hint, table))
+    return {
+        name: _with_none(value, hints[name]) if name in hints else value
+        for name, value in table.items()
+    }
+
+
+def _with_none(value: object, hint: object) -> object:
     if value == "none" and isinstance(value, str):
         options = _options(hint)
         return None if type(None) in options and str not in options else value
     if isinstance(value, list) and (inner := _entries(hint)) is not None:
-        return [with_none(entry, inner) for entry in value]
-    if isinstance(value, dict):
-        hints = _fields(_member(hint, value))
-        return {k: with_none(v, hints[k]) if k in hints else v for k, v in value.items()}
-    return value
+        return [_with_none(entry, inner) for entry in value]
+    return _with_none_fields(value, hint) if isinstance(value, dict) else value
 
 
-def field_hint(kind: Any, path: Sequence[str], table: Any) -> Any:
-    """Returns the type of the field at a path of names; None where there is no such field.
+def field_hint(kind: type, path: Sequence[str], table: object) -> object:
+    """Returns the annotation of the field at a path; None for an unknown field.
 
     Args:
-      kind: the type of the whole.
-      path: names of fields, and places in lists.
-      table: what is given for the whole, whose ``kind`` tells which member of a union is meant.
+      kind: The spec that the path begins at.
+      path: Names of fields, and places in lists.
+      table: The table given for that spec; its ``kind`` values select the members of unions.
     """
-    hint = kind
+    hint: object = kind
     for name in path:
         if name.isdecimal() and (inner := _entries(hint)) is not None:
             place = int(name)
@@ -54,9 +69,9 @@ def field_hint(kind: Any, path: Sequence[str], table: Any) -> Any:
     return hint
 
 
-def field_paths(kind: Any, prefix: str = "") -> Iterator[str]:
+def field_paths(kind: object, prefix: str = "") -> Iterator[str]:
     """Yields the dotted paths of all fields of a spec and of the specs inside it, each once."""
-    seen = set()
+    seen: set[str] = set()
     for member in spec_members(kind):
         for name, hint in _fields(member).items():
             if name in seen:
@@ -66,8 +81,8 @@ def field_paths(kind: Any, prefix: str = "") -> Iterator[str]:
             yield from field_paths(hint, f"{prefix}{name}.")
 
 
-def _options(hint):
-    """Returns the members of a union, or the type alone; without annotations."""
+def _options(hint: object) -> list[object]:
+    """Returns the members of a union, or the type alone; without ``Annotated``."""
     if typing.get_origin(hint) is typing.Annotated:
         return _options(typing.get_args(hint)[0])
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -75,21 +90,21 @@ def _options(hint):
     return [hint]
 
 
-def _entries(hint):
-    """Returns the type of a list's entries; None where the type admits no list."""
+def _entries(hint: object) -> object:
+    """Returns the type of a list's entries; None if the type admits no list."""
     lists = [option for option in _options(hint) if typing.get_origin(option) is tuple]
     return typing.get_args(lists[0])[0] if lists else None
 
 
-def _member(hint, table):
-    """Returns the dataclass that a table is meant for; None where that is not known."""
+def _member(hint: object, table: Mapping[str, object]) -> type | None:
+    """Returns the dataclass that a table describes; None if that is not known."""
     members = spec_members(hint)
     if len(members) == 1:
         return members[0]
-    return next((m for m in members if getattr(m, "kind", None) == table.get("kind")), None)
+    return next((m for m in members if kind_of(m) == table.get("kind")), None)
 
 
-def _fields(cls):
+def _fields(cls: type | None) -> dict[str, object]:
     if cls is None:
         return {}
     hints = typing.get_type_hints(cls)

@@ -1,27 +1,27 @@
-"""TOML and overrides to one validated `Experiment`."""
+"""Reading of TOML files and overrides into one validated `Experiment`."""
 
 import pathlib
 import tomllib
 from collections.abc import Iterable
 
 from fpnlab.config.experiment import Experiment
-from fpnlab.config.hints import field_hint, spec_members
+from fpnlab.config.hints import field_hint, kind_of, spec_members
 from fpnlab.config.study import applied
 from fpnlab.config.trials import trials
 from fpnlab.config.validate import validate
 from fpnlab.errors import ConfigError
+from fpnlab.records.json_files import JsonObject
 
 
 def load_config(path: str | pathlib.Path, overrides: Iterable[tuple[str, str]] = ()) -> Experiment:
     """Returns the experiment in a TOML file, with dotted fields overridden.
 
     Args:
-      path: the file.
-      overrides: pairs like ``("train.batch_size", "8")``; a value is read as TOML, or as text
-        where it is none.
+      path: The TOML file.
+      overrides: Pairs like ``("train.batch_size", "8")``; a value that is not TOML is text.
 
     Raises:
-      ConfigError: the file is missing or not TOML, or its experiment is refused; all faults at
+      ConfigError: The file is missing or not TOML, or its experiment is invalid; all errors at
         once, each with its dotted path.
     """
     try:
@@ -35,8 +35,8 @@ def load_config(path: str | pathlib.Path, overrides: Iterable[tuple[str, str]] =
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
     for dotted, text in overrides:
-        dotted = _with_underscores(dotted)
-        table = applied(table, {dotted: _value(text, dotted, table)})
+        field = _with_underscores(dotted)
+        table = applied(table, {field: _value(text, field, table)})
     try:
         experiment = validate(table)
         if experiment.study:
@@ -46,8 +46,8 @@ def load_config(path: str | pathlib.Path, overrides: Iterable[tuple[str, str]] =
     return experiment
 
 
-def _with_underscores(dotted):
-    """Returns a path whose fields may be written with hyphens; the names of arms keep theirs."""
+def _with_underscores(dotted: str) -> str:
+    """Returns a path with underscores for hyphens, but for those in the names of arms."""
     names = dotted.split(".")
     fields = [name.replace("-", "_") for name in names]
     if fields[:2] == ["study", "arms"]:
@@ -55,16 +55,16 @@ def _with_underscores(dotted):
     return ".".join(fields)
 
 
-def _text(path):
-    """Returns the text of a TOML file, which may begin with a byte order mark."""
+def _text(path: pathlib.Path) -> str:
+    """Returns the text of a TOML file, without the byte order mark that some editors write."""
     content = path.read_bytes()
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError("it is encoded as UTF-16; save it as UTF-8")
     return content.decode("utf-8-sig")
 
 
-def _value(text, dotted, table):
-    """Returns an override's value as TOML, or as text where it is none or its field wants text."""
+def _value(text: str, dotted: str, table: JsonObject) -> object:
+    """Returns an override's value: text if it is not TOML or its field is text, else TOML."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
@@ -72,6 +72,6 @@ def _value(text, dotted, table):
     hint = field_hint(Experiment, dotted.split("."), table)
     if hint is str and not isinstance(value, str):
         return text
-    # The name of a kind stands for a table of that kind with its defaults.
-    kinds = [member.kind for member in spec_members(hint) if hasattr(member, "kind")]
+    # The name of a kind is a table of that kind with its defaults.
+    kinds = [kind_of(member) for member in spec_members(hint)]
     return {"kind": value} if isinstance(value, str) and value in kinds else value

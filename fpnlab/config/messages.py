@@ -1,16 +1,16 @@
-"""Messages for invalid configs: one line a field, with its dotted path and valid values."""
+"""Messages for invalid configs: one line for each field, with its dotted path."""
 
 import dataclasses
 import math
 import typing
 from collections.abc import Iterator
-from typing import Any
 
 import pydantic
+from pydantic_core import ErrorDetails
 
-from fpnlab.config.claims import near
 from fpnlab.config.experiment import Experiment
-from fpnlab.config.hints import field_paths, spec_members
+from fpnlab.config.field_error import unknown
+from fpnlab.config.hints import field_paths, kind_of, spec_members
 from fpnlab.data.dataset import check_pixels
 from fpnlab.spec import SpecError
 from fpnlab.tasks.kinds import task_kind
@@ -20,36 +20,54 @@ MINIMAL = {
     "model": 'model = { classes = 4, backbone = "resnet18", neck = { max_level = 5 } }',
     "train": "train = { examples = 4096, batch_size = 32, learning_rate = 0.1 }",
 }
-"""The least that a required table needs, as TOML."""
+"""A minimal example of each required table, as TOML."""
 
 
-def number_faults(value: Any, path: str = "") -> Iterator[str]:
-    """Yields the numbers that TOML can say and no field can mean: inf and nan."""
+@dataclasses.dataclass(frozen=True)
+class _Invalid:
+    """One error of pydantic."""
+
+    type: str
+    """Name of the kind of error in pydantic."""
+    path: tuple[int | str, ...]
+    """Fields, places in lists, and names of the members of unions."""
+    message: str
+    given: object = None
+
+
+def number_errors(value: object, path: str = "") -> Iterator[str]:
+    """Yields an error for each inf and nan: numbers of TOML that no field can have."""
     match value:
         case dict():
             for name, inner in value.items():
-                yield from number_faults(inner, f"{path}.{name}".lstrip("."))
+                yield from number_errors(inner, f"{path}.{name}".lstrip("."))
         case list():
             for i, inner in enumerate(value):
-                yield from number_faults(inner, f"{path}.{i}")
+                yield from number_errors(inner, f"{path}.{i}")
         case float() if not math.isfinite(value):
             yield f"{path}: is {value}; it must be a finite number"
 
 
-def field_faults(error: pydantic.ValidationError, table: Any, kind: type) -> list[str]:
-    """Returns the faults of a table that is no ``kind``, each field by itself."""
+def field_errors(error: pydantic.ValidationError, table: object, kind: type) -> list[str]:
+    """Returns the errors of single fields as lines of text.
+
+    Args:
+      error: The errors that pydantic found.
+      table: The invalid config.
+      kind: The spec that it must be, `Experiment`.
+    """
     lines = [
         line
-        for fault in error.errors(include_url=False)
-        for line in (_line(part, table, kind) for part in _by_field(fault))
+        for details in error.errors(include_url=False)
+        for line in (_line(invalid, table, kind) for invalid in _by_field(details))
     ]
     return [line for line in dict.fromkeys(lines) if line]
 
 
-def combination_faults(experiment: Experiment) -> Iterator[str]:
-    """Yields what is wrong with fields of an experiment that are each right by themselves.
+def combination_errors(experiment: Experiment) -> Iterator[str]:
+    """Yields errors of fields that are each valid, but not together.
 
-    The shapes of a batch are taken through the model and its loss, without computing anything.
+    The shapes of a batch are traced through the model and its loss, without computing anything.
     """
     if wrong := list(_misfits(experiment)):
         yield from wrong
@@ -79,88 +97,108 @@ def combination_faults(experiment: Experiment) -> Iterator[str]:
         yield f"model: {error} (at train.{name} = {images})"
 
 
-def _by_field(fault):
+def _by_field(details: ErrorDetails) -> Iterator[_Invalid]:
     """Yields an error of each field that a spec found invalid; any other error as it is."""
-    cause = fault.get("ctx", {}).get("error")
+    cause = details.get("ctx", {}).get("error")
     if not isinstance(cause, SpecError):
-        yield fault
+        yield _Invalid(details["type"], details["loc"], details["msg"], details["input"])
         return
     for name, wrong in cause.invalid:
-        yield {"type": "value_error", "loc": (*fault["loc"], name), "msg": wrong}
+        yield _Invalid("value_error", (*details["loc"], name), wrong)
 
 
-def _line(fault, table, kind):
-    """Returns what is wrong and what would be right; None for a member that was not meant."""
-    path, owner, hint, given = [], None, kind, table
-    for part in fault["loc"]:
-        members = {m.__name__: m for m in spec_members(hint)}
-        options = [m for m in typing.get_args(hint) if m is not type(None)]
+def _line(invalid: _Invalid, table: object, kind: type) -> str | None:
+    """Returns the message of an error; None for an error of a member that was not meant.
+
+    Of a union, pydantic reports the errors of every member, with the member's name in the path.
+    The walk follows the path through the annotations and the given table side by side, so that
+    only errors of the member that the table's ``kind`` names are kept, and that no name of a
+    member is shown.
+    """
+    path: list[str] = []
+    owner: type | None = None
+    hint: object = kind
+    given = table
+    for part in invalid.path:
+        members = {member.__name__: member for member in spec_members(hint)}
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
         if typing.get_origin(hint) is tuple and isinstance(part, int):
             path.append(str(part))
             hint = options[0]
             given = given[part] if isinstance(given, list) and part < len(given) else None
-        elif len(members) > 1 and part in members:  # pydantic's step into a member of a union
+        elif len(members) > 1 and part in members:  # The step into a member of a union.
             if wrong := _wrong_kind(".".join(path), given, list(members.values())):
                 return wrong
-            hint = members[part]
-            if given["kind"] != hint.kind:
+            hint = members[str(part)]
+            if isinstance(given, dict) and given["kind"] != kind_of(hint):
                 return None
         elif len(members) == 1 and len(options) > 1 and typing.get_origin(hint) is not tuple:
-            # A table, or something that is none: only one of the two was meant.
+            # A union of a table and something else: the given value tells which one was meant.
             if isinstance(given, dict) != (part in members):
                 return None
-            hint = members.get(part)
+            hint = members.get(str(part))
         else:
             path.append(str(part))
             owner = next(iter(members.values()), None)
-            hint = typing.get_type_hints(owner).get(part) if owner else None
+            hint = typing.get_type_hints(owner).get(str(part)) if owner else None
             given = given.get(part) if isinstance(given, dict) else None
-    return _message(".".join(path), owner, fault, kind)
+    return _message(".".join(path), owner, invalid, kind)
 
 
-def _wrong_kind(where, given, members):
-    kinds = [member.kind for member in members]
+def _wrong_kind(where: str, given: object, members: list[type]) -> str | None:
+    """Returns the error of a table whose ``kind`` is missing or unknown; None if it is known."""
+    kinds = [kind_of(member) for member in members]
     if not isinstance(given, dict):
-        return f"{where}: is {given!r}; it must be a table with a kind: {', '.join(kinds)}"
+        expected = ", ".join(map(str, kinds))
+        return f"{where}: is {given!r}; it must be a table whose kind is one of {expected}"
     if "kind" not in given:
-        known = [f.name for member in members for f in dataclasses.fields(member)]
+        known = [field.name for member in members for field in dataclasses.fields(member)]
         known = list(dict.fromkeys(known))
         for name in given:
             if name not in known:
-                return f"{where}.{name}: no such field{near(name, known)}"
-        return f"{where}.kind: is required; these are known: {', '.join(kinds)}"
+                return f"{where}.{name}: {unknown('field', name, known)}"
+        return f"{where}.kind: is required; expected one of {', '.join(map(str, kinds))}"
     if given["kind"] not in kinds:
-        return f"{where}.kind: is {given['kind']!r}{near(str(given['kind']), kinds)}"
+        return f"{where}.kind: {unknown('kind', given['kind'], kinds)}"
     return None
 
 
-def _message(where, owner, fault, kind):
-    match fault["type"]:
+def _message(where: str, owner: type | None, invalid: _Invalid, kind: type) -> str:
+    """Returns the message for an error of pydantic at the dotted path ``where``.
+
+    Args:
+      where: The path; empty for an error of the whole config.
+      owner: The spec that has the field.
+      invalid: The error.
+      kind: The spec of the whole config.
+    """
+    match invalid.type:
         case "extra_forbidden" | "unexpected_keyword_argument":
-            names = [f.name for f in dataclasses.fields(owner)]
+            names = [] if owner is None else [field.name for field in dataclasses.fields(owner)]
             name = where.rpartition(".")[2]
-            elsewhere = [p for p in field_paths(kind) if p.rpartition(".")[2] == name]
+            elsewhere = [path for path in field_paths(kind) if path.rpartition(".")[2] == name]
             if where == name and elsewhere:
-                return f"{where}: no such field; did you mean {' or '.join(elsewhere)}?"
-            return f"{where}: no such field{near(name, names)}"
+                return f"{where}: unknown field {name!r}; did you mean {' or '.join(elsewhere)}?"
+            return f"{where}: {unknown('field', name, names)}"
         case "missing":
             example = MINIMAL.get(where)
             return f"{where}: is required" + (f", e.g. {example}" if example else "")
         case "value_error":
-            return f"{where}: {fault['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+            return f"{where}: {invalid.message.removeprefix('Value error, ')}".removeprefix(": ")
         case _:
-            expected = fault["msg"].removeprefix("Input should be ").replace("an object", "a table")
-            return f"{where}: is {_shown(fault['input'])}; it must be {expected}"
+            expected = invalid.message.removeprefix("Input should be ")
+            expected = expected.replace("an object", "a table")
+            return f"{where}: is {_shown(invalid.given)}; it must be {expected}"
 
 
-def _shown(value):
-    """Returns a value as Python writes it, long ones cut."""
+def _shown(value: object) -> str:
+    """Returns a value as Python writes it, cut if it is long."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _misfits(experiment: Experiment) -> Iterator[str]:
-    """Yields fields that belong to another task than the data."""
+    """Yields errors of specs and metrics that belong to another task than the data."""
     task = task_kind(experiment.data)
     for field, kind in task.spec_kinds.items():
         value = getattr(experiment, field)
@@ -173,5 +211,5 @@ def _misfits(experiment: Experiment) -> Iterator[str]:
     if study is not None and study.metric not in task.metrics:
         yield (
             f"study.metric: is {study.metric!r}, but {experiment.data.kind} data have "
-            f"{task.truth}; these are measured: {', '.join(task.metrics)}"
+            f"{task.truth}; expected one of {', '.join(task.metrics)}"
         )

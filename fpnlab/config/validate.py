@@ -5,14 +5,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import pydantic
 
-from fpnlab.config.claims import near
 from fpnlab.config.experiment import Experiment
+from fpnlab.config.field_error import unknown
 from fpnlab.config.hints import spec_members, with_none
-from fpnlab.config.messages import combination_faults, field_faults, number_faults
+from fpnlab.config.messages import combination_errors, field_errors, number_errors
 from fpnlab.data.load_data import Data
 from fpnlab.errors import ConfigError
 from fpnlab.nn.norm_specs import BatchNorm
@@ -27,41 +26,43 @@ PRESETS: dict[str, Callable[[], ResNet]] = {
         for depth in (8, 14, 20, 32, 44, 56, 110)
     },
 }
-"""Published backbones by name, with batch norm; another norm is set by ``model.backbone.norm``."""
+"""Published backbones by name, with batch norm; ``model.backbone.norm`` sets another norm."""
 
 
 MEASURED_ONLY = ("question", "evaluate", "log_examples", "checkpoint_seconds", "study")
-"""Fields that do not change the weights; nor does ``data.root``, where the data are."""
+"""Fields that do not change the weights; neither does ``data.root``, the data's folder."""
 
 
-def validate(table: dict[str, Any]) -> Experiment:
-    """Returns the experiment in ``table``, checked as far as that goes without data or training.
+def validate(table: JsonObject) -> Experiment:
+    """Returns the experiment in ``table``, validated without reading data or training.
 
     The text "none" is None, for which TOML has no word, where a field admits that. The kinds that
     follow from the data's, and the metric of a study, may be left out; a backbone may be one of
     `PRESETS` by its name.
 
     Raises:
-      ConfigError: unknown fields, wrong types, impossible combinations; all of them.
+      ConfigError: Unknown fields, wrong types, impossible combinations; all of them.
     """
     try:
         table = with_none(_with_kinds(table), Experiment)
-        faults = list(number_faults(table))
+        errors = list(number_errors(table))
         text = json.dumps(table, default=str)
-    except (RecursionError, ValueError) as error:  # A number of thousands of digits, e.g.
-        raise ConfigError(f"a value that no field can have: {error}") from None
+    except ConfigError:
+        raise
+    except (RecursionError, ValueError) as error:  # E.g. a number of thousands of digits.
+        raise ConfigError(f"config: a value is too large to be read: {error}") from None
     try:
-        # Strict, in JSON mode: "8" is no number, but a list may be a tuple.
+        # Strict, in JSON mode: "8" is not a number, but a list may be a tuple.
         experiment = _adapter().validate_json(text, strict=True)
     except pydantic.ValidationError as error:
-        faults = dict.fromkeys(faults + field_faults(error, table, Experiment))
-        raise ConfigError("\n".join(faults)) from None
-    if faults := faults or list(combination_faults(experiment)):
-        raise ConfigError("\n".join(faults))
+        errors = dict.fromkeys(errors + field_errors(error, table, Experiment))
+        raise ConfigError("\n".join(errors)) from None
+    if errors := errors or list(combination_errors(experiment)):
+        raise ConfigError("\n".join(errors))
     return experiment
 
 
-def resolved(experiment: Experiment) -> dict[str, Any]:
+def resolved(experiment: Experiment) -> JsonObject:
     """Returns every field of ``experiment``, defaults included, as JSON values."""
     return _adapter().dump_python(experiment, mode="json")
 
@@ -76,18 +77,18 @@ def training_hash(experiment: Experiment) -> str:
     return training_hash_of(resolved(experiment))
 
 
-def hash_of(table: Any) -> str:
+def hash_of(table: JsonObject) -> str:
     """Returns the SHA-256 of a resolved experiment, given as JSON values."""
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 
-def training_hash_of(table: Any) -> str:
-    """Returns ``training_hash`` of a resolved experiment, given as JSON values."""
+def training_hash_of(table: JsonObject) -> str:
+    """Returns the `training_hash` of a resolved experiment, given as JSON values."""
     return hash_of(_trained(table))
 
 
-def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Returns the places where two JSON values differ, as dotted paths with both values."""
+def differences(old: object, new: object, prefix: str = "") -> list[str]:
+    """Returns the dotted paths at which two JSON values differ, each with both values."""
     if isinstance(old, list) and isinstance(new, list):
         old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
@@ -96,23 +97,26 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix.lstrip('.')} ({old} there, {new} here)"]
 
 
-def same_training(there: Any, here: Any) -> bool:
+def same_training(there: JsonObject, here: JsonObject) -> bool:
     """Returns whether two resolved experiments, as JSON values, train the same weights."""
     return _trained(there) == _trained(here)
 
 
-def _trained(table):
+def _trained(table: JsonObject) -> JsonObject:
+    """Returns the part of a resolved experiment that decides the weights."""
     kept = {name: value for name, value in table.items() if name not in MEASURED_ONLY}
-    return kept | {"data": {k: v for k, v in table["data"].items() if k != "root"}}
+    data = table["data"]
+    fields = data.items() if isinstance(data, dict) else ()
+    return kept | {"data": {name: value for name, value in fields if name != "root"}}
 
 
 @functools.cache
-def _adapter():
+def _adapter() -> pydantic.TypeAdapter:
     return pydantic.TypeAdapter(Experiment)
 
 
 def _with_kinds(table: JsonObject) -> JsonObject:
-    """Returns ``table`` with what follows from the kind of its data, where it says nothing."""
+    """Returns ``table`` with the fields that follow from the kind of its data, where unset."""
     data = table.get("data")
     given = data.get("kind") if isinstance(data, dict) else None
     if isinstance(data, dict) and given == "cifar_binary":  # Its name until 0.1.
@@ -131,7 +135,7 @@ def _with_kinds(table: JsonObject) -> JsonObject:
 
 
 def _with_kernel(table: JsonObject) -> JsonObject:
-    """Returns ``table`` with the kernel parametrization where it stands now.
+    """Returns ``table`` with the kernel parametrization as a field of backbone, neck and head.
 
     Until 0.1 it was a field of each norm.
     """
@@ -150,7 +154,7 @@ def _with_kernel(table: JsonObject) -> JsonObject:
         first, kernel = next(iter(found.items()))
         if other := [name for name in found if found[name] != kernel]:
             raise ConfigError(
-                f"model.{part}.{other[0]}.kernel: is {found[other[0]]!r}, and that of {first} "
+                f"model.{part}.{other[0]}.kernel: is {found[other[0]]!r}, but that of {first} is "
                 f"{kernel!r}; set model.{part}.kernel, one for all convolutions"
             )
         if kernel != "free":
@@ -167,13 +171,12 @@ def _log_renamed(old: str, new: str) -> None:
     logging.getLogger(__name__).warning("%s: renamed to %s", old, new)
 
 
-def _with_preset(table):
-    """Returns ``table`` with the backbone that it names written out."""
+def _with_preset(table: JsonObject) -> JsonObject:
+    """Returns ``table`` with a backbone that is given by name written out."""
     model = table.get("model")
-    backbone = model.get("backbone") if isinstance(model, dict) else None
-    if not isinstance(backbone, str):
+    if not isinstance(model, dict) or not isinstance(backbone := model.get("backbone"), str):
         return table
     if backbone not in PRESETS:
-        raise ConfigError(f"model.backbone: is {backbone!r}{near(backbone, list(PRESETS))}")
+        raise ConfigError(f"model.backbone: {unknown('backbone', backbone, list(PRESETS))}")
     written = pydantic.TypeAdapter(ResNet).dump_python(PRESETS[backbone](), mode="json")
     return table | {"model": model | {"backbone": written}}

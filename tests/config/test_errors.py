@@ -1,0 +1,113 @@
+"""Messages for invalid configs: a file of inputs with their messages, regenerated and compared."""
+
+import os
+import pathlib
+import tomllib
+
+import pytest
+
+from fpnlab.config.field_error import FieldError
+from fpnlab.config.study import Axis, applied
+from fpnlab.config.trials import trials
+from fpnlab.config.validate import validate
+from fpnlab.errors import ConfigError
+
+SNAPSHOT = pathlib.Path(__file__).parent / "data" / "errors.txt"
+
+RUN = """
+[data]
+kind = "scenes"
+image_size = 32
+train_size = 32
+test_size = 8
+
+[model]
+classes = 4
+backbone = { depths = [1, 1], widths = [4, 8], norm = { kind = "batch_norm" } }
+neck = { channels = 8, min_level = 3, max_level = 4 }
+head = { depth = 1 }
+
+[train]
+examples = 48
+batch_size = 4
+learning_rate = 0.1
+"""
+
+STUDY = """
+[study]
+seeds = [0]
+
+[[study.axes]]
+field = "train.batch_size"
+values = [2, 4]
+
+[study.arms.BN]
+
+[study.arms.LN]
+"model.backbone.norm" = { kind = "layer_norm", axes = "hwc" }
+"""
+
+CONFIGS = {"run": RUN, "study": RUN + STUDY}
+
+
+def message(config, lines):
+    """Returns the message for a config in which the fields of ``lines`` are set."""
+    table = tomllib.loads(CONFIGS[config])
+    for line in lines:
+        path, _, value = line.partition(" = ")
+        if path == "study.axes.1":  # A second axis.
+            table["study"]["axes"].append(None)
+        table = applied(table, {path: tomllib.loads(f"value = {value}")["value"]})
+    with pytest.raises(ConfigError) as caught:
+        check(table)
+    return str(caught.value)
+
+
+def check(table):
+    experiment = validate(table)
+    if experiment.study:
+        trials(experiment)
+
+
+def cases(text):
+    """Yields each block of the snapshot with its config: None for comments and headings."""
+    config = None
+    for block in text.rstrip().split("\n\n"):
+        if block.startswith("=="):
+            config = block.removeprefix("== ").partition(":")[0]
+        given = [line for line in block.splitlines() if not line.startswith((" ", "#", "=="))]
+        yield block, config if given else None, given
+
+
+def regenerated(text):
+    blocks = []
+    for block, config, given in cases(text):
+        if config is not None:
+            answer = message(config, given).splitlines()
+            block = "\n".join([*given, *(f"    {line}" for line in answer)])
+        blocks.append(block)
+    return "\n\n".join(blocks) + "\n"
+
+
+def test_messages_for_invalid_configs_are_those_of_the_snapshot():
+    text = SNAPSHOT.read_text()
+    if os.environ.get("FPNLAB_UPDATE"):
+        SNAPSHOT.write_text(regenerated(text))
+    assert regenerated(text) == SNAPSHOT.read_text()
+
+
+def test_every_message_begins_with_the_path_of_a_field_and_says_what_would_work():
+    for block, config, _ in cases(SNAPSHOT.read_text()):
+        for line in block.splitlines() if config else ():
+            if line.startswith(" "):
+                path, _, problem = line.strip().partition(": ")
+                assert " " not in path
+                assert problem
+                assert not problem.endswith((".", ";"))
+
+
+def test_a_spec_made_in_python_names_the_field_like_a_config():
+    with pytest.raises(FieldError) as caught:
+        Axis(field="train.batch_size", values=(2, 2))
+    assert str(caught.value) == "values: has 2 twice; it must have each value once"
+    assert isinstance(caught.value, ValueError)

@@ -109,7 +109,10 @@ def test_tuning_trials_come_first_and_use_validation_images(study):
             {"factors": (30.0,), "field": "train.schedule.warmup"},
             "seed-9: train.schedule.warmup: is",
         ),
-        ({"field": "train.rule"}, "study: tune.field is train.rule, which is 'linear'; it must be"),
+        (
+            {"field": "train.rule"},
+            "study.tune.field: is 'train.rule', whose value is 'linear'; it must",
+        ),
     ],
 )
 def test_invalid_tuning_raises_before_any_trial_runs(fields, says, study):

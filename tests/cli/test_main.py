@@ -185,7 +185,10 @@ def test_config_prints_json_that_is_the_same_experiment(overrides, config_file):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--train.batchsize", "8"], "train.batchsize: no such field; the nearest is 'batch_size'"),
+        (
+            ["--train.batchsize", "8"],
+            "train.batchsize: unknown field 'batchsize' (did you mean 'batch_size'?)",
+        ),
         (["--train.batch_size", "many"], "train.batch_size: is 'many'; it must be a valid integer"),
         (["--train.batch_size"], "--train.batch_size needs a value, e.g. --train.batch_size 1"),
         (["train.batch_size", "8"], "'train.batch_size' is neither an option nor a field"),

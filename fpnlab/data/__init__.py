@@ -1,4 +1,4 @@
-"""Files and generators to batches: whole splits in memory, an order, and augmentation."""
+"""Data sets: files and generators, splits in memory, the order of images, and augmentation."""
 
 import lazy_loader
 

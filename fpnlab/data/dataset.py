@@ -1,4 +1,4 @@
-"""Whole data sets in memory, and the order in which training walks through them."""
+"""Data sets in memory, their problems, and the order in which training visits the images."""
 
 import dataclasses
 import functools
@@ -15,23 +15,24 @@ from fpnlab.types import Batch, LabeledBatch
 Images = TypeVar("Images", bound=Batch | LabeledBatch)
 """Images with boxes, or with labels."""
 
-FAULTS_SHOWN = 10
+ERRORS_SHOWN = 10
+"""Errors of a data set that are shown in full."""
 Side = Bounds(least=1.0, most=8192.0)
 """Height or width of an image in pixels."""
 MOST_PIXELS = 4 * 10**9
-"""Of all images of a data set together, three bytes each."""
+"""Largest number of pixels in all images of a data set together, three bytes each."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Something that was left out or changed while loading, and how often."""
+    """Something that was left out or changed while loading a data set."""
 
     file: str
-    """The file it is in, relative to the data set's folder."""
+    """The file or folder, relative to the data set's folder."""
     where: str
-    """The place in the file, counted from 1: ``"object 12"``."""
+    """The place in the file, counted from 1, such as ``"object 12"``."""
     what: str
-    """The problem, and its treatment."""
+    """The problem, and how it was handled."""
     count: int = 1
     """Number of objects or images concerned."""
 
@@ -41,7 +42,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset(Generic[Images]):
-    """A training and a held-out split, whole, with one leading axis over their images."""
+    """A training and a held-out split in memory, with one leading axis over the images."""
 
     name: str
     """Name of the data set in results."""
@@ -56,10 +57,15 @@ class Dataset(Generic[Images]):
 
 
 def check_pixels(owner: str, images: int, size: tuple[int, int]) -> None:
-    """Checks that so many images of a size, ``[height, width]`` in pixels, fit into memory.
+    """Checks that images fit into memory.
+
+    Args:
+      owner: The field or data set that they belong to, for the message.
+      images: Number of images.
+      size: Height and width in pixels.
 
     Raises:
-      ValueError: they have more than `MOST_PIXELS`.
+      ValueError: They have more than `MOST_PIXELS`.
     """
     pixels = images * size[0] * size[1]
     if pixels > MOST_PIXELS:
@@ -70,44 +76,44 @@ def check_pixels(owner: str, images: int, size: tuple[int, int]) -> None:
         )
 
 
-def refuse(data: str, faults: Sequence[Exception]) -> None:
-    """Raises all ``faults`` of a data set as one error, if there are any.
+def raise_errors(data: str, errors: Sequence[Exception]) -> None:
+    """Raises all ``errors`` of a data set as one, if there are any.
 
     Args:
-      data: what has them: ``"Idx data in some/folder"``.
-      faults: what is wrong, each with its file; the first ten are shown in full.
+      data: The data set, such as ``"Idx data in some/folder"``.
+      errors: The errors, each with its file; the first ten are shown in full.
 
     Raises:
-      FileNotFoundError: there are faults, and all of them are absent files.
-      ValueError: there are others.
+      FileNotFoundError: All errors are of missing files.
+      ValueError: There are other errors.
     """
-    if not faults:
+    if not errors:
         return
-    shown = [f"  {fault}" for fault in faults[:FAULTS_SHOWN]]
-    if hidden := len(faults) - len(shown):
+    shown = [f"  {error}" for error in errors[:ERRORS_SHOWN]]
+    if hidden := len(errors) - len(shown):
         shown.append(f"  ... and {hidden} more")
-    absent = all(isinstance(fault, FileNotFoundError) for fault in faults)
-    number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    absent = all(isinstance(error, FileNotFoundError) for error in errors)
+    number = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
     message = "\n".join([f"{data}: {number}", *shown])
     raise FileNotFoundError(message) if absent else ValueError(message)
 
 
-def stream_order(seed: int, size: int, start: int, count: int) -> np.ndarray:
+def stream_order(seed: int, size: int, start: int, count: int) -> Int[np.ndarray, " count"]:
     """Returns the image numbers at positions ``start`` to ``start + count - 1`` of a stream.
 
     The stream is endless. Its epoch ``e``, the positions ``e * size`` to
     ``(e + 1) * size - 1``, is a permutation that depends on ``(seed, e)`` alone. So every
-    batch size sees the same images in the same order, batches run on across the ends of
-    epochs, and resuming at a position is computing it.
+    batch size sees the same images in the same order, batches cross the ends of epochs, and a
+    run resumes at any position without replaying the ones before.
 
     Args:
-      seed: names the order; 0 or more.
-      size: number of images in the split.
-      start: first position, counted in images from the start of training.
-      count: number of positions.
+      seed: Seed of the order; 0 or more.
+      size: Number of images in the split.
+      start: First position, counted in images from the start of training.
+      count: Number of positions.
 
     Returns:
-      ``[count]`` int32, each 0 to ``size - 1``.
+      Image numbers, int32, each 0 to ``size - 1``.
 
     Raises:
       ValueError: ``size`` is below 1, or another argument below 0.
@@ -126,16 +132,21 @@ def stream_order(seed: int, size: int, start: int, count: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)  # A permutation for every batch would cost more than small steps.
-def _epoch_order(seed, size, epoch):
+def _epoch_order(seed: int, size: int, epoch: int) -> Int[np.ndarray, " size"]:
+    """Returns the permutation of an epoch, read-only because it is cached."""
     order = np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
     order.flags.writeable = False
     return order
 
 
 def take(split: Images, indices: Int[Array, " b"] | np.ndarray) -> Images:
-    """Returns the batch of the images ``indices`` of ``split``.
+    """Returns a batch of the images with the numbers ``indices``.
 
     A split in host memory is gathered there; one on the device is gathered on the device,
     also inside ``jit`` (pass the split as an argument, or it becomes a constant).
+
+    Args:
+      split: Images with a leading axis.
+      indices: Numbers of images, ``[b]``.
     """
     return jax.tree.map(lambda leaf: leaf[indices], split)

@@ -1,23 +1,26 @@
-"""Image files to arrays."""
+"""Decoding of image files."""
 
 import os
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 
-def decode_rgb(path: str | os.PathLike[str], *, upright: bool = False) -> np.ndarray:
-    """Returns the image in a file as ``[h, w, 3]`` uint8, whatever its color mode.
+def decode_rgb(
+    path: str | os.PathLike[str], *, upright: bool = False
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the pixels of an image file of any color mode as RGB, 0 to 255.
 
-    Transparency is dropped, and 16 bits are reduced to the upper 8.
+    The alpha channel is dropped, and 16 bits are reduced to the upper 8.
 
     Args:
       path: The file.
-      upright: Whether to apply the EXIF orientation; else pixels come as stored.
+      upright: Whether to apply the EXIF orientation; otherwise pixels are returned as stored.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is not a whole image.
+      FileNotFoundError: The file does not exist.
+      ValueError: The file is not an image, or it is truncated.
     """
     try:
         with Image.open(path) as image:
@@ -28,7 +31,7 @@ def decode_rgb(path: str | os.PathLike[str], *, upright: bool = False) -> np.nda
                 # Pillow would clip 16-bit gray at 255.
                 gray = np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8)
                 return np.repeat(gray[:, :, None], 3, axis=2)
-            # Straight to RGB, Pillow warns about palettes with transparent entries.
+            # Pillow warns when it converts a palette with transparent entries to RGB directly.
             opaque = image.convert("RGBA") if image.mode == "P" else image
             return np.array(opaque.convert("RGB"))
     except FileNotFoundError:

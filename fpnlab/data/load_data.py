@@ -1,4 +1,4 @@
-"""From what a config names to data in memory."""
+"""Loading of the data set that a spec describes."""
 
 from fpnlab.data.dataset import Dataset
 from fpnlab.data.sources.cifar import CifarBinary, load_cifar
@@ -13,10 +13,19 @@ BoxData = Scenes | Voc
 LabelData = ImageFolder | CifarBinary | Idx | Digits
 """Images with a label each (``LabeledBatch``)."""
 Data = BoxData | LabelData
+"""All data sets."""
 
 
 def load(spec: Data) -> Dataset:
-    """Returns the data set of ``spec``, drawn or read."""
+    """Returns the data set that ``spec`` describes, generated or read from files.
+
+    Args:
+      spec: The data set.
+
+    Raises:
+      FileNotFoundError: Files of the data set are missing.
+      ValueError: Files of the data set are invalid.
+    """
     match spec:
         case Scenes():
             return load_scenes(spec)

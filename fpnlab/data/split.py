@@ -1,4 +1,4 @@
-"""Stratified splits: images for training and held-out images, every class by its share."""
+"""Stratified splits of labeled images into training and held-out images."""
 
 from typing import Annotated
 
@@ -12,24 +12,34 @@ from fpnlab.types import LabeledBatch
 
 @spec
 class Split:
-    """The labeled images that are used, drawn at random, every class by its share.
+    """Random stratified choice of the labeled images that are used.
 
-    Training images and held-out ones come in a random order: files often stand class by class,
-    and batch statistics of neighbors would then be those of one class.
+    Training and held-out images are in random order: files are often sorted by class, and batch
+    statistics of consecutive images would then be those of one class.
     """
 
     train_images: Annotated[int | None, Count] = None
-    """Images to train on; none: all. Those of a smaller number are among those of a larger."""
+    """Number of training images; none: all. A smaller choice is a subset of a larger one."""
     test_images: Annotated[int | None, Count] = None
-    """Held-out images; none: all. Those of a smaller number are among those of a larger."""
+    """Number of held-out images; none: all. A smaller choice is a subset of a larger one."""
     validation: Annotated[float, Fraction] = 0.0
-    """Share of the training images that is held out in place of the test images; 0: none."""
+    """Share of the training images held out in place of the test images, from 0 (none) to 1."""
     seed: Annotated[int, NonNegative] = 0
-    """Names the draw and the order."""
+    """Seed of the random choice and order."""
 
 
-def refuse_same(where: str, train: str, test: str, split: Split) -> None:
-    """Refuses to hold out the very images that are trained on."""
+def check_sources_differ(where: str, train: str, test: str, split: Split) -> None:
+    """Checks that the held-out images are not those that are trained on.
+
+    Args:
+      where: Name of the data spec, for the message.
+      train: Source of the training images.
+      test: Source of the held-out images.
+      split: The split; one with `Split.validation` does not read the source of held-out images.
+
+    Raises:
+      ValueError: Both sources are the same.
+    """
     if train == test and not split.validation:
         raise ValueError(
             f"{where}.test = {test!r}: the same as train; give another, or hold out a share of "
@@ -44,14 +54,14 @@ def split_dataset(
     train: LabeledBatch,
     held: LabeledBatch,
 ) -> Dataset[LabeledBatch]:
-    """Returns the data set of what ``split`` draws; ``index`` says which images those are.
+    """Returns the data set of the images that ``split`` chooses, with their numbers as ``index``.
 
     Args:
-      name: what it is called.
-      class_names: names of classes 0 to k - 1.
-      split: how many of which.
-      train: all training images.
-      held: what is held out from, as in ``draw_split``.
+      name: Name of the data set.
+      class_names: Names of classes 0 to k - 1.
+      split: The split.
+      train: All training images.
+      held: All images that held-out images are chosen from, as in ``draw_split``.
     """
     numbers = draw_split(split, np.asarray(train.labels), np.asarray(held.labels))
     return Dataset(
@@ -65,18 +75,20 @@ def split_dataset(
 def draw_split(
     split: Split, train: Int[np.ndarray, " n"], held: Int[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, " t"], Int[np.ndarray, " h"]]:
-    """Returns the numbers of the images to train on, and of those to hold out.
+    """Returns the numbers of the training images, and of the held-out images.
 
-    The held-out images do not depend on ``train_images``, nor the others on ``test_images``.
+    The held-out images do not depend on ``train_images``, nor the training images on
+    ``test_images``.
 
     Args:
-      split: how many of which.
-      train: the labels of all training images.
-      held: the labels of what is held out from: all test images, or with ``validation`` the
-        training images again.
+      split: The split.
+      train: Labels of all training images.
+      held: Labels of the images that held-out images are chosen from: all test images, or with
+        ``validation`` the training images again.
 
     Raises:
-      ValueError: there are fewer images than asked for, or ``validation`` leaves a side empty.
+      ValueError: There are fewer images than ``split`` needs, or ``validation`` leaves none for
+        training or none held out.
     """
     order = stratified_order(train, split.seed)
     if split.validation:
@@ -84,7 +96,7 @@ def draw_split(
         if not 0 < count < len(train):
             raise ValueError(
                 f"Split.validation = {split.validation}: is {count} of {len(train)} training "
-                "images; both sides need one or more"
+                "images; training and validation need one image or more each"
             )
         pools = {"train_images": order[count:], "test_images": order[:count]}
     else:
@@ -92,17 +104,24 @@ def draw_split(
     picked = []
     for number, (field, pool) in enumerate(pools.items()):
         if (limit := getattr(split, field)) is not None and limit > len(pool):
-            raise ValueError(f"Split.{field} = {limit}: there are only {len(pool)} images")
+            raise ValueError(
+                f"Split.{field} = {limit}: there are only {len(pool)} images; "
+                "use at most as many, or none for all"
+            )
         picked.append(np.random.default_rng((split.seed, number)).permutation(pool[:limit]))
     return picked[0], picked[1]
 
 
 def stratified_order(labels: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " n"]:
-    """Returns a random order in which every stretch has each class by its share.
+    """Returns a random order of images in which every interval is stratified by class.
 
-    The image of rank r among the n of its class, in random order, comes at (r + 1/2) / n of the
-    way; chance decides between equal places. So the first k are a stratified sample of every
-    size k, and the smaller samples are inside the larger.
+    The image of rank r among the n of its class, in random order, has the position (r + 1/2) / n
+    between 0 and 1; ties are broken at random. So the first k are a stratified sample for every k,
+    and smaller samples are subsets of larger ones.
+
+    Args:
+      labels: Class of each image.
+      seed: Seed of the order.
     """
     random = np.random.default_rng(seed)
     shuffled = random.permutation(len(labels))

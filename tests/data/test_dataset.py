@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fpnlab.data.dataset import Problem, refuse, stream_order, take
+from fpnlab.data.dataset import Problem, raise_errors, stream_order, take
 from fpnlab.types import Batch, LabeledBatch
 
 
@@ -26,7 +26,7 @@ def test_the_order_does_not_depend_on_the_batch_size(size, start, batch_size, ba
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_epochs_and_seeds_have_different_orders():
     orders = [
         stream_order(0, 50, 0, 50),
         stream_order(0, 50, 50, 50),
@@ -35,17 +35,17 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     assert len({tuple(order) for order in orders}) == 3
 
 
-def test_no_positions_are_an_empty_order():
+def test_a_stream_of_no_positions_is_empty():
     chex.assert_shape([stream_order(0, 5, start, 0) for start in (0, 3, 5)], (0,))
 
 
 @pytest.mark.parametrize("arguments", [(0, 0, 0, 1), (-1, 5, 0, 1), (0, 5, -1, 1), (0, 5, 0, -1)])
-def test_impossible_streams_are_refused(arguments):
+def test_stream_order_rejects_an_empty_split_and_negative_positions(arguments):
     with pytest.raises(ValueError, match="size must be at least 1, the others at least 0"):
         stream_order(*arguments)
 
 
-def test_taking_gathers_every_field_on_the_host_and_under_jit():
+def test_take_gathers_every_field_on_the_host_and_under_jit():
     numbers = np.arange(6)
     split = Batch(
         images=np.tile(numbers[:, None, None, None], (1, 2, 2, 3)).astype(np.uint8),
@@ -65,7 +65,7 @@ def test_taking_gathers_every_field_on_the_host_and_under_jit():
 
 
 @pytest.mark.parametrize("labels", [np.arange(6), np.eye(6, dtype=np.float32)])
-def test_taking_gathers_labeled_images(labels):
+def test_take_gathers_labeled_images(labels):
     numbers = np.arange(6, dtype=np.int32)
     split = LabeledBatch(
         images=np.tile(numbers[:, None, None, None], (1, 2, 2, 3)).astype(np.uint8),
@@ -78,20 +78,20 @@ def test_taking_gathers_labeled_images(labels):
     np.testing.assert_array_equal(taken.index, [4, 1, 4])
 
 
-def test_all_faults_are_raised_as_one_and_ten_of_them_shown():
-    refuse("data", [])
+def test_all_errors_are_raised_as_one_and_ten_of_them_are_shown():
+    raise_errors("data", [])
     absent = [FileNotFoundError(f"{i}.png: absent") for i in range(12)]
     with pytest.raises(FileNotFoundError) as caught:
-        refuse("data", absent)
+        raise_errors("data", absent)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "data: 12 faults"
+    assert lines[0] == "data: 12 errors"
     assert lines[1:] == [*(f"  {i}.png: absent" for i in range(10)), "  ... and 2 more"]
-    with pytest.raises(ValueError, match=r"^data: 2 faults\n  0.png: absent\n  is empty$"):
-        refuse("data", [absent[0], ValueError("is empty")])
-    with pytest.raises(ValueError, match=r"^data: 1 fault\n  is empty$"):
-        refuse("data", [ValueError("is empty")])
+    with pytest.raises(ValueError, match=r"^data: 2 errors\n  0.png: absent\n  is empty$"):
+        raise_errors("data", [absent[0], ValueError("is empty")])
+    with pytest.raises(ValueError, match=r"^data: 1 error\n  is empty$"):
+        raise_errors("data", [ValueError("is empty")])
 
 
-def test_a_problem_reads_as_one_line():
+def test_the_text_of_a_problem_is_one_line():
     problem = Problem(file="a.xml", where="object 3", what="box has no area: left out")
     assert str(problem) == "a.xml, object 3: box has no area: left out"

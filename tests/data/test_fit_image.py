@@ -24,7 +24,7 @@ def test_the_picture_fills_one_side_and_keeps_its_aspect_ratio(h, w, height, wid
 
 
 @pytest.mark.parametrize("shape", [(40, 80), (80, 40), (10, 20), (24, 32)])
-def test_boxes_follow_the_pixels(shape):
+def test_letterboxed_boxes_follow_the_pixels(shape):
     h, w = shape
     box = np.array([[w // 4, h // 5, w // 2, h // 2]], np.float64)
     x1, y1, x2, y2 = box[0].astype(int)
@@ -49,7 +49,7 @@ def test_an_image_of_the_right_size_is_unchanged():
     np.testing.assert_array_equal(extent, [24, 32])
 
 
-def test_shrinking_averages_instead_of_aliasing():
+def test_downscaling_averages_instead_of_aliasing():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     letterboxed, _, _ = letterbox(stripes, (16, 16))
@@ -57,7 +57,7 @@ def test_shrinking_averages_instead_of_aliasing():
 
 
 @pytest.mark.parametrize("size", [(16, 16), (96, 96)])
-def test_no_value_comes_out_that_lies_beyond_those_that_went_in(size):
+def test_resized_values_stay_within_the_range_of_the_original(size):
     """A triangle filter averages; sharper ones ring at edges."""
     image = np.full((48, 48, 3), 100, np.uint8)
     image[:, 24:] = 150
@@ -67,7 +67,7 @@ def test_no_value_comes_out_that_lies_beyond_those_that_went_in(size):
 
 @settings(max_examples=30, deadline=None)
 @given(sides, sides, sides, sides)
-def test_boxes_come_back_to_the_original_image(h, w, height, width):
+def test_original_boxes_inverts_the_letterbox(h, w, height, width):
     boxes = np.array([[0, 0, w, h], [w / 4, h / 5, w / 2, h / 3]])
     _, scale, _ = letterbox(np.zeros((h, w, 3), np.uint8), (height, width))
     there = letterbox_boxes(boxes, scale)

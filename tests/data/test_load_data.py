@@ -24,7 +24,7 @@ def test_each_spec_reaches_its_loader():
         load(Idx(root="nowhere"))
 
 
-def test_what_a_config_is_checked_against_is_known_without_reading():
+def test_class_names_and_image_sizes_are_known_without_reading_files():
     for spec, classes, size in (
         (ImageFolder(root="nowhere", class_names=("a", "b"), image_size=(4, 6)), 2, (4, 6)),
         (CifarBinary(root="nowhere"), 10, (32, 32)),
@@ -36,7 +36,7 @@ def test_what_a_config_is_checked_against_is_known_without_reading():
         assert spec.image_size == size
 
 
-def test_a_config_names_its_data_by_kind():
+def test_the_kind_in_a_config_selects_the_data_spec():
     read = pydantic.TypeAdapter(Data).validate_python
     assert read({"kind": "scenes", "seed": 3}) == Scenes(seed=3)
     voc = read({"kind": "voc", "root": "x", "class_names": ["a"], "image_size": [2, 3]})

@@ -25,7 +25,7 @@ def test_an_order_is_a_permutation(labels, seed):
 
 @settings(max_examples=50, deadline=None)
 @given(labelings, st.data())
-def test_every_stretch_of_an_order_has_each_class_by_its_share(labels, data):
+def test_every_interval_of_an_order_is_stratified(labels, data):
     start = data.draw(st.integers(0, len(labels)))
     stop = data.draw(st.integers(start, len(labels)))
     found = counts(labels[stratified_order(labels, 0)[start:stop]])
@@ -35,26 +35,26 @@ def test_every_stretch_of_an_order_has_each_class_by_its_share(labels, data):
     assert np.all(np.abs(found - share * (stop - start)) <= slack + 1e-9)
 
 
-def test_equal_classes_differ_by_one_at_most_in_every_beginning():
+def test_counts_of_equal_classes_differ_by_at_most_one_in_every_prefix():
     order = TEN[stratified_order(TEN, 3)]
     for stop in (1, 7, 10, 23, 100, 499):
         found = counts(order[:stop])
         assert found.max() - found.min() == (1 if stop % 10 else 0)
 
 
-def test_within_a_class_the_order_is_random_and_the_seed_names_it():
+def test_the_order_within_a_class_is_random_and_depends_on_the_seed():
     first = lambda seed: [i for i in stratified_order(TEN, seed) if TEN[i] == 4]
     assert first(0) == first(0) != first(1)
     assert np.abs(np.corrcoef(first(0), np.arange(50))[0, 1]) < 0.5
 
 
-def test_everything_is_used_where_nothing_is_limited():
+def test_a_split_without_limits_uses_all_images():
     train, held = draw_split(Split(), TEN, TEN[::2])
     np.testing.assert_array_equal(np.sort(train), np.arange(500))
     np.testing.assert_array_equal(np.sort(held), np.arange(250))
 
 
-def test_smaller_samples_are_stratified_and_inside_larger_ones():
+def test_smaller_samples_are_stratified_subsets_of_larger_ones():
     draw = lambda n: draw_split(Split(train_images=n, test_images=n // 2), TEN, TEN)
     for n in (20, 100, 300):
         train, held = draw(n)
@@ -75,7 +75,7 @@ def test_validation_holds_out_a_share_of_every_class_and_trains_on_the_rest():
     np.testing.assert_array_equal(same, held)
 
 
-def test_both_splits_come_in_random_order_though_files_stand_class_by_class():
+def test_both_splits_are_in_random_order_if_files_are_sorted_by_class():
     for numbers in draw_split(Split(), TEN, TEN):
         shares = [counts(TEN[numbers[i : i + 10]]) for i in range(0, 500, 10)]
         # Neither one class a batch, nor one image of each.
@@ -85,7 +85,7 @@ def test_both_splits_come_in_random_order_though_files_stand_class_by_class():
     assert np.any(train != draw_split(Split(seed=1), TEN, TEN)[0])
 
 
-def test_a_split_data_set_keeps_the_numbers_of_its_images():
+def test_a_split_data_set_keeps_the_original_numbers_of_its_images():
     whole = LabeledBatch(
         images=np.arange(500, dtype=np.uint8)[:, None, None, None]
         * np.ones((1, 1, 1, 3), np.uint8),
@@ -106,11 +106,11 @@ def test_a_split_data_set_keeps_the_numbers_of_its_images():
         (Split(train_images=501), "train_images = 501: there are only 500 images"),
         (Split(test_images=51), "test_images = 51: there are only 50 images"),
         (Split(validation=0.1, train_images=451), "train_images = 451: there are only 450"),
-        (Split(validation=0.0001), "is 0 of 500 training images; both sides need"),
-        (Split(validation=0.9999), "is 500 of 500 training images; both sides need"),
+        (Split(validation=0.0001), "is 0 of 500 training images; training and validation need"),
+        (Split(validation=0.9999), "is 500 of 500 training images; training and validation need"),
     ],
 )
-def test_more_images_than_there_are_are_refused(split, says):
+def test_a_split_with_too_few_images_is_an_error(split, says):
     with pytest.raises(ValueError, match=says):
         draw_split(split, TEN, TEN[::10])
 
@@ -119,6 +119,6 @@ def test_more_images_than_there_are_are_refused(split, says):
     ("field", "value"),
     [("train_images", 0), ("test_images", -1), ("validation", 1.0), ("seed", -1)],
 )
-def test_splits_of_nothing_are_refused(field, value):
+def test_a_split_rejects_numbers_out_of_bounds(field, value):
     with pytest.raises(ValueError, match=rf"Split: {field} is {value}; it must be"):
         Split(**{field: value})

@@ -1,1 +1,1 @@
-"""Random views of training images."""
+"""Random augmentation of training images."""

@@ -1,13 +1,13 @@
-"""Random views of labeled training images, drawn on the device."""
+"""Augmentation of labeled images, computed on the device."""
 
 import dataclasses
 import functools
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from fpnlab.data.augmentation.color import jitter
 from fpnlab.ops.random import named_key
@@ -26,40 +26,40 @@ class AugmentImages:
     flip: Annotated[float, Share] = 0.5
     """Probability of a mirror image, left to right."""
     pad: Annotated[int, Bounds(least=0.0, most=8192.0)] = 4
-    """Most pixels that an image is shifted, along each axis; what comes in is `fill`."""
+    """Largest shift of an image along each axis, in pixels; pixels shifted in are `fill`."""
     brightness: Annotated[float, Share] = 0.0
     """Largest relative change of all values: 0.2 multiplies them by 0.8 to 1.2."""
     contrast: Annotated[float, Share] = 0.0
-    """Largest relative change of the values' distances from the image's mean."""
+    """Largest relative change of the differences between values and the image's mean."""
     saturation: Annotated[float, Share] = 0.0
-    """Largest relative change of the values' distances from their pixel's gray."""
+    """Largest relative change of the differences between values and their pixel's gray."""
     cutout: Annotated[int, Bounds(least=0.0, most=8192.0)] = 0
-    """Side in pixels of the square that is cut out around a random pixel (arXiv:1708.04552)."""
+    """Side in pixels of a square cut out around a random pixel (arXiv:1708.04552); 0: no square."""
     mixup: Annotated[float, NonNegative] = 0.0
-    """Alpha of the Beta distribution of shares when images are mixed (arXiv:1710.09412); 0: not."""
+    """Alpha of the Beta distribution of mixup's shares (arXiv:1710.09412); 0: no mixup."""
     fill: Annotated[float, Bounds(least=0.0, most=255.0)] = 127.5
-    """Value of pixels shifted in or cut out; the classifier's `pixel_mean` makes them 0."""
+    """Value of pixels shifted in or cut out, 0 to 255; the classifier's `pixel_mean` makes it 0."""
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="classes")
 def augment_images(
     spec: AugmentImages, keys: Key, batch: LabeledBatch, *, classes: int | None = None
 ) -> LabeledBatch:
-    """Returns ``batch`` with each image seen in a random view.
+    """Returns ``batch`` with each image augmented at random.
 
-    Colors are changed first, then the image is shifted and mirrored, then the square is cut
-    out. These depend on the image's key alone, so not on its neighbors or the batch size.
+    Colors are changed first, then the image is shifted and flipped, then the square is cut
+    out. These depend on the image's key alone, not on the other images or the batch size.
 
-    ``mixup`` comes last: each view is mixed with that of the next image of the batch (the last
-    with the first), by shares of its own, and the labels become shares of classes. The batches of
-    a stream are in random order, so the next image is as good as a random one. Which one follows
-    the last depends on the batch size, and a lone image is mixed with itself.
+    ``mixup`` is last: each image is mixed with the next image of the batch (the last with the
+    first), with a share of its own, and the labels become shares of classes. Batches of a stream
+    are in random order, so that the next image is a random one. The successor of the last image
+    depends on the batch size, and in a batch of one an image is mixed with itself.
 
     Args:
-      spec: what is drawn.
-      keys: one key per image, ``[b]``.
-      batch: images of any dtype, which the result keeps (uint8 is rounded).
-      classes: number of classes; needed for ``mixup`` where labels are numbers.
+      spec: The distribution of augmentations.
+      keys: One key per image, ``[b]``.
+      batch: Images of any dtype, which the result keeps (uint8 is rounded).
+      classes: Number of classes; required for ``mixup`` if labels are numbers.
 
     Raises:
       ValueError: ``mixup`` of labels that are numbers, without ``classes``.
@@ -99,8 +99,8 @@ def _view(
     return jnp.where(inside[:, :, None], view, spec.fill)
 
 
-def _within(places: Int[Array, " n"], first: Int[Array, ""], count: int):
-    return (places >= first) & (places < first + count)
+def _within(positions: Int[Array, " n"], first: Int[Array, ""], count: int) -> Bool[Array, " n"]:
+    return (positions >= first) & (positions < first + count)
 
 
 def _share(spec: AugmentImages, key: Key) -> Float[Array, ""]:
@@ -108,7 +108,7 @@ def _share(spec: AugmentImages, key: Key) -> Float[Array, ""]:
 
 
 def _mix(share: Float[Array, " b"], x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
-    """Returns each example's ``share`` of itself and the rest of the next one."""
+    """Returns ``share`` of each example plus the remaining share of the next one."""
     share = share.reshape(-1, *[1] * (x.ndim - 1))
     return share * x + (1 - share) * jnp.roll(x, -1, axis=0)
 
@@ -121,5 +121,5 @@ def _shares_of_classes(labels: Array, classes: int | None) -> Float[Array, "b k"
     return jax.nn.one_hot(labels, classes)
 
 
-def _cast(images: Float[Array, "b h w 3"], dtype: Any) -> Num[Array, "b h w 3"]:
+def _cast(images: Float[Array, "b h w 3"], dtype: np.dtype) -> Num[Array, "b h w 3"]:
     return (jnp.round(images) if jnp.issubdtype(dtype, jnp.integer) else images).astype(dtype)

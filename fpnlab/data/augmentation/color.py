@@ -1,4 +1,4 @@
-"""Random changes of an image's colors."""
+"""Color jitter: random changes of brightness, contrast and saturation."""
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +23,17 @@ def jitter(
 ) -> Float[Array, "h w 3"]:
     """Returns ``image`` with its saturation, contrast and brightness changed, in this order.
 
-    Each is multiplied by a factor drawn from 1 minus to 1 plus its limit: the distances from each
-    pixel's gray, the distances from the picture's mean, and all values. The result is cut to 0
-    to 255 at the end; a limit of 0 changes nothing.
+    Each is multiplied by a factor, uniform from 1 minus to 1 plus its limit: the differences to
+    each pixel's gray, the differences to the picture's mean, and all values. The result is clipped
+    to 0 to 255 at the end; a limit of 0 changes nothing.
 
     Args:
-      key: draws the factors.
-      image: pixels from 0 to 255.
-      brightness: its limit.
-      contrast: its limit.
-      saturation: its limit.
-      mask: pixels that enter the mean; None for all of them.
+      key: Key of the factors.
+      image: Pixels, 0 to 255.
+      brightness: Limit of the change of brightness.
+      contrast: Limit of the change of contrast.
+      saturation: Limit of the change of saturation.
+      mask: Pixels that enter the mean; None: all of them.
     """
     factor = lambda name, limit: (
         1 + limit * jax.random.uniform(named_key(key, name), minval=-1.0, maxval=1.0)

@@ -1,4 +1,4 @@
-"""Random views of training images, drawn on the device, boxes included."""
+"""Augmentation of images with boxes, computed on the device."""
 
 import dataclasses
 import functools
@@ -23,35 +23,35 @@ class Augment:
     flip: Annotated[float, Share] = 0.5
     """Probability of a mirror image, left to right."""
     scale: Annotated[tuple[float, float], Bounds(least=0.01, most=100.0)] = (1.0, 1.0)
-    """Least and largest zoom, its logarithm uniform between them; what then is too large for the
+    """Smallest and largest zoom, log-uniform between them; a picture that is then larger than the
     canvas is cropped at random."""
     brightness: Annotated[float, Share] = 0.0
     """Largest relative change of all values: 0.2 multiplies them by 0.8 to 1.2."""
     contrast: Annotated[float, Share] = 0.0
-    """Largest relative change of the values' distances from the picture's mean."""
+    """Largest relative change of the differences between values and the picture's mean."""
     keep: Annotated[float, Share] = 0.3
-    """Least share of its area that a cropped box must keep to count as an object."""
+    """Smallest share of its area that a cropped box must keep to remain an object."""
 
     def __post_init__(self) -> None:
-        """Refuses ranges that draw nothing sensible."""
+        """Checks the range of zooms."""
         if self.scale[0] > self.scale[1]:
             raise SpecError("Augment", [("scale", f"is {self.scale}; the smaller must be first")])
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def augment(spec: Augment, keys: Key, batch: Batch) -> Batch:
-    """Returns ``batch`` with each image seen in a random view.
+    """Returns ``batch`` with each image augmented at random.
 
-    A view is flipped, zoomed and cropped inside the picture's extent, so padding stays to
-    the right and below, and never shows in the picture. A zoomed picture smaller than the
-    canvas stands in the top-left corner. Boxes are clipped to the view; those that keep
-    less than ``spec.keep`` of their area become invalid, and invalid boxes 0.
+    Images are flipped, zoomed and cropped inside the picture's extent, so that padding stays to
+    the right and below, and is never inside the picture. A zoomed picture smaller than the
+    canvas is in the top-left corner. Boxes are clipped to the crop; those that keep less than
+    ``spec.keep`` of their area become invalid, and invalid boxes are 0.
 
     Args:
-      spec: what is drawn.
-      keys: one key per image, ``[b]``; an image's view depends on nothing else, so not on
-        its neighbors or the batch size.
-      batch: images of any dtype, which the result keeps (uint8 is rounded).
+      spec: The distribution of augmentations.
+      keys: One key per image, ``[b]``, on which alone its augmentation depends, not on the other
+        images or the batch size.
+      batch: Images of any dtype, which the result keeps (uint8 is rounded).
     """
     return jax.vmap(functools.partial(_augment_image, spec))(keys, batch)
 
@@ -60,7 +60,7 @@ def _augment_image(spec: Augment, key: Key, example: Batch) -> Batch:
     canvas = jnp.array(example.images.shape[:2], jnp.float32)
     low, high = (jnp.log(jnp.float32(zoom)) for zoom in spec.scale)
     zoom = jnp.exp(jax.random.uniform(named_key(key, "scale"), minval=low, maxval=high))
-    # Whole pixels, so that no pixel is half picture, half padding.
+    # Whole pixels, so that no pixel is part picture, part padding.
     zoomed = jnp.maximum(jnp.round(example.extent * zoom), 1)
     extent = jnp.minimum(zoomed, canvas)
     scale = zoomed / example.extent
@@ -92,10 +92,10 @@ def _view_pixels(
     extent: Float[Array, " 2"],
     flip: Bool[Array, ""],
 ) -> Float[Array, "h w 3"]:
-    """Returns the pixels of a view; those beyond ``extent`` are meaningless."""
+    """Returns the pixels of a view; those beyond ``extent`` are undefined."""
     y, x = (jnp.arange(size) + 0.5 for size in image.shape[:2])
     x = jnp.where(flip, extent[1] - x, x)
-    # Held inside the picture, so that its padding never bleeds in.
+    # Clipped to the picture, so that interpolation never mixes in its padding.
     y, x = (
         jnp.clip((to + offset[axis]) / scale[axis], 0.5, picture[axis] - 0.5)
         for axis, to in enumerate((y, x))

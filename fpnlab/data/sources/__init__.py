@@ -1,1 +1,1 @@
-"""Data sets: generators and readers, one a file."""
+"""Data sets, one in each file: generators and readers of file formats."""

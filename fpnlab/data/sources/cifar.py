@@ -1,18 +1,22 @@
-"""CIFAR-10 and CIFAR-100 in their official binary format: labels and planes, byte after byte."""
+"""CIFAR-10 and CIFAR-100 in their official binary format, for C programs."""
 
 import pathlib
 from typing import Literal
 
 import numpy as np
+from jaxtyping import UInt8
 
-from fpnlab.data.dataset import Dataset, refuse
+from fpnlab.data.dataset import Dataset, raise_errors
 from fpnlab.data.split import Split, split_dataset
 from fpnlab.spec import spec
 from fpnlab.types import LabeledBatch
 
 SIDE = 32
+"""Height and width of an image in pixels."""
 PIXELS = 3 * SIDE * SIDE
+"""Bytes of an image in a file."""
 COARSE = 20
+"""Coarse classes of CIFAR-100."""
 CLASS_NAMES = {
     10: tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
     100: tuple(
@@ -32,13 +36,14 @@ CLASS_NAMES = {
 
 @spec
 class CifarBinary:
-    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009), as the archives for C programs have it."""
+    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009) in the binary version of its archives."""
 
     kind: Literal["cifar"] = "cifar"
     root: str
-    """Folder that holds data_batch_1.bin and so on, or for 100 classes train.bin and test.bin."""
+    """Folder with the files data_batch_1.bin to data_batch_5.bin and test_batch.bin; for 100
+    classes, with train.bin and test.bin."""
     classes: Literal[10, 100] = 10
-    """10 for CIFAR-10; 100 for CIFAR-100 with its fine labels."""
+    """Number of classes: 10 for CIFAR-10, 100 for CIFAR-100 with its fine labels."""
     split: Split = Split()
     """Split and subset of the images."""
 
@@ -57,12 +62,16 @@ def load_cifar(spec: CifarBinary) -> Dataset[LabeledBatch]:
     """Returns the two splits of ``spec`` in host memory.
 
     A record is the label (for CIFAR-100 the coarse and then the fine one) and the planes of
-    red, green and blue, row by row. A list of class names beside the files is checked.
+    red, green and blue, row by row. A list of class names in the folder is checked.
+
+    Args:
+      spec: The data set.
 
     Raises:
-      FileNotFoundError: the folder or a file is absent.
-      ValueError: a file has no whole number of records, a label out of range, or other names; or
-        the split asks for more images than there are. All faults of the files come at once.
+      FileNotFoundError: The folder or a file is missing.
+      ValueError: The size of a file is not a multiple of a record, a label is out of range, or the
+        class names are others; or the split needs more images than there are. All errors of the
+        files are raised at once.
     """
     root = pathlib.Path(spec.root).expanduser()
     if spec.classes == 10:
@@ -70,22 +79,23 @@ def load_cifar(spec: CifarBinary) -> Dataset[LabeledBatch]:
         test = ["test_batch.bin"]
     else:
         names, train, test = "fine_label_names.txt", ["train.bin"], ["test.bin"]
-    faults: list[Exception] = []
-    _check_names(spec, root / names, faults)
-    whole = _read(spec, root, train, faults)
-    held = whole if spec.split.validation else _read(spec, root, test, faults)
-    refuse(f"CIFAR-{spec.classes} data in {spec.root}", faults)
+    errors: list[Exception] = []
+    _check_names(spec, root / names, errors)
+    whole = _read(spec, root, train, errors)
+    held = whole if spec.split.validation else _read(spec, root, test, errors)
+    raise_errors(f"CIFAR-{spec.classes} data in {spec.root}", errors)
     return split_dataset(f"cifar{spec.classes}", spec.class_names, spec.split, whole, held)
 
 
-def _check_names(spec, path, faults):
+def _check_names(spec: CifarBinary, path: pathlib.Path, errors: list[Exception]) -> None:
+    """Adds an error if the list of class names is there and has other names."""
     if not path.is_file():
         return
     found = tuple(path.read_text(errors="replace").split())
     if found != spec.class_names:
         near = next((k for k, names in CLASS_NAMES.items() if names == found), None)
         remedy = f"set classes = {near}" if near else "read other data with image_folder"
-        faults.append(
+        errors.append(
             ValueError(
                 f"{path.name}: names {len(found)} classes ({', '.join(found[:3])}, ...), which are "
                 f"not those of CIFAR-{spec.classes}; {remedy}"
@@ -93,16 +103,18 @@ def _check_names(spec, path, faults):
         )
 
 
-def _read(spec, root, files, faults):
-    """Returns all records of ``files``; those of a faulty file are left out."""
+def _read(
+    spec: CifarBinary, root: pathlib.Path, files: list[str], errors: list[Exception]
+) -> LabeledBatch:
+    """Returns all records of ``files`` but those of invalid files, whose errors are added."""
     # CIFAR-100 has a coarse label before the fine one.
     limits = (10,) if spec.classes == 10 else (COARSE, 100)
     parts = [np.zeros((0, len(limits) + PIXELS), np.uint8)]
     for name in files:
         try:
             parts.append(_records(root / name, limits))
-        except (FileNotFoundError, ValueError) as fault:
-            faults.append(fault)
+        except (FileNotFoundError, ValueError) as error:
+            errors.append(error)
     records = np.concatenate(parts)
     planes = records[:, len(limits) :].reshape(-1, 3, SIDE, SIDE)
     return LabeledBatch(
@@ -112,11 +124,17 @@ def _read(spec, root, files, faults):
     )
 
 
-def _records(path, limits):
+def _records(path: pathlib.Path, limits: tuple[int, ...]) -> UInt8[np.ndarray, "n record"]:
+    """Returns the records of a file.
+
+    Args:
+      path: The file.
+      limits: Number of classes for each label of a record.
+    """
     if not path.is_file():
         there = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
         remedy = f"there are: {', '.join(there)}" if there else "no such folder, or it is empty"
-        raise FileNotFoundError(f"{path.name}: absent; {remedy}")
+        raise FileNotFoundError(f"{path.name}: missing; {remedy}")
     content = np.fromfile(path, np.uint8)
     record = len(limits) + PIXELS
     if not content.size or content.size % record:

@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn brings with it: real images without a download."""
+"""The handwritten digits that scikit-learn includes: real images without a download."""
 
 import importlib
 from typing import Literal
@@ -11,12 +11,17 @@ from fpnlab.spec import spec
 from fpnlab.types import LabeledBatch
 
 TEST_SIZE = 360
+"""Number of held-out images."""
 BRIGHTEST = 16
+"""Largest gray level in the data."""
 
 
 @spec
 class Digits:
-    """1,797 images of 8x8 pixels (UCI "Optical Recognition of Handwritten Digits"); 1,437 train."""
+    """Handwritten digits: 1,437 training and 360 held-out images of 8x8 pixels.
+
+    They are the test set of "Optical Recognition of Handwritten Digits" (UCI).
+    """
 
     kind: Literal["digits"] = "digits"
     split: Split = Split()
@@ -36,12 +41,15 @@ class Digits:
 def load_digits(spec: Digits) -> Dataset[LabeledBatch]:
     """Returns the two splits of ``spec``, gray repeated over three channels.
 
-    The 360 held-out images are drawn once for all, every class by its share. Gray levels 0 to
-    16 become 0 to 255.
+    The 360 held-out images are a fixed stratified sample, whatever the seed of the split. Gray
+    levels 0 to 16 become 0 to 255.
+
+    Args:
+      spec: The data set.
 
     Raises:
       ImportError: scikit-learn is not installed.
-      ValueError: the split asks for more images than there are.
+      ValueError: The split needs more images than there are.
     """
     try:
         datasets = importlib.import_module("sklearn.datasets")

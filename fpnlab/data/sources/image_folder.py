@@ -1,4 +1,4 @@
-"""Image files in one folder a class, the layout in which most labeled images are handed on."""
+"""Image files with one folder per class, the most common layout of labeled images."""
 
 import concurrent.futures
 import dataclasses
@@ -8,33 +8,36 @@ import pathlib
 from typing import Annotated, Literal
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
-from fpnlab.data.dataset import Dataset, Problem, Side, check_pixels, refuse
+from fpnlab.data.dataset import Dataset, Problem, Side, check_pixels, raise_errors
 from fpnlab.data.fit_image import center_fit
 from fpnlab.data.image_io import decode_rgb
-from fpnlab.data.split import Split, draw_split, refuse_same
+from fpnlab.data.split import Split, check_sources_differ, draw_split
 from fpnlab.spec import spec
 from fpnlab.types import LabeledBatch
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+"""Ends of the names of image files, in any case."""
 CHUNK = 64
+"""Images that a thread decodes at once."""
 
 
 @spec
 class ImageFolder:
-    """A folder a split, in it a folder a class, in it JPEG and PNG files."""
+    """JPEG and PNG files in one folder per class, inside one folder per split."""
 
     kind: Literal["image_folder"] = "image_folder"
     root: str
-    """Folder that holds the folders of the splits."""
+    """Folder that contains the folders of the splits."""
     train: str = "train"
-    """Folder in `root` of the images to train on."""
+    """Folder of the training images, inside `root`."""
     test: str = "test"
-    """Folder in `root` of the held-out images."""
+    """Folder of the held-out images, inside `root`."""
     image_size: Annotated[tuple[int, int], Side]
-    """Height and width in pixels; others are scaled to cover it and cut around their center."""
+    """Height and width in pixels; other images are scaled to cover it and center-cropped."""
     class_names: tuple[str, ...]
-    """Names of classes 0 to k - 1: those of their folders; images of other folders are not used."""
+    """Names of classes 0 to k - 1, which are those of their folders; other folders are ignored."""
     split: Split = Split()
     """Split and subset of the images."""
 
@@ -44,7 +47,7 @@ class ImageFolder:
             raise ValueError(
                 f"ImageFolder.class_names = {self.class_names}: must be one or more different names"
             )
-        refuse_same("ImageFolder", self.train, self.test, self.split)
+        check_sources_differ("ImageFolder", self.train, self.test, self.split)
 
 
 @dataclasses.dataclass
@@ -52,41 +55,43 @@ class _Files:
     """The image files of one split's folder, class by class and by name."""
 
     paths: list[str]
-    labels: np.ndarray
+    """Paths relative to the data set's folder."""
+    labels: Int[np.ndarray, " n"]
+    """Class of each file."""
 
 
 def load_image_folder(spec: ImageFolder) -> Dataset[LabeledBatch]:
     """Returns the two splits of ``spec`` in host memory, decoded and of one size.
 
-    Only the images that the split draws are decoded. Images are taken as stored: an EXIF
+    Only the images that the split chooses are decoded. Images are used as stored: an EXIF
     orientation is not applied.
 
-    Left out and listed in ``problems``: images that do not decode, files of other kinds, and
-    folders that ``class_names`` does not name. Changed and listed, in one line a split: images of
-    other sizes.
+    Left out and listed in ``problems``: images that do not decode, files of other types, and
+    folders that are not in ``class_names``. Resized and listed, as one problem for each split:
+    images of other sizes.
 
     Args:
-      spec: where the data are, and what to make of them.
+      spec: The data set.
 
     Raises:
-      FileNotFoundError: the folder, or that of a split or a class, is absent.
-      ValueError: a class has no image, a split no readable one, or the split asks for more images
-        than there are.
+      FileNotFoundError: The folder, or that of a split or a class, is missing.
+      ValueError: A class has no image, a split has no readable image, or the split needs more
+        images than there are.
     """
     root = pathlib.Path(spec.root).expanduser()
-    faults: list[Exception] = []
+    errors: list[Exception] = []
     problems: list[Problem] = []
     what = f"Image folder {spec.root}"
     sides = spec.train, spec.train if spec.split.validation else spec.test
-    train = _list(spec, root, spec.train, faults, problems)
-    held = train if spec.split.validation else _list(spec, root, spec.test, faults, problems)
-    refuse(what, faults)
+    train = _list(spec, root, spec.train, errors, problems)
+    held = train if spec.split.validation else _list(spec, root, spec.test, errors, problems)
+    raise_errors(what, errors)
     numbers = draw_split(spec.split, train.labels, held.labels)
     batches = [
-        _decode(spec, root, side, files, picked, faults, problems)
+        _decode(spec, root, side, files, picked, errors, problems)
         for side, files, picked in zip(sides, (train, held), numbers)
     ]
-    refuse(what, faults)
+    raise_errors(what, errors)
     return Dataset(
         name=root.resolve().name,
         class_names=spec.class_names,
@@ -96,21 +101,28 @@ def load_image_folder(spec: ImageFolder) -> Dataset[LabeledBatch]:
     )
 
 
-def _list(spec, root, split, faults, problems):
-    """Returns the files of a split's folder, and adds what is wrong with it."""
-    paths, labels = [], []
+def _list(
+    spec: ImageFolder,
+    root: pathlib.Path,
+    split: str,
+    errors: list[Exception],
+    problems: list[Problem],
+) -> _Files:
+    """Returns the files of a split's folder, whose errors and problems are added."""
+    paths: list[str] = []
+    labels: list[int] = []
     folder = root / split
     if not folder.is_dir():
         there = sorted(p.name for p in root.glob("*")) if root.is_dir() else []
         remedy = f"there are: {', '.join(there)}" if there else "no such root, or it is empty"
-        faults.append(FileNotFoundError(f"{split}: no such folder; {remedy}"))
+        errors.append(FileNotFoundError(f"{split}: no such folder; {remedy}"))
         return _Files(paths, np.zeros(0, np.int32))
     folders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     for label, name in enumerate(spec.class_names):
         if name not in folders:
             near = difflib.get_close_matches(name, folders, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            faults.append(
+            errors.append(
                 FileNotFoundError(
                     f"{split}/{name}: no such folder; {hint}there are: {', '.join(folders)}"
                 )
@@ -118,8 +130,8 @@ def _list(spec, root, split, faults, problems):
             continue
         found = _images(folder / name, f"{split}/{name}", problems)
         if not found:
-            faults.append(
-                ValueError(f"{split}/{name}: has no image; put in {', '.join(SUFFIXES)} files")
+            errors.append(
+                ValueError(f"{split}/{name}: has no image; add {', '.join(SUFFIXES)} files")
             )
         paths += [f"{split}/{name}/{file}" for file in found]
         labels += [label] * len(found)
@@ -135,8 +147,8 @@ def _list(spec, root, split, faults, problems):
     return _Files(paths, np.array(labels, np.int32))
 
 
-def _images(folder, shown, problems):
-    """Returns the names of a class's image files, sorted; hidden files are passed over."""
+def _images(folder: pathlib.Path, shown: str, problems: list[Problem]) -> list[str]:
+    """Returns the names of a class's image files, sorted, without hidden files."""
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     images = [name for name in names if name.lower().endswith(SUFFIXES)]
     if others := sorted(set(names) - set(images)):
@@ -144,19 +156,27 @@ def _images(folder, shown, problems):
             Problem(
                 file=shown,
                 where=others[0],
-                what=f"{len(others)} entries are no {', '.join(SUFFIXES)} files: left out",
+                what=f"{len(others)} entries are not {', '.join(SUFFIXES)} files: left out",
                 count=len(others),
             )
         )
     return images
 
 
-def _decode(spec, root, split, files, numbers, faults, problems):
+def _decode(
+    spec: ImageFolder,
+    root: pathlib.Path,
+    split: str,
+    files: _Files,
+    numbers: Int[np.ndarray, " n"],
+    errors: list[Exception],
+    problems: list[Problem],
+) -> LabeledBatch:
     """Returns the images ``numbers`` of ``files``, without those that do not decode."""
     check_pixels("data", len(numbers), spec.image_size)
     images = np.zeros((len(numbers), *spec.image_size, 3), np.uint8)
     paths = [files.paths[number] for number in numbers]
-    part = lambda at: _fill(images[at : at + CHUNK], root, paths[at : at + CHUNK])
+    part = lambda first: _fill(images[first : first + CHUNK], root, paths[first : first + CHUNK])
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = list(pool.map(part, range(0, len(paths), CHUNK)))
     outcomes = [outcome for outcomes in parts for outcome in outcomes]
@@ -169,15 +189,13 @@ def _decode(spec, root, split, files, numbers, faults, problems):
                 file=split,
                 where=f"{len(others)} of {len(paths)} images",
                 what=f"of other sizes ({least} to {most} pixels): scaled to cover "
-                f"{spec.image_size[0]} x {spec.image_size[1]} and cut around their center",
+                f"{spec.image_size[0]} x {spec.image_size[1]} and center-cropped",
                 count=len(others),
             )
         )
     problems += failed
     if not sizes:
-        faults.append(
-            ValueError(f"{split}: not one of {len(paths)} images is readable; {failed[0]}")
-        )
+        errors.append(ValueError(f"{split}: none of {len(paths)} images is readable; {failed[0]}"))
     kept = np.array([not isinstance(outcome, Problem) for outcome in outcomes], bool)
     return LabeledBatch(
         images=images[kept] if failed else images,
@@ -186,17 +204,19 @@ def _decode(spec, root, split, files, numbers, faults, problems):
     )
 
 
-def _fill(images, root, paths):
-    """Fills ``images``, and returns for each the size that it had, or why it is not there."""
+def _fill(
+    images: UInt8[np.ndarray, "n h w 3"], root: pathlib.Path, paths: list[str]
+) -> list[Problem | tuple[int, int]]:
+    """Writes decoded files into ``images``; returns the original size of each, or its problem."""
     outcomes: list[Problem | tuple[int, int]] = []
     for row, path in zip(images, paths):
         try:
             image = decode_rgb(root / path)
         except FileNotFoundError:
-            outcomes.append(Problem(file=path, where="whole file", what="is absent: left out"))
+            outcomes.append(Problem(file=path, where="whole file", what="is missing: left out"))
         except ValueError as error:
             outcomes.append(Problem(file=path, where="whole file", what=f"{error}: left out"))
         else:
-            outcomes.append(image.shape[:2])
+            outcomes.append((image.shape[0], image.shape[1]))
             row[:] = center_fit(image, row.shape[:2])
     return outcomes

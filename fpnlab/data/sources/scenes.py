@@ -1,4 +1,4 @@
-"""Drawn scenes: a detection task without a download, in which only shape tells classes apart."""
+"""Generated scenes: a detection task without a download, whose classes differ only in shape."""
 
 import dataclasses
 import functools
@@ -18,15 +18,20 @@ from fpnlab.types import Batch, Key
 CLASS_NAMES = ("circle", "square", "triangle", "cross")
 
 POSITIONS_TRIED = 16
+"""Random positions tried for each object."""
 MAX_OVERLAP = 0.1
+"""Largest common area of two boxes, as a share of the smaller one."""
 DISTRACTORS = 3
+"""Most blobs, and most lines, in the background."""
 WAVES = 12
+"""Waves of different lengths in the texture of the background."""
 CHUNK = 64
+"""Images that one compiled program draws at once."""
 
 
 @spec
 class Scenes:
-    """Images of simple shapes on textured ground, over a tenfold range of sizes."""
+    """Images of simple shapes on a textured background, over a tenfold range of sizes."""
 
     kind: Literal["scenes"] = "scenes"
     image_size: Annotated[int, Bounds(least=16.0, most=4096.0)] = 64
@@ -36,16 +41,16 @@ class Scenes:
     test_size: Annotated[int, Bounds(least=1.0, most=1e6)] = 256
     """Number of held-out images."""
     max_objects: Annotated[int, Bounds(least=1.0, most=1000.0)] = 4
-    """Most objects in an image; 1 to this many are drawn, each number equally often."""
+    """Largest number of objects in an image; the number is uniform from 1 to it."""
     sizes: tuple[float, float] = (0.085, 0.875)
-    """Least and largest longer side of a box, as a share of the image's; log-uniform."""
+    """Smallest and largest longer side of a box, as shares of the image's side; log-uniform."""
     turn: Annotated[float, Bounds(least=0.0, most=180.0)] = 15.0
-    """Most that a shape is turned either way, in degrees; 180 for any angle."""
+    """Largest rotation of a shape in either direction, in degrees; 180 for any angle."""
     seed: Annotated[int, NonNegative] = 0
-    """Names the whole data set, training and held-out images."""
+    """Seed of the whole data set, training and held-out images."""
 
     def __post_init__(self) -> None:
-        """Refuses scenes that cannot be drawn."""
+        """Checks the number of pixels and the range of sizes."""
         size = (self.image_size, self.image_size)
         check_pixels("Scenes", self.train_size + self.test_size, size)
         if not 0 < self.sizes[0] <= self.sizes[1] <= 1:
@@ -56,7 +61,7 @@ class Scenes:
 
 
 def load_scenes(spec: Scenes) -> Dataset:
-    """Returns the training and held-out scenes of ``spec``, in host memory."""
+    """Returns the training and held-out scenes of ``spec`` in host memory."""
     return Dataset(
         name="scenes",
         class_names=CLASS_NAMES,
@@ -66,9 +71,10 @@ def load_scenes(spec: Scenes) -> Dataset:
 
 
 def _split(spec: Scenes, name: str, size: int) -> Batch:
+    """Returns the first ``size`` scenes of the split ``name``."""
     key = named_key(jax.random.key(spec.seed), name)
-    # Always whole chunks, so that an image comes from one and the same compiled program,
-    # however many are asked for.
+    # Always whole chunks, so that an image is computed by the same compiled program, and has the
+    # same pixels, whatever the number of images.
     numbers = jnp.arange(-(-size // CHUNK) * CHUNK).reshape(-1, CHUNK)
     chunks = [jax.device_get(_chunk(spec, key, chunk)) for chunk in numbers]
     whole = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:size], *chunks)
@@ -82,16 +88,16 @@ def _chunk(spec: Scenes, key: Key, numbers: Int[Array, " b"]) -> Batch:
 
 
 def scene(spec: Scenes, key: Key) -> Batch:
-    """Returns the one scene that belongs to ``key``: a batch without its leading axis.
+    """Returns the scene that ``key`` determines: a batch without its leading axis.
 
-    An object has a class, a size, an angle and a color, drawn independently of each other,
-    and stands at the first of some random places where its box shares at most a tenth of
-    the smaller box's area with each earlier one; it is left out if there is none. Boxes
-    are those of the whole shapes, to a fraction of a pixel.
+    An object has an independent class, size, angle and color. Its position is the first of some
+    random positions at which its box shares at most a tenth of the smaller box's area with each
+    earlier one; an object without such a position is left out. Boxes are those of the whole
+    shapes, with fractions of a pixel.
 
     Args:
-      spec: what is drawn.
-      key: names the scene; nothing else decides what it shows.
+      spec: The distribution of scenes.
+      key: The key of the scene.
     """
     size, count = spec.image_size, spec.max_objects
     classes = jax.random.randint(named_key(key, "class"), (count,), 0, len(CLASS_NAMES))
@@ -110,6 +116,7 @@ def scene(spec: Scenes, key: Key) -> Batch:
     ground = _ground(size, key)
     image = _distract(size, key, ground)
     cover = jax.vmap(functools.partial(_coverage, size))(classes, origins, radii, angles)
+    # Keys are derived from names: a new spelling of "colour" would change all published scenes.
     colors = _colors(named_key(key, "colour"), count, ground)
     image = _paint(image, cover * valid[:, None, None], colors)
     image = _illuminate(key, image)
@@ -139,6 +146,7 @@ _POINTS = np.array(
 
 
 def _turn(points_xy: Float[Array, "*n 2"], angle: Float[Array, ""]) -> Float[Array, "*n 2"]:
+    """Returns points rotated around the origin by an angle in radians."""
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     x, y = points_xy[..., 0], points_xy[..., 1]
     return jnp.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
@@ -153,7 +161,7 @@ def _reach(class_: Int[Array, ""], angle: Float[Array, ""]) -> Float[Array, "2 2
 def _place(
     size: int, key: Key, box_sizes: Float[Array, "m 2"]
 ) -> tuple[Float[Array, "m 4"], Bool[Array, " m"]]:
-    """Returns where the boxes (width, height) stand, and which found room."""
+    """Returns the boxes of these sizes (width, height), and which have a position."""
     count = len(box_sizes)
     wanted = jax.random.randint(named_key(key, "number"), (), 1, count + 1)
     corners = jax.random.uniform(named_key(key, "place"), (count, POSITIONS_TRIED, 2))
@@ -168,7 +176,7 @@ def _place(
 
 
 def _overlap(a_xyxy: Float[Array, "n 4"], b_xyxy: Float[Array, "m 4"]) -> Float[Array, "n m"]:
-    """Returns the common area as a share of the smaller box's: stricter than IoU."""
+    """Returns the common area as a share of the smaller box's area, which is at least the IoU."""
     a, b = a_xyxy[:, None], b_xyxy[None]
     low, high = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
     common = jnp.prod(jnp.maximum(high - low, 0), axis=-1)
@@ -176,8 +184,8 @@ def _overlap(a_xyxy: Float[Array, "n 4"], b_xyxy: Float[Array, "m 4"]) -> Float[
     return common / jnp.maximum(area, 1e-6)
 
 
-def _centres(size: int) -> Float[Array, "h w 2"]:
-    """Returns the pixels' centers, (x, y)."""
+def _pixel_centers(size: int) -> Float[Array, "h w 2"]:
+    """Returns the centers (x, y) of all pixels."""
     line = jnp.arange(size) + 0.5
     return jnp.stack(jnp.meshgrid(line, line), axis=-1)
 
@@ -189,8 +197,8 @@ def _coverage(
     radius: Float[Array, ""],
     angle: Float[Array, ""],
 ) -> Float[Array, "h w"]:
-    """Returns which share of each pixel a shape covers, from its distance to the edge."""
-    points = _turn(_centres(size) - origin, -angle) / radius
+    """Returns the share of each pixel that a shape covers, from the distance to its edge."""
+    points = _turn(_pixel_centers(size) - origin, -angle) / radius
     x, y = points[..., 0], points[..., 1]
     wide, high = jnp.abs(x), jnp.abs(y)
     distances = {
@@ -206,7 +214,7 @@ def _coverage(
 
 
 def _ground(size: int, key: Key) -> Float[Array, "h w 3"]:
-    """Returns a color with waves of all lengths over it: cloudy, with a grain."""
+    """Returns a background: one color, modulated by waves from long to short wavelengths."""
     base = jax.random.uniform(named_key(key, "ground"), (3,), minval=80.0, maxval=175.0)
     angle, pitch, phase = jax.random.uniform(named_key(key, "waves"), (3, WAVES))
     cycles = 0.5 * 40**pitch
@@ -223,7 +231,7 @@ def _ground(size: int, key: Key) -> Float[Array, "h w 3"]:
 
 
 def _colors(key: Key, count: int, ground: Float[Array, "h w 3"]) -> Float[Array, "n 3"]:
-    """Returns random colors that stand out from the ground's mean."""
+    """Returns random colors with a distance from the background's mean color."""
     direction = jax.random.normal(named_key(key, "direction"), (count, 3))
     distance = jax.random.uniform(named_key(key, "distance"), (count, 1), minval=90.0, maxval=160.0)
     away = distance * direction / jnp.linalg.norm(direction, axis=1, keepdims=True)
@@ -233,38 +241,38 @@ def _colors(key: Key, count: int, ground: Float[Array, "h w 3"]) -> Float[Array,
 def _paint(
     image: Float[Array, "h w 3"], cover: Float[Array, "n h w"], colors: Float[Array, "n 3"]
 ) -> Float[Array, "h w 3"]:
-    """Returns ``image`` with the colors on it, each where it covers, the last on top."""
+    """Returns ``image`` with each color blended over it by its cover, the last one on top."""
     for i in range(len(colors)):
         image += cover[i, :, :, None] * (colors[i] - image)
     return image
 
 
 def _distract(size: int, key: Key, ground: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
-    """Returns ``ground`` with soft blobs and thin lines on it, which are no class's shape."""
+    """Returns ``ground`` with soft blobs and narrow lines, which belong to no class."""
     blobs, lines = named_key(key, "blobs"), named_key(key, "lines")
     poses = jax.random.uniform(named_key(blobs, "pose"), (DISTRACTORS, 4, 1, 1))
     x, y, width, shown = jnp.moveaxis(poses, 1, 0)
-    points = _centres(size) / size
+    points = _pixel_centers(size) / size
     squared = (points[..., 0] - x) ** 2 + (points[..., 1] - y) ** 2
     soft = 0.5 * jnp.exp(-squared / (0.06 + 0.12 * width) ** 2 / 2) * (shown < 0.5)
     image = _paint(ground, soft, _colors(blobs, DISTRACTORS, ground))
 
     poses = jax.random.uniform(named_key(lines, "pose"), (DISTRACTORS, 5))
     x, y, angle, length, shown = poses.T
-    points = _centres(size) - size * jnp.stack([x, y], axis=-1)[:, None, None]
+    points = _pixel_centers(size) - size * jnp.stack([x, y], axis=-1)[:, None, None]
     points = jax.vmap(_turn)(points, angle * math.pi)
     half = size * (0.05 + 0.2 * length)[:, None, None]
     beyond = jnp.maximum(jnp.abs(points[..., 0]) - half, 0)
-    thin = jnp.clip(1.1 - jnp.hypot(beyond, points[..., 1]), 0, 1)
-    thin *= (shown < 0.5)[:, None, None]
-    return _paint(image, thin, _colors(lines, DISTRACTORS, ground))
+    line = jnp.clip(1.1 - jnp.hypot(beyond, points[..., 1]), 0, 1)
+    line *= (shown < 0.5)[:, None, None]
+    return _paint(image, line, _colors(lines, DISTRACTORS, ground))
 
 
 def _illuminate(key: Key, image: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
-    """Returns ``image`` under light that falls off to one side, seen by a noisy camera."""
+    """Returns ``image`` with a linear gradient of brightness and with noise."""
     size = len(image)
     angle, fall, level = jax.random.uniform(named_key(key, "light"), (3,))
-    along = _turn(_centres(size) / size - 0.5, angle * math.tau)[..., 0]
+    along = _turn(_pixel_centers(size) / size - 0.5, angle * math.tau)[..., 0]
     light = (0.8 + 0.3 * level) * (1 + 0.4 * fall * along)
     noise = jax.random.normal(named_key(key, "camera"), (size, size, 1))
     return image * light[:, :, None] + 4 * noise

@@ -1,4 +1,4 @@
-"""Data sets in the Pascal VOC layout: lists, one XML file and one JPEG file per image."""
+"""Data sets in the Pascal VOC layout: lists of images, and an XML and a JPEG file for each."""
 
 import concurrent.futures
 import dataclasses
@@ -11,34 +11,34 @@ from typing import Annotated, Literal
 from xml.etree import ElementTree
 
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 
-from fpnlab.data.dataset import Dataset, Problem, Side, check_pixels
+from fpnlab.data.dataset import Dataset, Problem, Side, check_pixels, raise_errors
 from fpnlab.data.fit_image import letterbox, letterbox_boxes
 from fpnlab.data.image_io import decode_rgb
 from fpnlab.spec import Bounds, spec
 from fpnlab.types import Batch
 
 LISTS, ANNOTATIONS, IMAGES = "ImageSets/Main", "Annotations", "JPEGImages"
-FAULTS_SHOWN = 10
 
 
 @spec
 class Voc:
-    """A folder in the Pascal VOC layout, every image letterboxed to one size."""
+    """Images with boxes in the Pascal VOC layout, letterboxed to one size."""
 
     kind: Literal["voc"] = "voc"
     root: str
-    """Folder that holds ImageSets/Main, Annotations and JPEGImages."""
+    """Folder that contains ImageSets/Main, Annotations and JPEGImages."""
     train: str = "trainval"
-    """List in ImageSets/Main (without .txt) of the images to train on."""
+    """Name of the list of training images in ImageSets/Main, without .txt."""
     test: str = "test"
-    """List in ImageSets/Main (without .txt) of the held-out images."""
+    """Name of the list of held-out images in ImageSets/Main, without .txt."""
     image_size: Annotated[tuple[int, int], Side] = (240, 320)
-    """Height and width in pixels that every image is brought to."""
+    """Height and width in pixels to which every image is letterboxed."""
     class_names: tuple[str, ...]
-    """Names of classes 0 to k - 1, as the annotations spell them."""
+    """Names of classes 0 to k - 1, as they are spelled in the annotations."""
     max_boxes: Annotated[int, Bounds(least=1.0, most=10_000.0)] = 32
-    """Rows kept for the boxes of an image; no image may have more."""
+    """Rows for the boxes of an image; an image with more boxes is an error."""
 
     def __post_init__(self) -> None:
         """Checks the names of the classes."""
@@ -50,47 +50,48 @@ class Voc:
 
 @dataclasses.dataclass
 class _Findings:
-    """Faults, which stop the load once all are known, and problems, which do not."""
+    """Errors, which are raised together at the end, and problems, which are only listed."""
 
-    faults: list[Exception] = dataclasses.field(default_factory=list)
+    errors: list[Exception] = dataclasses.field(default_factory=list)
     problems: list[Problem] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
 class _Example:
+    """A letterboxed image with its boxes."""
+
     name: str
-    image: np.ndarray
-    extent: np.ndarray
-    boxes: np.ndarray
-    classes: np.ndarray
+    image: UInt8[np.ndarray, "h w 3"]
+    extent: Float[np.ndarray, "2"]
+    boxes: Float[np.ndarray, "m 4"]
+    classes: Int[np.ndarray, " m"]
 
 
 def load_voc(spec: Voc) -> Dataset:
     """Returns the two splits of ``spec`` in host memory, decoded and letterboxed.
 
     VOC counts pixels from 1 and includes the last, so ``xmin ymin xmax ymax`` becomes the
-    box ``xmin - 1, ymin - 1, xmax, ymax`` whose edges count from 0. Images are taken as
+    box ``xmin - 1, ymin - 1, xmax, ymax`` with edges that count from 0. Images are used as
     stored, as the boxes are: an EXIF orientation is not applied. Objects flagged
     ``difficult`` or ``truncated`` count like all others, also in evaluation, where the
     VOC metric would ignore the difficult ones.
 
-    Left out and listed in ``problems``: objects without area (``xmax <= xmin``; read to the
-    letter, equal ones are a pixel wide, but annotation tools write them for a click without
-    a drag) and objects outside their image. Clipped and listed: objects partly outside,
-    among them the coordinate 0 of tools that count from 0.
+    Left out and listed in ``problems``: objects without area (``xmax <= xmin``; by the definition,
+    equal ones are a pixel wide, but annotation tools write them for a click without a drag) and
+    objects outside their image. Clipped and listed: objects partly outside, such as those of tools
+    that count from 0.
 
     Args:
-      spec: where the data are, and what to make of them.
+      spec: The data set.
 
     Raises:
-      FileNotFoundError: the folder, a list, an annotation or an image is absent.
-      ValueError: anything else is wrong with a file. Both name every fault found, the first
-        ten of them in full.
+      FileNotFoundError: The folder, a list, an annotation or an image is missing.
+      ValueError: A file is invalid. All errors are raised at once, the first ten in full.
     """
     root = pathlib.Path(spec.root).expanduser()
     findings = _Findings()
     lists = [_read_list(root, name, findings) for name in (spec.train, spec.test)]
-    _raise(findings, spec)
+    raise_errors(f"Voc data in {spec.root}", findings.errors)
     train, test = lists
     if shared := sorted(set(train) & set(test)):
         findings.problems.append(
@@ -105,18 +106,18 @@ def load_voc(spec: Voc) -> Dataset:
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         read = list(pool.map(functools.partial(_read_example, spec, root), train + test))
     for _, found in read:
-        findings.faults += found.faults
+        findings.errors += found.errors
         findings.problems += found.problems
     examples = [example for example, _ in read if example is not None]
     most = max(examples, key=lambda example: len(example.boxes), default=None)
     if most is not None and (count := len(most.boxes)) > spec.max_boxes:
-        findings.faults.append(
+        findings.errors.append(
             ValueError(
                 f"{ANNOTATIONS}/{most.name}.xml: {count} objects, the most of all images, are "
                 f"more than max_boxes = {spec.max_boxes}; set max_boxes = {count}"
             )
         )
-    _raise(findings, spec)
+    raise_errors(f"Voc data in {spec.root}", findings.errors)
     return Dataset(
         name=root.resolve().name,
         class_names=spec.class_names,
@@ -126,28 +127,15 @@ def load_voc(spec: Voc) -> Dataset:
     )
 
 
-def _raise(findings: _Findings, spec: Voc) -> None:
-    """Raises all faults as one error, if there are any."""
-    if not (faults := findings.faults):
-        return
-    shown = [f"  {fault}" for fault in faults[:FAULTS_SHOWN]]
-    if hidden := len(faults) - len(shown):
-        shown.append(f"  ... and {hidden} more")
-    absent = all(isinstance(fault, FileNotFoundError) for fault in faults)
-    number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    message = "\n".join([f"Voc data in {spec.root}: {number}", *shown])
-    raise FileNotFoundError(message) if absent else ValueError(message)
-
-
 def _read_list(root: pathlib.Path, name: str, findings: _Findings) -> list[str]:
-    """Returns the image names in a list, without what may follow them on their lines."""
+    """Returns the image names in a list: the first word of each line."""
     if not root.is_dir():
-        findings.faults = [FileNotFoundError("no such folder; set root to that of the data set")]
+        findings.errors = [FileNotFoundError("no such folder; set root to that of the data set")]
         return []
     path = root / LISTS / f"{name}.txt"
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt"))) or "none"
-        findings.faults.append(
+        findings.errors.append(
             FileNotFoundError(f"{LISTS}/{name}.txt: no such list; there are: {there}")
         )
         return []
@@ -155,20 +143,20 @@ def _read_list(root: pathlib.Path, name: str, findings: _Findings) -> list[str]:
         line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
     ]
     if not names:
-        findings.faults.append(ValueError(f"{LISTS}/{name}.txt: names no image; one per line"))
+        findings.errors.append(ValueError(f"{LISTS}/{name}.txt: names no image; give one per line"))
     return names
 
 
 def _read_example(spec: Voc, root: pathlib.Path, name: str) -> tuple[_Example | None, _Findings]:
-    """Returns the image ``name`` with its boxes, ``None`` if a fault forbids it."""
+    """Returns the image ``name`` with its boxes, ``None`` if there are errors."""
     findings = _Findings()
     annotation = _read_annotation(spec, root, name, findings)
     image = _read_image(root, name, findings)
-    if annotation is None or image is None or findings.faults:
+    if annotation is None or image is None or findings.errors:
         return None, findings
     (height, width), boxes, classes = annotation
     if image.shape[:2] != (height, width):
-        findings.faults.append(
+        findings.errors.append(
             ValueError(
                 f"{ANNOTATIONS}/{name}.xml, size: says {width} x {height}, but the image as "
                 f"stored has {image.shape[1]} x {image.shape[0]} pixels; make them agree "
@@ -180,32 +168,34 @@ def _read_example(spec: Voc, root: pathlib.Path, name: str) -> tuple[_Example | 
     return _Example(name, image, extent, letterbox_boxes(boxes, scale), classes), findings
 
 
-def _read_image(root: pathlib.Path, name: str, findings: _Findings) -> np.ndarray | None:
+def _read_image(
+    root: pathlib.Path, name: str, findings: _Findings
+) -> UInt8[np.ndarray, "h w 3"] | None:
     file = f"{IMAGES}/{name}.jpg"
     try:
         return decode_rgb(root / file)
     except FileNotFoundError:
-        fault = FileNotFoundError(f"{file}: absent; add it or take {name} off the list")
+        problem = FileNotFoundError(f"{file}: missing; add it, or remove {name} from the list")
     except ValueError as error:
-        fault = ValueError(f"{file}: {error}; replace it or take {name} off the list")
-    findings.faults.append(fault)
+        problem = ValueError(f"{file}: {error}; replace it, or remove {name} from the list")
+    findings.errors.append(problem)
     return None
 
 
 def _read_annotation(
     spec: Voc, root: pathlib.Path, name: str, findings: _Findings
-) -> tuple[tuple[int, int], np.ndarray, np.ndarray] | None:
+) -> tuple[tuple[int, int], Float[np.ndarray, "m 4"], Int[np.ndarray, " m"]] | None:
     """Returns the image's height and width, and its boxes and classes; ``None`` if unreadable."""
     file = f"{ANNOTATIONS}/{name}.xml"
     try:
         tree = ElementTree.parse(root / file).getroot()
     except FileNotFoundError:
-        findings.faults.append(
-            FileNotFoundError(f"{file}: absent; add it (without objects if there are none)")
+        findings.errors.append(
+            FileNotFoundError(f"{file}: missing; add it (without objects if there are none)")
         )
         return None
     except (ElementTree.ParseError, UnicodeDecodeError, LookupError) as error:
-        findings.faults.append(ValueError(f"{file}: is not XML ({error}); write it anew"))
+        findings.errors.append(ValueError(f"{file}: is not XML ({error}); replace it"))
         return None
     size = _numbers(tree, ("size/height", "size/width"), file, findings)
     if size is None:
@@ -234,7 +224,7 @@ def _read_annotation(
 def _numbers(
     node: ElementTree.Element, fields: tuple[str, ...], place: str, findings: _Findings
 ) -> list[float] | None:
-    """Returns the numbers in ``fields``, each missing or unreadable one being a fault."""
+    """Returns the numbers in ``fields``; adds an error for each that is missing or invalid."""
     numbers = []
     for field in fields:
         text = node.findtext(field)
@@ -244,7 +234,7 @@ def _numbers(
             number = math.nan
         if not math.isfinite(number):
             given = "is missing" if text is None else f"is {text.strip()!r}"
-            findings.faults.append(ValueError(f"{place}, {field}: {given}; must be a number"))
+            findings.errors.append(ValueError(f"{place}, {field}: {given}; must be a number"))
         numbers.append(number)
     return numbers if all(map(math.isfinite, numbers)) else None
 
@@ -255,7 +245,7 @@ def _class(spec: Voc, node: ElementTree.Element, place: str, findings: _Findings
         return spec.class_names.index(name)
     near = difflib.get_close_matches(name, spec.class_names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    findings.faults.append(
+    findings.errors.append(
         ValueError(
             f"{place}, name: {name!r} is not in class_names; {hint}known: "
             + ", ".join(spec.class_names)
@@ -264,8 +254,8 @@ def _class(spec: Voc, node: ElementTree.Element, place: str, findings: _Findings
     return None
 
 
-def _box(corners: list[float], size: list[float]) -> tuple[np.ndarray | None, str]:
-    """Returns the box inside the image, if any is left, and what is wrong with it, if anything."""
+def _box(corners: list[float], size: list[float]) -> tuple[Float[np.ndarray, "4"] | None, str]:
+    """Returns the box clipped to the image, None if nothing is left, and its problem, if any."""
     height, width = size
     given = ", ".join(f"{corner:g}" for corner in corners)
     if corners[2] <= corners[0] or corners[3] <= corners[1]:

@@ -39,7 +39,7 @@ def views(spec, batch=None, seed=0, **options):
     return jax.device_get(augment_images(spec, keys(len(batch.labels), seed), batch, **options))
 
 
-def test_without_randomness_nothing_changes():
+def test_augmentation_without_randomness_changes_nothing():
     chex.assert_trees_all_equal(views(NOTHING), images())
     floats = dataclasses.replace(images(), images=images().images.astype(np.float32) + 0.25)
     chex.assert_trees_all_equal(views(NOTHING, floats), floats)
@@ -87,7 +87,7 @@ def test_cutout_fills_a_square_around_a_random_pixel_cut_at_the_edges(side):
     assert len(drawn) > 0.9 * len(squares)
 
 
-def test_fill_is_what_the_classifier_subtracts():
+def test_fill_is_the_pixel_mean_of_the_classifier():
     spec = AugmentImages(flip=0.0, pad=0, cutout=30)
     floats = dataclasses.replace(images(), images=images().images.astype(np.float32))
     found = views(spec, floats).images
@@ -116,7 +116,7 @@ def test_a_view_depends_on_its_key_alone():
     assert np.any(views(VIEW, batch, seed=1).images != together.images)
 
 
-def test_a_choice_does_not_reshuffle_the_others():
+def test_switching_one_augmentation_on_does_not_change_the_draws_of_others():
     crops = views(AugmentImages(pad=2))
     same = views(AugmentImages(pad=2, cutout=2, mixup=0.0, fill=127.5))
     kept = (same.images != 128).all(-1)
@@ -166,7 +166,7 @@ def test_a_smaller_batch_changes_only_what_the_last_image_is_mixed_with(mixed):
     np.testing.assert_allclose(part.images[1], share[1] * last + (1 - share[1]) * first, rtol=1e-5)
 
 
-def test_mixup_of_numbered_classes_needs_to_know_how_many():
+def test_mixup_of_class_numbers_needs_the_number_of_classes():
     with pytest.raises(ValueError, match="mixup needs the number of classes; give classes"):
         views(MIXUP)
 
@@ -179,7 +179,7 @@ def test_images_keep_their_type(spec):
         assert found.images.dtype == dtype
 
 
-def test_jit_is_eager():
+def test_jit_equals_eager():
     compiled = views(VIEW, images(6))
     eager = augment_images.__wrapped__(VIEW, keys(6), images(6))
     difference = compiled.images.astype(int) - np.asarray(eager.images, int)
@@ -197,6 +197,6 @@ def test_jit_is_eager():
         ("fill", 256.0, "at least 0 and at most 255"),
     ],
 )
-def test_ranges_that_draw_nothing_sensible_are_refused(field, value, says):
+def test_augment_images_rejects_values_out_of_bounds(field, value, says):
     with pytest.raises(ValueError, match=rf"AugmentImages: {field} is {value}; it must be {says}"):
         AugmentImages(**{field: value})

@@ -29,19 +29,19 @@ def factors_of(views, center):
     return found[:, 0]
 
 
-GREY = (IMAGE @ np.array(LUMA, np.float32))[..., None].repeat(3, -1)
-CENTRES = {"brightness": np.zeros_like(IMAGE), "contrast": IMAGE.mean(), "saturation": GREY}
+GRAY = (IMAGE @ np.array(LUMA, np.float32))[..., None].repeat(3, -1)
+CENTERS = {"brightness": np.zeros_like(IMAGE), "contrast": IMAGE.mean(), "saturation": GRAY}
 
 
-@pytest.mark.parametrize("name", CENTRES)
+@pytest.mark.parametrize("name", CENTERS)
 def test_each_change_multiplies_the_distances_from_its_center(name):
-    factors = factors_of(run(**{name: 0.4}), CENTRES[name])
+    factors = factors_of(run(**{name: 0.4}), CENTERS[name])
     assert 0.6 <= factors.min() < 0.75
     assert 1.25 < factors.max() <= 1.4
 
 
-def test_grey_images_have_no_saturation_to_change():
-    np.testing.assert_allclose(run(GREY, saturation=0.9)[0], GREY, rtol=1e-5)
+def test_gray_images_do_not_change_with_saturation():
+    np.testing.assert_allclose(run(GRAY, saturation=0.9)[0], GRAY, rtol=1e-5)
 
 
 def test_limits_of_0_change_nothing():
@@ -54,14 +54,14 @@ def test_values_stay_between_0_and_255():
     assert found.max() == 255
 
 
-def test_a_change_does_not_reshuffle_the_others():
+def test_switching_one_change_on_does_not_change_the_draws_of_others():
     alone, both = run(brightness=0.3), run(brightness=0.3, saturation=0.3)
     gray = lambda views: views @ np.array(LUMA, np.float32)
     np.testing.assert_allclose(gray(alone), gray(both), rtol=1e-4)
     assert np.abs(alone - both).max() > 1
 
 
-def test_pictures_with_boxes_are_jittered_alike():
+def test_the_augmentation_of_detectors_draws_the_same_jitter():
     picture, extent = (slice(None), slice(4), slice(3)), np.array([4.0, 3.0], np.float32)
     images = np.zeros((32, *IMAGE.shape), np.float32)
     images[picture] = IMAGE[:4, :3]

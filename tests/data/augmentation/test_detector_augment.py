@@ -39,7 +39,7 @@ def keys(count, seed=0):
 
 
 @pytest.mark.parametrize("extent", [(H, W), (30, 37), (33, W)])
-def test_two_flips_are_none(extent):
+def test_two_flips_are_the_identity(extent):
     batch = rectangles(8, extent)
     once = augment(FLIP, keys(8), batch)
     assert np.any(np.asarray(once.images) != batch.images)
@@ -55,7 +55,7 @@ def test_a_flip_mirrors_the_picture_and_leaves_its_padding_on_the_right():
     np.testing.assert_array_equal(flipped.images[:, :, 37:], 0)
 
 
-def test_without_randomness_nothing_changes():
+def test_augmentation_without_randomness_changes_nothing():
     batch = rectangles(8, (30, 37))
     chex.assert_trees_all_equal(augment(Augment(flip=0.0), keys(8), batch), batch)
 
@@ -137,7 +137,7 @@ def test_brightness_scales_and_contrast_keeps_the_mean():
     assert 0.6 <= spread.min() < 0.8 < 1.2 < spread.max() <= 1.4
 
 
-def test_a_choice_does_not_reshuffle_the_others():
+def test_switching_one_augmentation_on_does_not_change_the_draws_of_others():
     batch = rectangles(16)
     zoomed = augment(Augment(scale=(0.6, 1.8)), keys(16), batch)
     jittered = augment(Augment(scale=(0.6, 1.8), brightness=0.3), keys(16), batch)
@@ -156,7 +156,7 @@ def test_images_keep_their_type():
     ("field", "value"),
     [("flip", 1.5), ("brightness", -0.1), ("contrast", 2.0), ("keep", -1.0)],
 )
-def test_shares_outside_0_to_1_are_refused(field, value):
+def test_augment_rejects_shares_outside_0_to_1(field, value):
     with pytest.raises(ValueError, match=rf"Augment: {field} is {value}; it must be at least 0"):
         Augment(**{field: value})
 
@@ -164,12 +164,12 @@ def test_shares_outside_0_to_1_are_refused(field, value):
 @pytest.mark.parametrize(
     ("scale", "says"), [((0.0, 1.0), "at least 0.01"), ((2.0, 1.0), "the smaller must be first")]
 )
-def test_scales_that_are_no_range_are_refused(scale, says):
+def test_augment_rejects_scales_that_are_not_a_range(scale, says):
     with pytest.raises(ValueError, match=says):
         Augment(scale=scale)
 
 
-def test_a_box_that_is_whole_counts_whatever_must_be_kept():
+def test_a_box_that_is_not_cropped_stays_valid_whatever_share_must_be_kept():
     batch = rectangles(8)
     for flip in (0.0, 1.0):
         whole = augment(Augment(flip=flip, keep=1.0), keys(8), batch)

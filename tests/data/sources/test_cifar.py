@@ -14,7 +14,7 @@ FILES = {
 
 
 def pixels(number):
-    """An image in which every value tells its image, row, column and channel."""
+    """An image in which every value depends on its image, row, column and channel."""
     y, x, c = np.indices((32, 32, 3))
     return ((7 * number + 5 * y + 3 * x + 80 * c) % 256).astype(np.uint8)
 
@@ -69,7 +69,7 @@ def test_with_validation_the_test_file_is_not_read(make):
     np.testing.assert_array_equal(np.sort(data.test.labels), np.arange(10))
 
 
-def test_limits_draw_every_class_alike(make):
+def test_a_smaller_split_has_every_class_equally_often(make):
     data = load(make(split=Split(train_images=30, test_images=10)))
     assert np.bincount(data.train.labels).tolist() == [3] * 10
     assert np.bincount(data.test.labels).tolist() == [1] * 10
@@ -88,7 +88,7 @@ def test_limits_draw_every_class_alike(make):
     ],
     ids=["truncated", "too long", "empty", "label"],
 )
-def test_damaged_files_are_refused(make, change, says):
+def test_a_damaged_file_is_an_error(make, change, says):
     with pytest.raises(ValueError, match=r"CIFAR-10 data in .*\n  data_batch_2.bin.*"):
         load(make(change={"data_batch_2.bin": change}))
     with pytest.raises(ValueError, match=says):
@@ -102,16 +102,16 @@ def test_both_labels_of_cifar_100_are_checked(make, column, limit):
         load(make(100, change={"train.bin": damage}))
 
 
-def test_absent_files_are_refused_together_with_what_is_there(make, tmp_path):
+def test_the_error_of_missing_files_names_all_of_them_and_those_that_exist(make, tmp_path):
     spec = make(change=dict.fromkeys(["data_batch_3.bin", "test_batch.bin"], lambda _: None))
-    with pytest.raises(FileNotFoundError, match="2 faults") as caught:
+    with pytest.raises(FileNotFoundError, match="2 errors") as caught:
         load(spec)
-    assert "data_batch_3.bin: absent; there are: batches.meta.txt, data_" in str(caught.value)
+    assert "data_batch_3.bin: missing; there are: batches.meta.txt, data_" in str(caught.value)
     with pytest.raises(FileNotFoundError, match="no such folder, or it is empty"):
         load(CifarBinary(root=str(tmp_path / "nowhere")))
 
 
-def test_names_of_other_classes_are_refused(make):
+def test_a_list_with_names_of_other_classes_is_an_error(make):
     with pytest.raises(ValueError, match=r"meta.txt: names 100 classes .*set classes = 100"):
         load(make(names=CLASS_NAMES[100]))
     with pytest.raises(ValueError, match=r"names 10 classes \(airplane, car, bird, ...\)"):

@@ -1,4 +1,4 @@
-"""scikit-learn's digits, and what is said where it is absent."""
+"""The digits of scikit-learn, and the error without scikit-learn."""
 
 import sys
 
@@ -10,13 +10,13 @@ from fpnlab.data.sources.digits import Digits
 from fpnlab.data.split import Split
 
 
-def test_without_scikit_learn_the_remedy_is_named(monkeypatch):
+def test_the_error_without_scikit_learn_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"digits: .*pip install scikit-learn"):
         load(Digits())
 
 
-def test_digits_are_split_once_for_all_class_by_class():
+def test_the_held_out_digits_are_a_fixed_stratified_sample():
     datasets = pytest.importorskip("sklearn.datasets", reason="needs scikit-learn")
     spec = Digits()
     data, other = load(spec), load(Digits(split=Split(seed=1)))
@@ -39,7 +39,7 @@ def test_digits_are_split_once_for_all_class_by_class():
     assert data.train.images.max() == 255
 
 
-def test_validation_leaves_the_held_out_digits_alone():
+def test_validation_does_not_use_the_held_out_digits():
     pytest.importorskip("sklearn.datasets", reason="needs scikit-learn")
     held = set(load(Digits()).test.index)
     tuning = load(Digits(split=Split(validation=0.25)))

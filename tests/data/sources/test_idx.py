@@ -55,14 +55,14 @@ def check(data):
             )
 
 
-def test_grey_is_repeated_over_three_channels(make, tmp_path):
+def test_gray_is_repeated_over_three_channels(make, tmp_path):
     data = load(make())
     check(data)
     assert data.name == tmp_path.name
     assert data.class_names == ("a", "b", "c")
 
 
-def test_names_of_other_distributors_and_compression_are_read(make):
+def test_other_separators_in_names_and_compressed_files_are_read(make):
     packed = gzip.compress(idx(images(30)))
     check(
         load(
@@ -82,7 +82,7 @@ def test_names_of_other_distributors_and_compression_are_read(make):
     )
 
 
-def test_other_splits_are_found_by_how_their_names_begin(make):
+def test_other_splits_are_found_by_the_prefix_of_their_names(make):
     files = {
         f"emnist-{side}-{what}-idx{dims}-ubyte": content
         for side in ("train", "test")
@@ -94,7 +94,7 @@ def test_other_splits_are_found_by_how_their_names_begin(make):
     check(load(make(files, train="emnist-train", test="emnist-test")))
 
 
-def test_a_share_for_validation_leaves_the_test_files_unread(make):
+def test_with_validation_the_test_files_are_not_read(make):
     absent = {"t10k-images-idx3-ubyte": None, "t10k-labels-idx1-ubyte": b"damaged"}
     data = load(make(absent, split=Split(validation=0.2, test_images=3)))
     assert len(data.train.labels) == 24
@@ -115,11 +115,15 @@ def test_a_share_for_validation_leaves_the_test_files_unread(make):
         ("train-labels-idx1-ubyte", b"", "begins with nothing"),
         ("train-labels-idx1-ubyte", b"\0\0\x08\x01\0\0", "begins with 00 00 08 01, not with"),
         ("train-labels-idx1-ubyte", b"<html>", "begins with 3c 68 74 6d"),
-        ("t10k-images-idx3-ubyte", gzip.compress(idx(images(10)), mtime=0)[:-9], "does not unpack"),
+        (
+            "t10k-images-idx3-ubyte",
+            gzip.compress(idx(images(10)), mtime=0)[:-9],
+            "does not decompress",
+        ),
         (
             "t10k-images-idx3-ubyte",
             gzip.compress(b"", mtime=0)[:-8] + b"12345678",
-            "does not unpack",
+            "does not decompress",
         ),
         (
             "t10k-labels-idx1-ubyte",
@@ -138,12 +142,12 @@ def test_a_share_for_validation_leaves_the_test_files_unread(make):
         ),
     ],
 )
-def test_damaged_and_other_files_are_refused(make, name, content, says):
+def test_a_damaged_file_or_one_of_another_format_is_an_error(make, name, content, says):
     with pytest.raises(ValueError, match=says):
         load(make({name: content}))
 
 
-def test_empty_files_of_images_are_refused(make):
+def test_a_file_without_images_is_an_error(make):
     files = {
         "train-images-idx3-ubyte": idx(np.zeros((0, *SIZE))),
         "train-labels-idx1-ubyte": idx(np.zeros(0)),
@@ -152,12 +156,12 @@ def test_empty_files_of_images_are_refused(make):
         load(make(files))
 
 
-def test_all_faults_come_at_once_and_absent_files_with_what_is_there(make, tmp_path):
+def test_all_errors_are_raised_at_once_and_name_the_files_that_exist(make, tmp_path):
     spec = make({"train-labels-idx1-ubyte": None, "t10k-labels-idx1-ubyte": None})
-    with pytest.raises(FileNotFoundError, match="2 faults") as caught:
+    with pytest.raises(FileNotFoundError, match="2 errors") as caught:
         load(spec)
     assert (
-        "train-labels-idx1-ubyte (or .gz): absent; there are: t10k-images-idx3-ubyte, "
+        "train-labels-idx1-ubyte (or .gz): missing; there are: t10k-images-idx3-ubyte, "
         "train-images-idx3-ubyte"
     ) in str(caught.value)
     with pytest.raises(FileNotFoundError, match="no such folder"):
@@ -172,7 +176,7 @@ def test_all_faults_come_at_once_and_absent_files_with_what_is_there(make, tmp_p
         ({"test": "train"}, "Idx.test = 'train': the same as train; .* split.validation"),
     ],
 )
-def test_specs_that_fit_no_data_are_refused(fields, says):
+def test_idx_rejects_empty_class_names_and_equal_splits(fields, says):
     with pytest.raises(ValueError, match=says):
         Idx(root=".", **fields)
     assert Idx(root=".", test="train", split=Split(validation=0.1)).image_size == (28, 28)

@@ -61,7 +61,7 @@ def test_every_image_comes_with_its_class(make, tmp_path):
             np.testing.assert_array_equal(image, picture(first + index))
 
 
-def test_each_of_many_images_stands_in_its_own_row(make):
+def test_each_of_many_images_has_its_own_row(make):
     few = {f"train/cat/{i}.png": None for i in range(5)}
     data = load(make(few | {f"train/cat/{i:03}.png": png(picture(i)) for i in range(150)}))
     cats = data.train.labels == 0
@@ -80,7 +80,7 @@ def test_classes_are_numbered_as_they_are_named_and_others_left_out(make):
     assert problem.count == 2
 
 
-def test_only_the_images_drawn_are_decoded(make):
+def test_only_the_images_of_the_split_are_decoded(make):
     broken = {f"train/cat/{i}.png": b"" for i in range(5)}
     spec = make(broken, split=Split(train_images=2))
     data = load(spec)
@@ -114,21 +114,21 @@ def test_unreadable_images_and_other_files_are_left_out_and_listed(make):
         np.testing.assert_array_equal(image, picture(index))
     np.testing.assert_array_equal(data.train.labels, data.train.index >= 5)
     lines = sorted(map(str, data.problems))
-    assert lines[0] == "test/dog, notes.txt: 1 entries are no .jpg, .jpeg, .png files: left out"
+    assert lines[0] == "test/dog, notes.txt: 1 entries are not .jpg, .jpeg, .png files: left out"
     assert lines[1].startswith("train/cat/3.png, whole file: does not decode (")
     assert lines[2].startswith("train/dog/0.png, whole file: does not decode (")
     assert all(line.endswith("): left out") for line in lines[1:])
     assert len(lines) == 3
 
 
-def test_a_link_to_nowhere_is_left_out_and_listed(make, tmp_path):
+def test_a_broken_link_is_left_out_and_listed(make, tmp_path):
     spec = make()
     (tmp_path / "train/cat/9.jpg").symlink_to(tmp_path / "gone")
     (problem,) = load(spec).problems
-    assert str(problem) == "train/cat/9.jpg, whole file: is absent: left out"
+    assert str(problem) == "train/cat/9.jpg, whole file: is missing: left out"
 
 
-def test_images_of_other_sizes_cover_the_size_and_are_cut_around_their_center(make):
+def test_images_of_other_sizes_are_scaled_and_center_cropped(make):
     tall, wide = np.zeros((24, 16, 3), np.uint8), np.zeros((6, 16, 3), np.uint8)
     tall[6:18] = 200  # Halved, it is 12 pixels tall, of which 6 are left.
     wide[:, 4:12] = 100
@@ -146,12 +146,12 @@ def test_images_of_other_sizes_cover_the_size_and_are_cut_around_their_center(ma
     assert other.where == "1 of 6 images"
     assert str(problem) == (
         "train, 2 of 10 images: of other sizes (6 x 16 to 24 x 16 pixels): scaled to cover 6 x 8 "
-        "and cut around their center"
+        "and center-cropped"
     )
     assert problem.count == 2
 
 
-def test_shrinking_averages_instead_of_aliasing(make):
+def test_downscaling_a_file_averages_instead_of_aliasing(make):
     stripes = np.zeros((48, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     data = load(make({"train/cat/0.png": png(stripes)}))
@@ -159,17 +159,17 @@ def test_shrinking_averages_instead_of_aliasing(make):
     assert np.all(np.abs(shrunk[:, :, 1:-1] - 127) < 20)
 
 
-def test_grey_images_are_repeated_over_three_channels(make):
+def test_gray_images_are_repeated_over_three_channels(make):
     gray = picture(1)[..., 0]
     data = load(make({"train/cat/1.png": png(gray)}))
     found = data.train.images[data.train.index == 1][0]
     np.testing.assert_array_equal(found, np.repeat(gray[..., None], 3, -1))
 
 
-def test_absent_folders_are_refused_together_and_the_nearest_is_named(make, tmp_path):
+def test_the_error_of_missing_folders_names_all_of_them_and_the_nearest_names(make, tmp_path):
     spec = make()
     wrong = ImageFolder(root=spec.root, image_size=SIZE, class_names=("cats", "zebra"), test="val")
-    with pytest.raises(FileNotFoundError, match="3 faults") as caught:
+    with pytest.raises(FileNotFoundError, match="3 errors") as caught:
         load(wrong)
     for line in (
         "train/cats: no such folder; did you mean 'cat'? there are: cat, dog",
@@ -182,14 +182,14 @@ def test_absent_folders_are_refused_together_and_the_nearest_is_named(make, tmp_
         load(nowhere)
 
 
-def test_a_class_without_images_is_refused(make):
+def test_a_class_without_images_is_an_error(make):
     spec = make({f"train/dog/{i}.png": None for i in range(5)} | {"train/dog/a.gif": b""})
-    with pytest.raises(ValueError, match=r"train/dog: has no image; put in .jpg, .jpeg, .png file"):
+    with pytest.raises(ValueError, match=r"train/dog: has no image; add .jpg, .jpeg, .png file"):
         load(spec)
 
 
-def test_a_split_without_a_readable_image_is_refused(make):
-    with pytest.raises(ValueError, match=r"test: not one of 6 images is readable; test/\w+/\d.png"):
+def test_a_split_without_a_readable_image_is_an_error(make):
+    with pytest.raises(ValueError, match=r"test: none of 6 images is readable; test/\w+/\d.png"):
         load(make({f"test/{name}/{i}.png": b"" for name in NAMES for i in range(3)}))
 
 
@@ -203,7 +203,7 @@ def test_a_split_without_a_readable_image_is_refused(make):
         ({"test": "train"}, "ImageFolder.test = 'train': the same as train"),
     ],
 )
-def test_specs_that_fit_no_data_are_refused(fields, says):
+def test_image_folder_rejects_empty_class_names_and_equal_splits(fields, says):
     with pytest.raises(ValueError, match=says):
         ImageFolder(**{"root": ".", "class_names": NAMES, "image_size": SIZE} | fields)
 

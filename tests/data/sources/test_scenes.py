@@ -23,7 +23,7 @@ def objects(batch):
     return batch.boxes[image, row], batch.classes[image, row], image
 
 
-def test_splits_have_the_promised_shapes(small):
+def test_splits_have_the_shapes_of_their_spec(small):
     assert small.class_names == CLASS_NAMES
     for batch, count in ((small.train, 700), (small.test, 70)):
         chex.assert_shape(batch.images, (count, 32, 32, 3))
@@ -41,7 +41,7 @@ def test_an_image_does_not_depend_on_how_many_are_drawn(small):
     chex.assert_trees_all_equal(few, jax.tree.map(lambda leaf: leaf[:3], small.train))
 
 
-def test_vmap_is_the_loop(key):
+def test_vmap_equals_the_loop(key):
     draw = jax.jit(functools.partial(scene, SMALL))
     keys = jax.random.split(key, 4)
     together = jax.jit(jax.vmap(functools.partial(scene, SMALL)))(keys)
@@ -121,7 +121,7 @@ def test_boxes_are_tight_around_what_is_drawn_and_classes_are_their_shapes(masks
         np.testing.assert_allclose(values, expected[name], atol=0.012)
 
 
-def test_color_says_nothing_about_the_class(small):
+def test_color_is_independent_of_the_class(small):
     boxes, classes, image = objects(small.train)
     center = np.floor((boxes[:, :2] + boxes[:, 2:]) / 2).astype(int)
     colors = small.train.images[image, center[:, 1], center[:, 0]].astype(float)
@@ -132,7 +132,7 @@ def test_color_says_nothing_about_the_class(small):
         assert np.all(np.abs(group.mean(0) - colors.mean(0)) < 4.5 * error)
 
 
-def test_size_says_nothing_about_the_class(small):
+def test_size_is_independent_of_the_class(small):
     boxes, classes, _ = objects(small.train)
     sides = np.log(np.max(boxes[:, 2:] - boxes[:, :2], axis=-1))
     for class_ in range(len(CLASS_NAMES)):
@@ -144,12 +144,12 @@ def test_size_says_nothing_about_the_class(small):
     ("field", "value"),
     [("image_size", 8), ("train_size", 0), ("test_size", 0), ("max_objects", 0), ("seed", -1)],
 )
-def test_numbers_too_small_are_refused(field, value):
+def test_scenes_rejects_numbers_out_of_bounds(field, value):
     with pytest.raises(ValueError, match=rf"Scenes: {field} is {value}; it must be at least"):
         Scenes(**{field: value})
 
 
 @pytest.mark.parametrize("sizes", [(0.0, 0.5), (0.5, 0.1), (0.1, 1.5)])
-def test_sizes_that_are_no_range_are_refused(sizes):
+def test_scenes_rejects_sizes_that_are_not_a_range(sizes):
     with pytest.raises(ValueError, match="two shares of the image's side, the smaller first"):
         Scenes(sizes=sizes)

@@ -113,7 +113,7 @@ def test_an_object_has_the_number_of_its_name_in_class_names(make):
     np.testing.assert_allclose(data.train.boxes[0, :, 0], [0.0, 0.5, 1.0, 1.5])
 
 
-def test_an_image_without_objects_is_fine(make):
+def test_an_image_without_objects_has_no_boxes(make):
     data = load(make({"a": annotation()}))
     assert not data.train.valid[0].any()
     assert data.train.valid[1].any()
@@ -136,30 +136,30 @@ def test_images_in_both_lists_are_counted(make):
     assert "1 held-out images are also in trainval.txt" in problem.what
 
 
-def test_an_absent_folder_is_refused(tmp_path):
+def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder; set root"):
         load(Voc(root=str(tmp_path / "nowhere"), class_names=NAMES))
 
 
-def test_absent_and_empty_lists_are_refused(make):
+def test_the_error_of_missing_lists_names_those_that_exist(make):
     spec = make(lists={"trainval": None, "test": None, "val": "a\n"})
-    with pytest.raises(FileNotFoundError, match=r"2 faults(.|\n)*trainval.txt: no such list"):
+    with pytest.raises(FileNotFoundError, match=r"2 errors(.|\n)*trainval.txt: no such list"):
         load(spec)
     with pytest.raises(FileNotFoundError, match="there are: val"):
         load(spec)
 
 
-def test_an_empty_list_is_refused(make):
+def test_an_empty_list_is_an_error(make):
     with pytest.raises(ValueError, match=r"trainval.txt: names no image"):
         load(make(lists={"trainval": "\n \n"}))
 
 
-def test_absent_files_are_refused_together(make):
+def test_the_error_of_missing_files_names_all_of_them(make):
     spec = make(annotations={"a": None}, images={"b": None})
-    with pytest.raises(FileNotFoundError, match="2 faults") as caught:
+    with pytest.raises(FileNotFoundError, match="2 errors") as caught:
         load(spec)
-    assert "Annotations/a.xml: absent" in str(caught.value)
-    assert "JPEGImages/b.jpg: absent; add it or take b off the list" in str(caught.value)
+    assert "Annotations/a.xml: missing" in str(caught.value)
+    assert "JPEGImages/b.jpg: missing; add it, or remove b from the list" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_absent_files_are_refused_together(make):
         (annotation(*[GOOD] * 7), r"a.xml: 7 objects, .* max_boxes = 4; set max_boxes = 7"),
     ],
 )
-def test_bad_annotations_are_refused(make, text, says):
+def test_an_invalid_annotation_is_an_error(make, text, says):
     with pytest.raises(ValueError, match=says):
         load(make({"a": text}))
 
@@ -189,14 +189,14 @@ def test_bad_annotations_are_refused(make, text, says):
 @pytest.mark.parametrize(
     "content", [b"", jpeg()[:400], b"<html>not found</html>"], ids=["empty", "truncated", "html"]
 )
-def test_images_that_do_not_decode_are_refused(make, content):
+def test_an_image_that_does_not_decode_is_an_error(make, content):
     with pytest.raises(ValueError, match=r"JPEGImages/b.jpg: does not decode .*; replace it"):
         load(make(images={"b": content}))
 
 
-def test_all_faults_of_a_load_come_at_once_and_only_ten_are_shown(make):
+def test_all_errors_are_raised_at_once_and_only_ten_are_shown(make):
     bad = [("zebra", 1, 1, 9, 9)] * 14
-    with pytest.raises(ValueError, match="16 faults") as caught:
+    with pytest.raises(ValueError, match="16 errors") as caught:
         load(make({"a": annotation(*bad), "c": None}, images={"b": b""}))
     assert len(str(caught.value).splitlines()) == 12
     assert str(caught.value).endswith("... and 6 more")
@@ -212,7 +212,7 @@ def test_all_faults_of_a_load_come_at_once_and_only_ten_are_shown(make):
         ({"max_boxes": 0}, "max_boxes is 0; it must be at least 1"),
     ],
 )
-def test_specs_that_fit_no_data_are_refused(fields, says):
+def test_voc_rejects_invalid_class_names_and_numbers(fields, says):
     with pytest.raises(ValueError, match=says):
         Voc(**{"root": ".", "class_names": NAMES} | fields)
 
@@ -234,7 +234,7 @@ def test_every_color_mode_becomes_rgb(tmp_path):
     np.testing.assert_allclose(decode_rgb(tmp_path / "cmyk.jpg")[..., 0], ramp, atol=6)
 
 
-def test_an_exif_turn_is_not_applied(make):
+def test_an_exif_orientation_is_not_applied(make):
     exif = Image.Exif()
     exif[0x0112] = 6
     data = load(make(images={"a": jpeg(exif=exif)}))

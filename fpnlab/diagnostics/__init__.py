@@ -1,4 +1,4 @@
-"""A model to measurements inside it: statistics, activations, gradients."""
+"""Diagnostics of a model: drift of statistics, activations, gradients, and NaN."""
 
 import lazy_loader
 

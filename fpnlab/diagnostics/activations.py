@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +16,10 @@ from fpnlab.types import Mode, Moments
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """Moments of one map (arXiv:2101.08692, section 3)."""
+    """Moments of the output of one block (arXiv:2101.08692, section 3)."""
 
     name: str
-    """Stage and block."""
+    """Name of the stage and block."""
     squared_mean: float
     """Mean over channels of the squared channel mean."""
     variance: float
@@ -39,15 +38,15 @@ def resnet_signals(
     """Returns the moments of every block's output, in the order of depth.
 
     See "Characterizing signal propagation", Brock et al., arXiv:2101.08692, section 3: without
-    normalization the variance grows with depth, with it it is reset at every stage.
+    normalization the variance grows with depth; normalization resets it at every stage.
 
     Args:
-      resnet: what to compute.
-      params: its parameters.
-      state: its running statistics.
-      images: a batch, as ``apply_resnet`` takes it.
-      mode: where norms take their statistics from.
-      mask: pixels that enter statistics and moments; None for all of them.
+      resnet: The ResNet.
+      params: Its parameters.
+      state: Its running statistics.
+      images: A batch of standardized images.
+      mode: Source of the statistics of batch norms.
+      mask: Pixels that enter statistics and moments; None: all of them.
     """
     found = jax.device_get(_moments(resnet, mode, params, state, images, mask))
     return [Signal(name, float(mean), float(var)) for name, (mean, var) in found.items()]
@@ -59,15 +58,21 @@ def _moments(
     mode: Mode,
     params: ResNetParams,
     state: ResNetState,
-    images: Array,
-    mask: Array | None,
-) -> Any:
-    """Returns squared mean and variance of each output, averaged over channels, by name."""
+    images: Float[Array, "b h w 3"],
+    mask: Bool[Array, "b h w"] | None,
+) -> collections.OrderedDict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
+    """Returns squared mean and variance of each output, averaged over channels, by name.
+
+    They are in an OrderedDict because ``jit`` would sort the names of a dict.
+    """
     _, _, outputs = capture_resnet(resnet, params, state, images, mode, mask=mask)
     return collections.OrderedDict((name, _of_map(x, mask)) for name, x in outputs.items())
 
 
-def _of_map(x: Array, mask: Array | None) -> tuple[Array, Array]:
+def _of_map(
+    x: Float[Array, "b h w c"], mask: Bool[Array, "b hm wm"] | None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns the means over channels of the squared mean and of the variance of a map."""
     inside = _mask_of(x, mask)
     parts, *_ = local_moments(x.astype(jnp.float32), (1, 2), inside)
     flat = lambda leaf: leaf.reshape(len(x), -1)
@@ -76,8 +81,10 @@ def _of_map(x: Array, mask: Array | None) -> tuple[Array, Array]:
     return jnp.square(whole.mean).mean(), whole.var.mean()
 
 
-def _mask_of(x: Array, mask: Array | None) -> Array | None:
-    """Returns the mask of a map: of its stride, the power of two that gives its height."""
+def _mask_of(
+    x: Float[Array, "b h w c"], mask: Bool[Array, "b hm wm"] | None
+) -> Bool[Array, "b h w"] | None:
+    """Returns ``mask`` downsampled to ``x``, by the power of two that gives its height."""
     if mask is None:
         return None
     height = mask.shape[1]

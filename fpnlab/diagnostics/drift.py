@@ -1,22 +1,22 @@
-"""Distance of running statistics from those of the population, layer by layer."""
+"""Distance between running and population statistics of batch norms, layer by layer."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from fpnlab.nn.norm_layer import NormState, at_level
 
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """The distance of running from population statistics in one norm, or one level of it."""
+    """Distance between running and population statistics of one norm, or of one level of it."""
 
     name: str
     """Path of the norm in the state."""
     level: int | None
-    """Position of the level, where levels keep statistics of their own."""
+    """Index of the level if levels have separate statistics; None otherwise."""
     mean_shift: float
     """Mean over channels of ``|mean - mean_pop| / deviation_pop``."""
     log_variance_ratio: float
@@ -25,15 +25,15 @@ class Drift:
     """Values per channel in one statistics group of training."""
 
 
-def statistics_drift(running: Any, population: Any, *, eps: float = 1e-5) -> list[Drift]:
+def statistics_drift(running: PyTree, population: PyTree, *, eps: float = 1e-5) -> list[Drift]:
     """Returns the drift of every batch norm, in the order of the state.
 
-    Why running averages fail at small batches is the subject of arXiv:2105.07576, section 3.
+    For the failure of running averages at small batches see arXiv:2105.07576, section 3.
 
     Args:
-      running: a state with running statistics.
-      population: the same with those of ``evaluate.population_state``.
-      eps: added to all variances, as in the norms.
+      running: A state with running statistics.
+      population: The state with the statistics of ``evaluate.population_state``.
+      eps: Constant added to all variances, as in the norms.
     """
     running, population = jax.device_get((running, population))
     paths, _ = jax.tree_util.tree_flatten_with_path(running, is_leaf=_is_state)
@@ -49,11 +49,11 @@ def statistics_drift(running: Any, population: Any, *, eps: float = 1e-5) -> lis
     return drifts
 
 
-def _is_state(node):
+def _is_state(node: object) -> bool:
     return isinstance(node, NormState)
 
 
-def _drift(name, level, one, other, eps):
+def _drift(name: str, level: int | None, one: NormState, other: NormState, eps: float) -> Drift:
     shift = np.abs(one.mean - other.mean) / np.sqrt(other.var + eps)
     ratio = np.abs(np.log((one.var + eps) / (other.var + eps)))
     return Drift(name, level, float(shift.mean()), float(ratio.mean()), float(one.count))

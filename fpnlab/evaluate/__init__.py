@@ -1,4 +1,4 @@
-"""Predictions to numbers: COCO metrics, accuracy, three sources of batch-norm statistics."""
+"""Evaluation: COCO metrics, accuracy, and three sources of batch-norm statistics."""
 
 import lazy_loader
 

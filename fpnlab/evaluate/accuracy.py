@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from fpnlab.evaluate.bn_statistics import filled_batches, three_sources, whole_groups
 from fpnlab.nn.classifier import (
@@ -22,9 +23,9 @@ class Accuracy(NamedTuple):
     metrics: dict[str, dict[str, float]]
     """``accuracy_metrics`` by source of statistics: `running`, `precise`, `batch`."""
     logits: np.ndarray
-    """``[n, k]``, those by running statistics."""
+    """Logits by running statistics, ``[n, k]``."""
     population: ClassifierState
-    """The state with population statistics; without a batch norm, the state as it was."""
+    """The state with population statistics; without a batch norm, the unchanged state."""
     correct: dict[str, dict[str, np.ndarray]]
     """``correct_predictions`` by source of statistics."""
 
@@ -39,26 +40,28 @@ def evaluate_classifier(
     batch_size: int,
     precision: str = "float32",
 ) -> Accuracy:
-    """Returns the metrics on ``test`` by source of statistics, and what they were made from.
+    """Returns the metrics on ``test`` by source of statistics, and the predictions.
 
     The sources are those of ``three_sources``: ``running``, ``precise`` and ``batch``.
 
     Args:
-      classifier: what was trained.
-      params: its parameters.
-      state: its running statistics.
-      population: training images as training saw them, for ``precise``; what does not fill a
-        last batch is left out.
-      test: held-out images, their labels class numbers; in random order, because neighbors share
-        the statistics of ``batch``.
-      batch_size: images per forward pass.
-      precision: dtype of the computation.
+      classifier: The trained classifier.
+      params: Its parameters.
+      state: Its running statistics.
+      population: Augmented training images, for ``precise``; images that do not fill a last batch
+        are left out.
+      test: Held-out images with class numbers as labels; in random order, because consecutive
+        images share the statistics of ``batch``.
+      batch_size: Images per forward pass.
+      precision: Dtype of the computation.
 
     Raises:
-      ValueError: the population is smaller than a statistics group.
+      ValueError: The population is smaller than a statistics group.
     """
 
-    def measure(spec, statistics, mode, multiple):
+    def measure(
+        spec: Classifier, statistics: ClassifierState, mode: Mode, multiple: int
+    ) -> tuple[np.ndarray, ClassifierState]:
         found = class_logits(
             spec,
             params,
@@ -91,23 +94,23 @@ def class_logits(
     params: ClassifierParams,
     state: ClassifierState,
     *,
-    images: np.ndarray | jax.Array,
+    images: Num[Array | np.ndarray, "n h w 3"],
     mode: Mode,
     batch_size: int,
     multiple: int = 1,
     precision: str = "float32",
-) -> np.ndarray:
-    """Returns the logits ``[n, k]`` of all ``images``, in their order, as a numpy array.
+) -> Float[np.ndarray, "n k"]:
+    """Returns the logits of all ``images``, in their order, as a NumPy array.
 
     Args:
-      classifier: what to compute.
-      params: its parameters.
-      state: its running statistics.
-      images: ``[n, h, w, 3]``, 0 to 255.
-      mode: where batch norms take their statistics from.
-      batch_size: images per forward pass.
-      multiple: batches are made a multiple of so many images (statistics groups).
-      precision: dtype of the computation.
+      classifier: The classifier.
+      params: Its parameters.
+      state: Its running statistics.
+      images: Pixels, 0 to 255.
+      mode: Source of the statistics of batch norms.
+      batch_size: Images per forward pass.
+      multiple: Images that the size of batches is a multiple of (statistics groups).
+      precision: Dtype of the computation.
     """
     size = whole_groups(batch_size, multiple)
     parts = [
@@ -117,30 +120,33 @@ def class_logits(
     return np.concatenate(parts)[: len(images)]
 
 
-def accuracy_metrics(logits: np.ndarray, labels: np.ndarray | jax.Array) -> dict[str, float]:
+def accuracy_metrics(
+    logits: Float[np.ndarray, "n k"], labels: Int[Array | np.ndarray, " n"]
+) -> dict[str, float]:
     """Returns ``accuracy``, with more than five classes ``top5``, and ``loss``.
 
     ``accuracy`` and ``top5`` are the shares of images with a correct prediction, see
     ``correct_predictions``; ``loss`` is the mean cross-entropy in nats.
 
     Args:
-      logits: ``[n, k]``.
-      labels: ``[n]``, 0 to k - 1.
+      logits: A logit for each class.
+      labels: Class numbers, 0 to k - 1.
     """
     return _metrics(correct_predictions(logits, labels), logits, labels)
 
 
 def correct_predictions(
-    logits: np.ndarray, labels: np.ndarray | jax.Array
-) -> dict[str, np.ndarray]:
-    """Returns for each image whether it is right for ``accuracy``, with over five classes ``top5``.
+    logits: Float[np.ndarray, "n k"], labels: Int[Array | np.ndarray, " n"]
+) -> dict[str, Bool[np.ndarray, " n"]]:
+    """Returns the images with a correct prediction by metric: ``accuracy``, and maybe ``top5``.
 
-    It is if its class has the largest logit, or one of the five largest (between equal ones the
-    lower class comes first). An image with a logit that is not finite is wrong.
+    A prediction is correct if the class has the largest logit, or with more than five classes for
+    ``top5`` one of the five largest; of equal logits the lower class comes first. An image with a
+    logit that is not finite is wrong.
 
     Args:
-      logits: ``[n, k]``.
-      labels: ``[n]``, 0 to k - 1.
+      logits: A logit for each class.
+      labels: Class numbers, 0 to k - 1.
     """
     wide = np.asarray(logits, np.float64)
     top = np.argsort(-wide, axis=1, kind="stable")[:, :5]
@@ -148,9 +154,13 @@ def correct_predictions(
     return {"accuracy": hits[:, 0]} | ({"top5": hits.any(1)} if wide.shape[1] > 5 else {})
 
 
-def _metrics(correct, logits, labels):
+def _metrics(
+    correct: dict[str, Bool[np.ndarray, " n"]],
+    logits: Float[np.ndarray, "n k"],
+    labels: Int[Array | np.ndarray, " n"],
+) -> dict[str, float]:
     wide = np.asarray(logits, np.float64)
-    with np.errstate(invalid="ignore"):  # Infinite logits have no loss: NaN says so.
+    with np.errstate(invalid="ignore"):  # Infinite logits give a loss of NaN.
         shifted = wide - wide.max(1, keepdims=True)
     of_class = shifted[np.arange(len(wide)), np.asarray(labels)]
     loss = np.log(np.exp(shifted).sum(1)) - of_class
@@ -159,11 +169,25 @@ def _metrics(correct, logits, labels):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _logits(classifier, mode, precision, params, state, images):
+def _logits(
+    classifier: Classifier,
+    mode: Mode,
+    precision: str,
+    params: ClassifierParams,
+    state: ClassifierState,
+    images: Num[Array, "b h w 3"],
+) -> Float[Array, "b k"]:
     return apply_classifier(classifier, params, state, images.astype(precision), mode)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _collect(classifier, precision, params, state, images):
+def _collect(
+    classifier: Classifier,
+    precision: str,
+    params: ClassifierParams,
+    state: ClassifierState,
+    images: Num[Array, "b h w 3"],
+) -> ClassifierState:
+    """Returns the state with the moments of a batch merged into it."""
     images = images.astype(precision)
     return apply_classifier(classifier, params, state, images, Mode.MOMENTS)[1]

@@ -1,4 +1,4 @@
-"""A trained detector's detections and scores, with batch norm evaluated three ways."""
+"""A trained detector's detections and COCO metrics, with batch norm evaluated three ways."""
 
 import functools
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Num
 
 from fpnlab.evaluate.bn_statistics import filled_batches, three_sources, whole_groups
 from fpnlab.evaluate.coco import coco_metrics
@@ -29,7 +30,7 @@ class Evaluation(NamedTuple):
     detections: Detections
     """Detections by running statistics (NumPy)."""
     population: DetectorState
-    """The state with population statistics; without a batch norm, the state as it was."""
+    """The state with population statistics; without a batch norm, the unchanged state."""
 
 
 def evaluate_detector(
@@ -43,26 +44,28 @@ def evaluate_detector(
     class_names: Sequence[str],
     precision: str = "float32",
 ) -> Evaluation:
-    """Returns COCO metrics on ``test`` by source of statistics, and what they were made from.
+    """Returns COCO metrics on ``test`` by source of statistics, and the predictions.
 
     The sources are those of ``three_sources``: ``running``, ``precise`` and ``batch``.
 
     Args:
-      evaluate: batch size, number of images.
-      detector: what was trained.
-      params: its parameters.
-      state: its running statistics.
-      population: training images as training saw them, for ``precise``; what does not fill a
-        last batch is left out.
-      test: held-out images.
-      class_names: names of the classes.
-      precision: dtype of the computation.
+      evaluate: Batch size and areas of small and medium boxes.
+      detector: The trained detector.
+      params: Its parameters.
+      state: Its running statistics.
+      population: Augmented training images, for ``precise``; images that do not fill a last batch
+        are left out.
+      test: Held-out images.
+      class_names: Names of the classes.
+      precision: Dtype of the computation.
 
     Raises:
-      ValueError: the population is smaller than a statistics group.
+      ValueError: The population is smaller than a statistics group.
     """
 
-    def measure(spec, statistics, mode, multiple):
+    def measure(
+        spec: Detector, statistics: DetectorState, mode: Mode, multiple: int
+    ) -> tuple[dict[str, float], Detections, DetectorState]:
         found = detections(
             spec,
             params,
@@ -101,19 +104,19 @@ def detections(
     multiple: int = 1,
     precision: str = "float32",
 ) -> Detections:
-    """Returns the detections in all images of ``test``, in their order, as numpy arrays.
+    """Returns the detections in all images of ``test``, in their order, as NumPy arrays.
 
-    The last batch is filled up with the first images, whose second results are dropped.
+    The last batch is filled up with the first images, whose repeated results are dropped.
 
     Args:
-      detector: what to compute.
-      params: its parameters.
-      state: its running statistics.
-      test: the images.
-      mode: where batch norms take their statistics from.
-      batch_size: images per forward pass.
-      multiple: batches are made a multiple of so many images (statistics groups).
-      precision: dtype of the computation.
+      detector: The detector.
+      params: Its parameters.
+      state: Its running statistics.
+      test: The images.
+      mode: Source of the statistics of batch norms.
+      batch_size: Images per forward pass.
+      multiple: Images that the size of batches is a multiple of (statistics groups).
+      precision: Dtype of the computation.
     """
     size = whole_groups(batch_size, multiple)
     total = len(test.images)
@@ -127,14 +130,30 @@ def detections(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _detect(detector, mode, precision, params, state, images, extent, anchors):
+def _detect(
+    detector: Detector,
+    mode: Mode,
+    precision: str,
+    params: DetectorParams,
+    state: DetectorState,
+    images: Num[Array, "b h w 3"],
+    extent: Float[Array, "b 2"],
+    anchors: Float[Array, "a 4"],
+) -> Detections:
     images = images.astype(precision)
     output, _ = apply_detector(detector, params, state, images, mode, extent=extent)
     return detect(detector, output, anchors, extent)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _collect(detector, precision, params, state, batch):
+def _collect(
+    detector: Detector,
+    precision: str,
+    params: DetectorParams,
+    state: DetectorState,
+    batch: tuple[Num[Array, "b h w 3"], Float[Array, "b 2"]],
+) -> DetectorState:
+    """Returns the state with the moments of a batch (images, extent) merged into it."""
     images, extent = batch
     images = images.astype(precision)
     return apply_detector(detector, params, state, images, Mode.MOMENTS, extent=extent)[1]

@@ -1,10 +1,10 @@
-"""Population statistics: what running averages only estimate, computed with frozen weights."""
+"""Population statistics of batch norm, computed with frozen weights, and its evaluation."""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,18 @@ from fpnlab.types import Mode
 
 Spec = TypeVar("Spec")
 State = TypeVar("State")
+Batches = TypeVar("Batches")
 Result = TypeVar("Result")
 
 
-def has_batch_norm(spec: Any) -> bool:
-    """Returns whether a batch norm stands anywhere in ``spec``."""
+def has_batch_norm(spec: object) -> bool:
+    """Returns whether there is a batch norm anywhere in ``spec``."""
     return bool(_group_sizes(spec))
 
 
-def _group_sizes(spec: Any) -> set[int | None]:
-    """Returns the ``norm_batch`` of all batch norms in ``spec``; None where it is open."""
-    found = set()
+def _group_sizes(spec: object) -> set[int | None]:
+    """Returns the ``norm_batch`` of all batch norms in ``spec``; None where it is unset."""
+    found: set[int | None] = set()
     replace_batch_norms(spec, lambda norm: found.add(norm.norm_batch) or norm)
     return found
 
@@ -36,29 +37,30 @@ def three_sources(
     state: State,
     *,
     measure: Callable[[Spec, State, Mode, int], Result],
-    collect: Callable[[Spec, State, Any], State],
-    population: Any,
+    collect: Callable[[Spec, State, Batches], State],
+    population: Batches,
     batch_size: int,
 ) -> dict[str, Result]:
-    """Returns what a trained network is worth by three sources of statistics.
+    """Returns the evaluation of a trained network by three sources of batch-norm statistics.
 
-    ``running``: the running averages of training; ``precise``: population statistics computed
-    anew over training images with frozen weights; ``batch``: those of test batches, in groups
-    of each norm's ``norm_batch`` (all images of a batch where that is open). Without a batch norm
-    there is one result, given three times.
+    ``running``: the running averages of training; ``precise``: population statistics, estimated
+    from training images with frozen weights; ``batch``: those of test batches, in groups of each
+    norm's ``norm_batch`` (all images of a batch where that is unset). Without a batch norm there
+    is one result, returned three times.
 
     Args:
-      spec: what was trained.
-      state: its running statistics.
-      measure: (spec, state, mode, multiple) to a result; batches of the test images must be a
-        multiple of so many images.
-      collect: (spec, state, batch of the population) to the state after `Mode.MOMENTS`.
-      population: training images as training saw them: arrays with one leading axis; what does
-        not fill a last batch is left out.
-      batch_size: images per forward pass, made a multiple of the groups of all norms.
+      spec: The trained model.
+      state: Its running statistics.
+      measure: Function of (spec, state, mode, multiple) that evaluates the model on the test
+        images, in batches of a multiple of ``multiple`` images.
+      collect: Function of (spec, state, batch of the population) to the state after a forward
+        pass in `Mode.MOMENTS`.
+      population: Augmented training images: a tree of arrays with one leading axis; images that
+        do not fill a last batch are left out.
+      batch_size: Images per forward pass, rounded to a multiple of the groups of all norms.
 
     Raises:
-      ValueError: the population does not fill whole groups of all norms.
+      ValueError: The population does not fill whole groups of all norms.
     """
     running = measure(spec, state, Mode.EVAL, 1)
     groups = sorted(size for size in _group_sizes(spec) if size is not None)
@@ -91,16 +93,16 @@ def whole_groups(batch_size: int, group: int) -> int:
 
 
 def filled_batches(total: int, size: int) -> Iterator[np.ndarray]:
-    """Yields the numbers of ``total`` images in batches of ``size``, all of them full.
+    """Yields the numbers of ``total`` images in full batches of ``size``.
 
-    The last one is filled up with the first images, whose second results are to be dropped.
+    The last batch is filled up with the first images; drop their repeated results.
     """
     for start in range(0, total, size):
         yield np.arange(start, start + size) % total
 
 
 def population_state(
-    collect: Callable[[State, Any], State], batches: Iterable[Any], state: State
+    collect: Callable[[State, Batches], State], batches: Iterable[Batches], state: State
 ) -> State:
     """Returns ``state`` with its running statistics replaced by those of ``batches`` together.
 
@@ -110,19 +112,20 @@ def population_state(
     those of all levels are merged (section 5.2).
 
     Args:
-      collect: (state, batch) to the state after a network in `Mode.MOMENTS`.
-      batches: training batches; 10^3 to 10^4 images are enough.
-      state: the running statistics to replace; those of norms that see no value are kept.
+      collect: Function of (state, batch) to the state after a forward pass in `Mode.MOMENTS`.
+      batches: Training batches; 10^3 to 10^4 images are enough.
+      state: The running statistics to replace; norms without any value keep theirs.
 
     Raises:
-      ValueError: there are no batches.
+      ValueError: There are no batches.
     """
     is_state = lambda node: isinstance(node, NormState)
-    of_norms = lambda change, *trees: jax.tree.map(
-        lambda node, *others: change(node, *others) if is_state(node) else node,
-        *trees,
-        is_leaf=is_state,
-    )
+
+    def of_norms(change: Callable[..., NormState], *trees: State) -> State:
+        """Returns the first tree with ``change`` applied to the states of all norms."""
+        apply = lambda node, *others: change(node, *others) if is_state(node) else node
+        return jax.tree.map(apply, *trees, is_leaf=is_state)
+
     start = total = of_norms(_without_values, state)
     for batch in batches:
         total = collect(total, batch)
@@ -131,15 +134,16 @@ def population_state(
     return of_norms(_filled, total, state)
 
 
-def _without_values(state):
+def _without_values(state: NormState) -> NormState:
+    """Returns moments of no value, into which the first batch is merged."""
     nothing = jnp.zeros_like
     return dataclasses.replace(
         state, mean=nothing(state.mean), var=nothing(state.var), count=nothing(state.count)
     )
 
 
-def _filled(moments, running):
-    """Returns the moments with the count of training; the running ones where there is no value."""
+def _filled(moments: NormState, running: NormState) -> NormState:
+    """Returns the moments with the count of training; the running ones where count is 0."""
     some = (moments.count > 0)[..., None]
     return NormState(
         mean=jnp.where(some, moments.mean, running.mean),

@@ -1,31 +1,33 @@
 """Average precision of detections, as the COCO challenge defines it."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
+from jaxtyping import Array, Bool, Float, Int
 
+from fpnlab.records.json_files import JsonObject
 from fpnlab.types import Detections
 
-_LARGEST_AREA = 1e10  # the upper end of COCO's "all" and "large"
+_LARGEST_AREA = 1e10  # The upper limit of COCO's "all" and "large".
 
 
 @runtime_checkable
 class GroundTruth(Protocol):
-    """True boxes as ``coco_metrics`` reads them, such as a ``types.Batch``."""
+    """Ground-truth boxes for ``coco_metrics``, such as a ``types.Batch``."""
 
     @property
-    def boxes(self) -> Any:
+    def boxes(self) -> Float[Array | np.ndarray, "n m 4"]:
         """``[n, m, 4]``, ``xyxy`` in pixels."""
 
     @property
-    def classes(self) -> Any:
+    def classes(self) -> Int[Array | np.ndarray, "n m"]:
         """``[n, m]`` int, 0 to k - 1."""
 
     @property
-    def valid(self) -> Any:
-        """``[n, m]`` bool: which rows are boxes."""
+    def valid(self) -> Bool[Array | np.ndarray, "n m"]:
+        """``[n, m]`` bool: True for rows that are boxes."""
 
 
 def coco_metrics(
@@ -38,29 +40,31 @@ def coco_metrics(
     """Returns COCO's average precisions and recalls of the detections, each 0 to 1.
 
     See "Microsoft COCO", Lin et al. 2014, arXiv:1405.0312, and its reference implementation,
-    pycocotools, to whose numbers these are equal. The keys: ``AP`` (mean over the IoU
+    pycocotools, which gives the same numbers. The keys: ``AP`` (mean over the IoU
     thresholds 0.50, 0.55, ... 0.95 and over the classes), ``AP50`` and ``AP75`` (at one
     threshold), ``AP_small``, ``AP_medium`` and ``AP_large`` (by the boxes' areas), ``AR100``
     (mean recall with up to 100 detections of each class in an image), and ``AP50/<class>``.
 
-    A number is nan where there is no ground truth of its kind, and such classes stay out of the
-    means; it is 0 where there is some, but no detection. Detections that are not finite are
+    A number is nan if there is no ground truth of its class and area, and such classes are left out
+    of means; it is 0 if there is ground truth, but no detection. Detections that are not finite are
     left out.
 
     Args:
-      detections: arrays of shape ``[n, d, ...]``, on the host or on a device.
-      truth: arrays of shape ``[n, m, ...]`` for the same images.
-      class_names: the names of the k classes.
-      area_bounds: areas in square pixels that end small and medium. COCO's own suit images of
-        about 640 pixels.
+      detections: Arrays of shape ``[n, d, ...]``, on the host or on a device.
+      truth: Arrays of shape ``[n, m, ...]`` for the same images.
+      class_names: Names of the k classes.
+      area_bounds: Largest areas of small and of medium boxes in square pixels. COCO's are for
+        images of about 640 by 480 pixels.
 
     Raises:
-      ValueError: the numbers of images differ, a class is not one of the k, or the bounds do
+      ValueError: The numbers of images differ, a class is not one of the k, or the bounds do
         not increase.
     """
     small, medium = area_bounds
     if not 0 < small < medium < _LARGEST_AREA:
-        raise ValueError(f"coco_metrics: area_bounds must be positive and rise, got {area_bounds}")
+        raise ValueError(
+            f"coco_metrics: area_bounds must be positive and increase; got {area_bounds}"
+        )
     images = len(truth.boxes)
     if len(detections.boxes) != images:
         raise ValueError(
@@ -85,9 +89,9 @@ def coco_metrics(
     evaluation.params.maxDets = [100]
     evaluation.evaluate()
     evaluation.accumulate()
-    # axes: IoU threshold, recall level, class, area (all, small, medium, large)
+    # Axes: IoU threshold, recall level, class, area (all, small, medium, large).
     precision = evaluation.eval["precision"][..., 0]
-    recall = evaluation.eval["recall"][..., 0]  # the same, less the recall level
+    recall = evaluation.eval["recall"][..., 0]  # The same axes without the recall level.
     values = [
         precision[..., 0],
         precision[0, ..., 0],
@@ -110,8 +114,8 @@ def _mean(values: np.ndarray) -> float:
     return float(defined.mean()) if defined.size else float("nan")
 
 
-def _annotations(rows: Any, classes_known: int) -> list[dict[str, Any]]:
-    """Returns COCO's records of the valid rows, with a score where the rows have one."""
+def _annotations(rows: GroundTruth | Detections, classes_known: int) -> list[JsonObject]:
+    """Returns COCO's records of the valid rows; ground truth has a score of 0."""
     boxes_xyxy = np.asarray(rows.boxes, np.float64)
     scores = np.asarray(getattr(rows, "scores", np.zeros(boxes_xyxy.shape[:-1])), np.float64)
     classes = np.asarray(rows.classes)

@@ -1,20 +1,20 @@
-"""Intervals and tests for a few seeds, and the number of seeds that an effect needs.
+"""Confidence intervals and tests for a few seeds, and the number of seeds that an effect needs.
 
-Everything here is about the mean of one value a seed: a metric, a difference of two arms of the
-same seed, or a difference of such differences. Seeds are few (three to ten), so that the normal
-quantile would claim far too much: with three values the factor is 4.30 and not 1.96.
+All functions are about the mean of one value per seed: a metric, a difference of two arms with the
+same seed, or a difference of such differences. With few seeds (three to ten) intervals by the
+normal quantile would be far too narrow: with three values the factor is 4.30, not 1.96.
 
-The Student-t interval is the primary answer. `fpnlab.stats.resampling` has two other methods
-that assume no normal distribution.
+The Student-t interval is the primary method. `fpnlab.stats.resampling` has two others, which
+assume no normal distribution.
 
-One rule for values that are missing: a value that is not finite (a diverged run, or a metric
-without any object of its kind) is no measurement. It is left out, and ``n`` counts the rest.
-Who shows the mean must say so, because the seeds that survive flatter an arm (which decisions
-that bars is in `fpnlab.analysis.contrasts`).
+Values that are not finite (a diverged run, or a metric without any object of its class) count as
+missing: they are left out, and ``n`` is the number of the others. A report of such a mean must say
+so, because the remaining seeds are biased in favor of the arm (`fpnlab.analysis.contrasts` has
+the decisions that this rules out).
 
-Values that are all equal say nothing about the spread of the next one. They have a mean, but no
-interval and no p-value, unless the caller knows a ``least_deviation``: that of the rounding of a
-metric with steps, below which no standard deviation is believed.
+From values that are all equal, no deviation can be estimated. They have a mean, but no interval and
+no p-value, unless the caller gives a ``least_deviation``: the standard deviation of the rounding of
+a metric with discrete steps, as the lower limit of the estimate.
 """
 
 import functools
@@ -26,10 +26,11 @@ import numpy as np
 from scipy import special
 
 Alternative = Literal["two-sided", "greater", "less"]
+"""Side of the alternative hypothesis."""
 MOST_SEEDS = 10**9
-"""The largest number of seeds that `seeds_needed` looks for."""
+"""Largest number of seeds that `seeds_needed` searches."""
 ROUNDING = 1e-12
-"""Relative spread below which values are equal but for rounding."""
+"""Relative standard deviation below which values are equal up to rounding errors."""
 
 
 class Interval(NamedTuple):
@@ -40,15 +41,15 @@ class Interval(NamedTuple):
     low: float
     """Lower bound; nan for fewer than two values, and for equal ones without a least deviation."""
     high: float
-    """Upper bound; nan where the lower one is."""
+    """Upper bound; nan if `low` is."""
     n: int
     """Number of finite values."""
 
     @property
     def sign(self) -> int:
-        """1 or -1 when the whole interval lies on that side of zero, otherwise 0.
+        """1 or -1 if the whole interval is on that side of zero, otherwise 0.
 
-        An interval without width, as a bootstrap of equal values gives, decides nothing.
+        It is 0 for an interval without width, such as that of a bootstrap of equal values.
         """
         return int(0 < self.low < self.high) - int(self.low < self.high < 0)
 
@@ -59,18 +60,18 @@ class PairedDifference(NamedTuple):
     interval: Interval
     """Interval of the mean difference."""
     by_seed: dict[int, float]
-    """The difference of each seed that both arms have, in ascending order of the seeds."""
+    """The difference by seed, for seeds that both arms have, in ascending order."""
 
 
 class EquivalenceTest(NamedTuple):
-    """Result of a test that a mean difference lies within a margin of zero."""
+    """Result of a test that a mean difference is within a margin of zero."""
 
     interval: Interval
-    """Interval at level ``1 - 2 * alpha``; within the margins exactly when `equivalent`."""
+    """Interval at level ``1 - 2 * alpha``; within the margins if and only if `equivalent`."""
     p: float
     """The larger p-value of the two one-sided tests; nan where `interval` has no bounds."""
     equivalent: bool
-    """True if `p` is below ``alpha``. If not, nothing is shown: neither equal nor different."""
+    """True if `p` is below ``alpha``. False is no evidence of a difference."""
 
 
 def t_interval(
@@ -80,13 +81,13 @@ def t_interval(
 
     ``mean ± t(n - 1; (1 + level) / 2) * s / sqrt(n)``, with ``s`` the standard deviation that
     divides by ``n - 1`` (Student, 1908), or ``least_deviation`` if that is larger. The interval
-    holds its level exactly for independent values of one normal distribution. One value has a mean
-    but no interval, and neither have values that are all equal without a ``least_deviation``.
+    has exactly this coverage for independent values of one normal distribution. A single value has
+    a mean but no interval, as have values that are all equal, without a ``least_deviation``.
 
     Args:
-        values: One value a seed; those that are not finite are left out.
-        level: The share of such intervals that cover the true mean.
-        least_deviation: The standard deviation is taken to be at least this.
+        values: One value per seed; values that are not finite are left out.
+        level: Confidence level: the share of such intervals that cover the true mean.
+        least_deviation: Lower limit of the estimated standard deviation.
 
     Raises:
         ValueError: If ``level`` is not between 0 and 1, or ``least_deviation`` is negative.
@@ -106,16 +107,16 @@ def t_test(
     """Returns the p-value of Student's t test that the mean of ``values`` is ``threshold``.
 
     ``t = (mean - threshold) / (s / sqrt(n))`` with ``n - 1`` degrees of freedom (Student, 1908);
-    of paired differences it is the paired t test. The two-sided p is below ``alpha`` exactly
-    when ``t_interval(values, 1 - alpha)`` leaves the threshold out.
+    of paired differences it is the paired t test. The two-sided p is below ``alpha`` if and
+    only if ``t_interval(values, 1 - alpha)`` does not contain the threshold.
 
     Args:
-        values: One value a seed; those that are not finite are left out. Of fewer than two the
-            p-value is nan, as it is of equal ones without a ``least_deviation``.
-        threshold: The mean of the null hypothesis, or its border where it is one-sided.
-        alternative: What a small p-value speaks for: a mean other than the threshold, a
-            greater, or a smaller one.
-        least_deviation: The standard deviation is taken to be at least this.
+        values: One value per seed; values that are not finite are left out. The p-value is nan for
+            fewer than two values, and for equal values without a ``least_deviation``.
+        threshold: The mean of the null hypothesis, or its limit if the test is one-sided.
+        alternative: The alternative hypothesis: the mean differs from the threshold, is greater, or
+            is less.
+        least_deviation: Lower limit of the estimated standard deviation.
 
     Raises:
         ValueError: If ``least_deviation`` is negative.
@@ -142,14 +143,14 @@ def paired_difference(
     """Returns the mean of ``b - a`` over the seeds that both have, with its interval.
 
     ``d_s = b_s - a_s`` for each common seed ``s``, then :func:`t_interval` of the ``d_s``: the
-    interval of the paired t test. Arms that share initial weights and data order share much of
-    their seed's luck, which the difference cancels. A seed counts only if both values are finite.
+    interval of the paired t test. Arms with the same initial weights and data order share much
+    of the variation by seed, which the difference cancels. A seed counts if both values are finite.
 
     Args:
         a: Value of the reference arm by seed.
         b: Value of the other arm by seed.
-        level: The share of such intervals that cover the true difference.
-        least_deviation: The differences are taken to have at least this standard deviation.
+        level: Confidence level: the share of such intervals that cover the true difference.
+        least_deviation: Lower limit of the estimated standard deviation of the differences.
 
     Raises:
         ValueError: If ``level`` is not between 0 and 1, or ``least_deviation`` is negative.
@@ -165,18 +166,18 @@ def difference_in_differences(
     level: float = 0.95,
     least_deviation: float = 0.0,
 ) -> PairedDifference:
-    """Returns by how much ``b`` changes more than ``a``, with the interval of the mean.
+    """Returns the change of ``b`` minus the change of ``a``, with the interval of the mean.
 
     ``d_s = (b_end_s - b_start_s) - (a_end_s - a_start_s)`` for each seed ``s`` that has all four
-    values, then :func:`t_interval` of the ``d_s``. It answers whether the batch size moves one
-    arm more than the other, which two separate intervals do not: that one change is
-    significant and another is not does not make the two different (Gelman and Stern, 2006).
+    values, then :func:`t_interval` of the ``d_s``. It tests whether the batch size affects one
+    arm more than the other, which two separate intervals cannot: if one change is significant and
+    another is not, the two need not differ significantly (Gelman and Stern, 2006).
 
     Args:
         a: Values of the reference arm by seed, at the start and at the end.
         b: Values of the other arm by seed, at the start and at the end.
-        level: The share of such intervals that cover the true difference.
-        least_deviation: The ``d_s`` are taken to have at least this standard deviation.
+        level: Confidence level: the share of such intervals that cover the true difference.
+        least_deviation: Lower limit of the estimated standard deviation of the ``d_s``.
 
     Raises:
         ValueError: If ``level`` is not between 0 and 1, or ``least_deviation`` is negative.
@@ -188,18 +189,18 @@ def difference_in_differences(
 def tost(
     values: Iterable[float], margin: float, alpha: float = 0.05, least_deviation: float = 0.0
 ) -> EquivalenceTest:
-    """Returns whether the mean of ``values`` lies within ``margin`` of zero.
+    """Returns the test that the mean of ``values`` is within ``margin`` of zero.
 
     Two one-sided t tests (Schuirmann, 1987): the mean is above ``-margin`` and it is below
-    ``margin``; each at ``alpha``, and the larger of the two p-values counts. The same verdict
-    comes from the interval at level ``1 - 2 * alpha``: equivalent if it lies within the
-    margins. With a mean exactly on a margin it errs in at most a share ``alpha`` of all cases.
+    ``margin``; each at ``alpha``, and the larger of the two p-values counts. The interval
+    at level ``1 - 2 * alpha`` gives the same result: equivalent if it is within the margins. If the
+    true mean is exactly on a margin, the probability of an error is at most ``alpha``.
 
     Args:
-        values: One paired difference a seed; those that are not finite are left out.
-        margin: The largest difference that does not matter, chosen before the run.
-        alpha: The accepted share of false claims of equivalence.
-        least_deviation: The standard deviation is taken to be at least this.
+        values: One paired difference per seed; values that are not finite are left out.
+        margin: The largest difference that does not matter, chosen before the experiment.
+        alpha: Significance level: the accepted probability of a false claim of equivalence.
+        least_deviation: Lower limit of the estimated standard deviation.
 
     Raises:
         ValueError: If ``margin`` is not positive, ``alpha`` not between 0 and 0.5, or
@@ -208,7 +209,7 @@ def tost(
     if not margin > 0:
         raise ValueError(f"tost: margin must be above 0, in the unit of the values; got {margin}")
     if not 0 < alpha < 0.5:
-        raise ValueError(f"tost: alpha must lie between 0 and 0.5, as 0.05 does; got {alpha}")
+        raise ValueError(f"tost: alpha must be between 0 and 0.5, such as 0.05; got {alpha}")
     values = list(values)
     above = t_test(values, -margin, "greater", least_deviation)
     below = t_test(values, margin, "less", least_deviation)
@@ -217,17 +218,17 @@ def tost(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Returns the p-values adjusted for their number, in the order given.
+    """Returns the p-values adjusted for multiple testing, in the order given.
 
     Holm's step-down procedure (1979): the ``i``-th smallest of ``m`` is multiplied by
     ``m - i + 1``, no adjusted value is below that of a smaller one, and none is above 1.
-    Rejecting those below ``alpha`` makes a false rejection among all ``m`` in at most a share
-    ``alpha`` of all families, however the tests depend on each other. It is never weaker than
+    Rejecting the hypotheses with adjusted values below ``alpha`` has a family-wise error rate of at
+    most ``alpha``, whatever the dependence of the tests. It is never less powerful than
     Bonferroni's correction.
 
     Args:
-        p_values: Those of the whole family as it was fixed before the run. A test that could
-            not be made stays in it with p = 1.
+        p_values: P-values of the whole family as it was fixed before the experiment. A test that
+            could not be computed remains in it with p = 1.
 
     Raises:
         ValueError: If a value is not between 0 and 1, or nan.
@@ -235,8 +236,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     p = np.array(p_values, dtype=np.float64)
     if not np.all((p >= 0) & (p <= 1)):
         raise ValueError(
-            f"holm: p-values lie between 0 and 1; got {list(p_values)}; give a test without "
-            "a result as 1"
+            f"holm: p-values must be between 0 and 1; got {list(p_values)}; use 1 for a test "
+            "without a result"
         )
     order = np.argsort(p)
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -246,7 +247,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def paired_power(effect: float, deviation: float, n: int, alpha: float = 0.05) -> float:
-    """Returns how often the two-sided paired t test finds a true difference of ``effect``.
+    """Returns the power of the two-sided paired t test for a true difference of ``effect``.
 
     ``t`` then has a noncentral t distribution with ``n - 1`` degrees of freedom and
     noncentrality ``d = effect / deviation * sqrt(n)``. With ``U`` the estimated over the true
@@ -258,7 +259,7 @@ def paired_power(effect: float, deviation: float, n: int, alpha: float = 0.05) -
         effect: The true mean difference, of either sign.
         deviation: Standard deviation of the paired differences over seeds.
         n: Number of seeds, at least two.
-        alpha: Level of the test.
+        alpha: Significance level of the test.
 
     Raises:
         ValueError: If ``effect`` is not finite, ``deviation`` not positive and finite, ``n`` below
@@ -276,13 +277,16 @@ def paired_power(effect: float, deviation: float, n: int, alpha: float = 0.05) -
     found = special.ndtr(shift - critical * u) + special.ndtr(-shift - critical * u)
     if (power := float(weight @ found)) < 0.5:
         return power
-    # From the share that is missed, which keeps its digits where the power is nearly 1.
+    # From the complement, which keeps its digits if the power is nearly 1.
     missed = special.ndtr(critical * u - shift) - special.ndtr(-critical * u - shift)
     return 1.0 - float(weight @ missed)
 
 
 def _deviation_ratio(freedom: int, steep: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of a mean over ``chi(freedom) / sqrt(freedom)``; more at steep places."""
+    """Returns quadrature nodes and weights of a mean over ``chi(freedom) / sqrt(freedom)``.
+
+    The interval is split at the points ``steep``, so that steep integrands have more nodes there.
+    """
     # Twelve deviations of U leave out less than 1e-20.
     reach = 12.0 / math.sqrt(2.0 * freedom)
     low, high = max(0.0, 1.0 - reach), 1.0 + reach
@@ -303,17 +307,17 @@ def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
 
 
 def seeds_needed(effect: float, deviation: float, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Returns the smallest number of seeds with which the paired t test has this power.
+    """Returns the smallest number of seeds for which the paired t test has this power.
 
     The smallest ``n`` for which :func:`paired_power` reaches ``power``, found by bisection,
-    since power rises with ``n``. It is a plan, not a promise: the 95 % interval of a deviation
-    estimated from three seeds reaches from half of it to six times it.
+    since power increases with ``n``. The result depends on ``deviation``, which is uncertain: the
+    95 % interval of a deviation estimated from three seeds is from half of it to six times it.
 
     Args:
-        effect: The smallest true mean difference that is to be found, of either sign.
+        effect: The smallest true mean difference to detect, of either sign.
         deviation: Standard deviation of the paired differences over seeds.
-        power: The share of studies that are to find it.
-        alpha: Level of the two-sided test.
+        power: The probability of detecting it.
+        alpha: Significance level of the two-sided test.
 
     Raises:
         ValueError: If ``effect`` is 0 or not finite, ``deviation`` not positive and finite, a share
@@ -321,7 +325,10 @@ def seeds_needed(effect: float, deviation: float, power: float = 0.8, alpha: flo
     """
     _check_share("seeds_needed", "power", power, "0.8")
     if effect == 0:
-        raise ValueError("seeds_needed: no number of seeds finds an effect of 0; see tost")
+        raise ValueError(
+            "seeds_needed: effect is 0, which no number of seeds detects; it must be another "
+            "number; for equivalence use tost"
+        )
     enough = 2
     while paired_power(effect, deviation, enough, alpha) < power:
         enough *= 2
@@ -341,7 +348,7 @@ def seeds_needed(effect: float, deviation: float, power: float = 0.8, alpha: flo
 
 
 def _mean_and_error(values: Iterable[float], least_deviation: float) -> tuple[float, float, int]:
-    """Mean of the finite values, its standard error, and their number; nan where there is none."""
+    """Returns the mean of the finite values, its standard error, and their number; or nan."""
     if not least_deviation >= 0:
         raise ValueError(f"least_deviation is {least_deviation}; it must be 0 or more")
     finite = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
@@ -349,13 +356,11 @@ def _mean_and_error(values: Iterable[float], least_deviation: float) -> tuple[fl
     if n < 2:
         return (float(finite[0]) if n else math.nan), math.nan, n
     deviation = max(float(finite.std(ddof=1)), least_deviation)
-    # What is left of equal values is the rounding of differences, not a spread.
+    # Differences of equal values deviate by rounding errors only, which are no estimate.
     spread = deviation > ROUNDING * float(np.abs(finite).max())
     return float(finite.mean()), deviation / math.sqrt(n) if spread else math.nan, n
 
 
 def _check_share(where: str, name: str, value: float, example: str) -> None:
     if not 0 < value < 1:
-        raise ValueError(
-            f"{where}: {name} must lie between 0 and 1, as {example} does; got {value}"
-        )
+        raise ValueError(f"{where}: {name} must be between 0 and 1, such as {example}; got {value}")

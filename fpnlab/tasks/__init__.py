@@ -1,1 +1,1 @@
-"""One kind of problem in one value: loss, augmentation, evaluation, pictures, metric names."""
+"""Tasks: loss, augmentation, evaluation, pictures and metric names of each kind of problem."""

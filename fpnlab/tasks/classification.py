@@ -1,9 +1,9 @@
-"""Image classification: images with a label each, a classifier, accuracy."""
+"""Image classification: images with one label each, a classifier, and accuracy."""
 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,13 @@ from fpnlab.data.sources.idx import Idx
 from fpnlab.data.sources.image_folder import ImageFolder
 from fpnlab.evaluate.accuracy import class_logits, evaluate_classifier
 from fpnlab.evaluate.options import Evaluate
-from fpnlab.nn.classifier import Classifier, capture_classifier, init_classifier
+from fpnlab.nn.classifier import (
+    Classifier,
+    ClassifierParams,
+    ClassifierState,
+    capture_classifier,
+    init_classifier,
+)
 from fpnlab.nn.pixels import standardize_pixels
 from fpnlab.nn.resnet import ResNet
 from fpnlab.tasks.predictions import ImageClass
@@ -33,7 +39,7 @@ ClassificationMetric = Literal["accuracy", "top5"]
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """The `fpnlab.tasks.task.Task` of classifiers."""
+    """The task of classifiers (`fpnlab.tasks.task.Task`)."""
 
     model: Classifier
     objective: CrossEntropy
@@ -61,17 +67,24 @@ class Classification:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Empty: there is no pyramid."""
+        """Empty, because a classifier has no pyramid."""
         return ()
 
-    def init(self, key: Key) -> tuple[Any, Any]:
-        """Returns parameters and state before training."""
+    def init(self, key: Key) -> tuple[ClassifierParams, ClassifierState]:
+        """Returns initial parameters and state."""
         return init_classifier(key, self.model)
 
     def loss(
-        self, params: Any, state: Any, batch: LabeledBatch, mode: Mode, *, precision: str, key: Key
+        self,
+        params: ClassifierParams,
+        state: ClassifierState,
+        batch: LabeledBatch,
+        mode: Mode,
+        *,
+        precision: str,
+        key: Key,
     ) -> tuple[Float[Array, ""], LossOutput]:
-        """Returns the loss of a batch, its parts, the new state and the outputs of all layers."""
+        """Returns the loss of a batch, and its parts, the new state and the layers' outputs."""
         _check_batch(batch)
         images = jnp.asarray(batch.images).astype(precision)
         logits, new, outputs = capture_classifier(self.model, params, state, images, mode, key=key)
@@ -79,7 +92,7 @@ class Classification:
         return loss, LossOutput(logs, new, outputs)
 
     def augment(self, augmentation: AugmentImages, keys: Key, batch: LabeledBatch) -> LabeledBatch:
-        """Returns ``batch`` with each image in a random view, and with mixed labels for mixup."""
+        """Returns ``batch`` with each image augmented at random, and mixed labels for mixup."""
         _check_batch(batch)
         if not isinstance(augmentation, AugmentImages):
             raise TypeError(
@@ -90,14 +103,14 @@ class Classification:
     def evaluate(
         self,
         evaluate: Evaluate,
-        params: Any,
-        state: Any,
+        params: ClassifierParams,
+        state: ClassifierState,
         *,
         population: LabeledBatch,
         dataset: Dataset,
         precision: str,
     ) -> Measured:
-        """Returns accuracy on the test images by source of statistics, and pictures."""
+        """Returns accuracy on the test images by source of statistics, and their pictures."""
         found = evaluate_classifier(
             self.model,
             params,
@@ -123,15 +136,15 @@ class Classification:
 
     def predict(
         self,
-        params: Any,
-        state: Any,
+        params: ClassifierParams,
+        state: ClassifierState,
         batch: LabeledBatch,
         *,
         mode: Mode,
         batch_size: int,
         precision: str,
-    ) -> np.ndarray:
-        """Returns the logits of all images, ``[n, k]``."""
+    ) -> Float[np.ndarray, "n k"]:
+        """Returns the logits of all images."""
         return class_logits(
             self.model,
             params,
@@ -143,7 +156,7 @@ class Classification:
         )
 
     def batch_of(self, images: Sequence[np.ndarray], image_size: tuple[int, int]) -> LabeledBatch:
-        """Returns images of any size scaled to cover ``image_size`` and cut around their center."""
+        """Returns images of any size scaled to cover ``image_size`` and center-cropped."""
         return LabeledBatch(
             images=np.stack([center_fit(image, image_size) for image in images]),
             labels=np.zeros(len(images), np.int32),
@@ -170,9 +183,9 @@ class Classification:
     def pictures(
         self, batch: LabeledBatch, predicted: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """Returns images, labels and, where logits are given, the probabilities of the classes."""
+        """Returns images, labels and, if logits are given, the probabilities of the classes."""
         labels = np.asarray(batch.labels)
-        labels = labels if labels.ndim == 1 else labels.argmax(-1)  # Of mixed images.
+        labels = labels if labels.ndim == 1 else labels.argmax(-1)  # Shares, of mixup.
         arrays = {"images": np.asarray(batch.images), "labels": labels}
         if predicted is not None:
             arrays["shares"] = np.asarray(jax.nn.softmax(predicted))
@@ -187,7 +200,11 @@ class Classification:
         return standardize_pixels(images, model.pixel_mean, model.pixel_deviation), None
 
     def check_shapes(self, image_size: tuple[int, int], batch_size: int) -> None:
-        """Traces the loss on shapes alone; raises ValueError where that fails."""
+        """Traces the loss on shapes alone.
+
+        Raises:
+          ValueError: The model cannot be applied to such images.
+        """
         _trace(self, image_size, batch_size)
 
 

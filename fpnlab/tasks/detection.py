@@ -1,9 +1,9 @@
-"""Object detection: images with boxes, a one-stage detector, COCO metrics."""
+"""Object detection: images with boxes, a one-stage detector, and COCO metrics."""
 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from fpnlab.evaluate.average_precision import detections, evaluate_detector
 from fpnlab.evaluate.options import Evaluate
 from fpnlab.nn.detector import (
     Detector,
+    DetectorParams,
+    DetectorState,
     capture_detector,
     detect,
     detector_anchors,
@@ -37,7 +39,7 @@ DetectionMetric = Literal["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_lar
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
-    """The `fpnlab.tasks.task.Task` of detectors."""
+    """The task of detectors (`fpnlab.tasks.task.Task`)."""
 
     model: Detector
     objective: Objective
@@ -68,14 +70,21 @@ class Detection:
         """The levels of the pyramid, finest first."""
         return tuple(self.model.neck.levels)
 
-    def init(self, key: Key) -> tuple[Any, Any]:
-        """Returns parameters and state before training."""
+    def init(self, key: Key) -> tuple[DetectorParams, DetectorState]:
+        """Returns initial parameters and state."""
         return init_detector(key, self.model)
 
     def loss(
-        self, params: Any, state: Any, batch: Batch, mode: Mode, *, precision: str, key: Key
+        self,
+        params: DetectorParams,
+        state: DetectorState,
+        batch: Batch,
+        mode: Mode,
+        *,
+        precision: str,
+        key: Key,
     ) -> tuple[Float[Array, ""], LossOutput]:
-        """Returns the loss of a batch, its parts, the new state and the outputs of all layers."""
+        """Returns the loss of a batch, and its parts, the new state and the layers' outputs."""
         _check_batch(batch)
         images = jnp.asarray(batch.images).astype(precision)
         anchors = detector_anchors(self.model, *images.shape[1:3])
@@ -86,7 +95,7 @@ class Detection:
         return loss, LossOutput(logs, new, outputs)
 
     def augment(self, augmentation: Augment, keys: Key, batch: Batch) -> Batch:
-        """Returns ``batch`` with each image in a random view, boxes included."""
+        """Returns ``batch`` with each image and its boxes augmented at random."""
         _check_batch(batch)
         if not isinstance(augmentation, Augment):
             raise TypeError(
@@ -97,14 +106,14 @@ class Detection:
     def evaluate(
         self,
         evaluate: Evaluate,
-        params: Any,
-        state: Any,
+        params: DetectorParams,
+        state: DetectorState,
         *,
         population: Batch,
         dataset: Dataset,
         precision: str,
     ) -> Measured:
-        """Returns COCO metrics on the test images by source of statistics, and pictures."""
+        """Returns COCO metrics on the test images by source of statistics, and their pictures."""
         found = evaluate_detector(
             evaluate,
             self.model,
@@ -123,8 +132,8 @@ class Detection:
 
     def predict(
         self,
-        params: Any,
-        state: Any,
+        params: DetectorParams,
+        state: DetectorState,
         batch: Batch,
         *,
         mode: Mode,
@@ -178,7 +187,7 @@ class Detection:
         return found
 
     def pictures(self, batch: Batch, predicted: Detections | None = None) -> dict[str, np.ndarray]:
-        """Returns images, true boxes (``truth_*``) and, where given, predicted boxes."""
+        """Returns images, ground-truth boxes (``truth_*``) and, if given, predicted boxes."""
         truth = {f"truth_{name}": getattr(batch, name) for name in ("boxes", "classes", "valid")}
         found = {} if predicted is None else vars(predicted)
         arrays = {"images": batch.images, **truth, **found}
@@ -194,7 +203,11 @@ class Detection:
         return standard, batch.mask if model.mask_padding else None
 
     def check_shapes(self, image_size: tuple[int, int], batch_size: int) -> None:
-        """Traces loss and detections on shapes alone; raises ValueError where that fails."""
+        """Traces loss and detections on shapes alone.
+
+        Raises:
+          ValueError: The model cannot be applied to such images.
+        """
         _trace(self, image_size, batch_size)
 
 

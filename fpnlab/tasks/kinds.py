@@ -1,4 +1,4 @@
-"""All kinds of problems. A new one is a file beside this, and its names in the unions below."""
+"""The registered tasks. A new task is a new file beside this one, added to the unions below."""
 
 from fpnlab.data.augmentation.classifier_augment import AugmentImages
 from fpnlab.data.augmentation.detector_augment import Augment
@@ -12,24 +12,29 @@ from fpnlab.tasks.task import Task
 from fpnlab.train.objective import CrossEntropy, Objective
 
 TaskKind = type[Detection] | type[Classification]
+"""Class of a task."""
 TASKS: tuple[TaskKind, ...] = (Detection, Classification)
 Model = Detector | Classifier
+"""Models of all tasks."""
 AnyObjective = Objective | CrossEntropy
+"""Loss functions of all tasks."""
 AnyAugment = Augment | AugmentImages
+"""Augmentation specs of all tasks."""
 Metric = DetectionMetric | ClassificationMetric
+"""Metrics of all tasks by which a study can compare arms."""
 
 
 def task_of(model: Model, objective: AnyObjective, *, norm_batch: int | None = None) -> Task:
-    """Returns the task of a model, which knows its loss, evaluation and pictures.
+    """Returns the task of a model: its loss, augmentation, evaluation and pictures.
 
     Args:
       model: The model.
       objective: Its loss function.
-      norm_batch: Images in a statistics group of the batch norms that leave it open; None leaves
-        it open: the images at hand.
+      norm_batch: Images per statistics group of the batch norms that leave it unset; None keeps
+        it unset: all images of a batch.
 
     Raises:
-      TypeError: The objective is for other models.
+      TypeError: The objective is for another kind of model.
     """
     if norm_batch is not None:
         model = fill_norm_batch(model, norm_batch)
@@ -41,5 +46,5 @@ def task_of(model: Model, objective: AnyObjective, *, norm_batch: int | None = N
 
 
 def task_kind(data: Data) -> TaskKind:
-    """Returns the kind of task that a data set is for."""
+    """Returns the class of the task that a data spec belongs to."""
     return next(kind for kind in TASKS if isinstance(data, kind.data_kinds))

@@ -1,22 +1,23 @@
-"""Predictions for single images of any size, as a user gets them."""
+"""Predictions for single images of any size."""
 
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float, Int
 
-JsonTable = dict[str, object]
+from fpnlab.records.json_files import JsonObject
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageDetections:
-    """Objects that a detector found in one image, best first."""
+    """Objects that a detector found in one image, in descending order of score."""
 
-    boxes_xyxy: np.ndarray
-    """``[d, 4]`` float32, in pixels of the original image."""
-    scores: np.ndarray
-    """``[d]`` float32, 0 to 1."""
-    classes: np.ndarray
-    """``[d]`` int32, 0 to k - 1."""
+    boxes_xyxy: Float[np.ndarray, "d 4"]
+    """Boxes in pixels of the original image."""
+    scores: Float[np.ndarray, " d"]
+    """Scores, 0 to 1."""
+    classes: Int[np.ndarray, " d"]
+    """Class numbers, 0 to k - 1."""
     labels: tuple[str, ...]
     """Names of ``classes``."""
 
@@ -26,8 +27,8 @@ class ImageDetections:
         labels = tuple(label for label, keep in zip(self.labels, kept) if keep)
         return ImageDetections(self.boxes_xyxy[kept], self.scores[kept], self.classes[kept], labels)
 
-    def table(self) -> JsonTable:
-        """Returns the detections as values of JSON: ``box_xyxy``, ``score`` and ``label`` each."""
+    def table(self) -> JsonObject:
+        """Returns the detections as JSON values, each with label, score and box_xyxy."""
         return {
             "detections": [
                 {
@@ -51,8 +52,8 @@ class ImageClass:
     probabilities: dict[str, float]
     """Probabilities by class name, in the order of the classes; their sum is 1."""
 
-    def table(self) -> JsonTable:
-        """Returns the prediction as values of JSON."""
+    def table(self) -> JsonObject:
+        """Returns the prediction as JSON values."""
         rounded = {name: round(value, 6) for name, value in self.probabilities.items()}
         return {
             "label": self.label,

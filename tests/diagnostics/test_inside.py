@@ -22,7 +22,7 @@ def state_of(mean, var):
     return NormState(mean=mean, var=var, count=jnp.full(lead, 8.0), seen=jnp.ones(lead))
 
 
-def test_drift_is_in_deviations_and_log_ratios_of_the_population():
+def test_drift_is_measured_in_deviations_and_log_ratios_of_the_population():
     running = {"a": state_of([1.0, 4.0], [2.0, 4.0]), "b": None}
     population = {"a": state_of([0.0, 0.0], [1.0, 4.0]), "b": None}
     (drift,) = statistics_drift(running, population, eps=0.0)
@@ -32,7 +32,7 @@ def test_drift_is_in_deviations_and_log_ratios_of_the_population():
     assert drift.count == 8
 
 
-def test_levels_with_their_own_statistics_drift_apart():
+def test_levels_with_separate_statistics_have_separate_drifts():
     running = state_of([[0.0], [3.0]], [[1.0], [1.0]])
     population = state_of([[0.0], [0.0]], [[1.0], [1.0]])
     drifts = statistics_drift([running], [population], eps=0.0)
@@ -115,7 +115,7 @@ def test_smaller_statistics_groups_make_noisier_gradients(key):
     assert noise[16] < 1e-9
 
 
-def test_without_a_batch_there_is_no_noise_of_the_batch(key):
+def test_layer_norm_has_no_gradient_noise_from_statistics_groups(key):
     assert max(noise_of(LayerNorm(axes="c"), key, (2, 16)).values()) < 1e-9
 
 
@@ -130,12 +130,12 @@ def test_noise_is_the_trace_of_the_covariance_over_the_squared_mean():
     np.testing.assert_allclose(noise[2], expected, rtol=1e-5)
 
 
-def test_a_spread_needs_two_draws(key):
+def test_gradient_noise_rejects_a_single_draw(key):
     with pytest.raises(ValueError, match="draws is 1"):
         gradient_noise(lambda order, k: order, key, 4, (2,), draws=1)
 
 
-def test_the_effective_rate_is_the_turn_of_each_kernel(key):
+def test_the_effective_rate_is_the_relative_update_of_each_kernel(key):
     resnet = net(BatchNorm())
     params, _ = init_resnet(key, resnet)
     rates = effective_rates(params, jax.tree.map(lambda p: 1.01 * p, params))

@@ -64,7 +64,7 @@ def test_the_layer_whose_output_overflows_first_is_named(name, detector_loss):
     assert first_not_finite(loss_of, with_leaf(params, name, 3e38)) == PLACES[name]
 
 
-def test_what_is_sound_has_no_first_fault(detector_loss):
+def test_a_finite_step_has_no_first_non_finite_value(detector_loss):
     params, loss_of = detector_loss
     assert first_not_finite(loss_of, params) is None
     assert first_not_finite(loss_of, params, {"images": jnp.ones(3)}) is None
@@ -89,7 +89,7 @@ def test_a_loss_that_overflows_alone_is_named(detector_loss):
 
 
 def test_the_gradient_nearest_to_the_loss_is_named():
-    """sqrt'(0) is infinite; the fault spreads from the third layer back to the first."""
+    """sqrt'(0) is infinite; the error spreads from the third layer back to the first."""
     params = {"a": jnp.ones(()), "b": jnp.ones(()), "c": jnp.zeros(()), "d": jnp.ones(())}
     loss_of = lambda p: (jnp.sqrt(p["a"] * p["b"] * p["c"]) + p["d"], OrderedDict())
     assert first_not_finite(loss_of, params) == "c (gradient)"

@@ -75,7 +75,7 @@ def logits(norm, state=None, spec=None, mode=Mode.EVAL, batch_size=14, **options
     )
 
 
-def test_without_batch_norm_the_three_evaluations_are_one():
+def test_without_batch_norm_all_three_sources_give_the_same_accuracy():
     metrics, found, population, _ = measure(GroupNorm(groups=2))
     chex.assert_trees_all_equal(population, trained(GroupNorm(groups=2))[2])
     assert list(metrics) == ["running", "precise", "batch"]
@@ -113,7 +113,7 @@ def test_batch_statistics_are_those_of_the_groups_of_training():
 
 
 @pytest.mark.parametrize("batch_size", [4, 5, 64])
-def test_the_batch_size_of_evaluation_changes_nothing(batch_size):
+def test_accuracy_does_not_depend_on_the_batch_size_of_evaluation(batch_size):
     norm = BatchNorm()
     found = logits(norm, batch_size=batch_size)
     assert found.shape == (14, CLASSES)
@@ -125,7 +125,7 @@ def test_the_batch_size_of_evaluation_changes_nothing(batch_size):
     np.testing.assert_allclose(grouped_in(batch_size), grouped_in(2), rtol=1e-4, atol=1e-5)
 
 
-def test_a_population_smaller_than_a_statistics_group_is_refused():
+def test_evaluate_classifier_rejects_a_population_smaller_than_a_group():
     with pytest.raises(ValueError, match=r"images do not fill whole .*norm_batch=16; give 16"):
         measure(BatchNorm(), norm_batch=16)
 
@@ -150,7 +150,7 @@ def test_batches_are_whole_groups_of_every_norm():
     assert found.metrics["batch"] == pytest.approx(accuracy_metrics(expected, TEST.labels))
 
 
-def test_evaluation_leaves_what_it_measures_alone():
+def test_evaluation_does_not_change_parameters_and_state():
     classifier, params, state = trained(BatchNorm())
     before = jax.tree.map(np.array, (params, state))
     measure(BatchNorm())
@@ -158,7 +158,7 @@ def test_evaluation_leaves_what_it_measures_alone():
     assert classifier.dropout  # And none of it is dropped: there is no key.
 
 
-def test_bfloat16_is_near_float32():
+def test_accuracy_in_bfloat16_is_near_that_in_float32():
     classifier, params, state = trained(GroupNorm(groups=2))
     narrow = class_logits(
         classifier,
@@ -176,7 +176,7 @@ def test_bfloat16_is_near_float32():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 9) | st.just(60), st.integers(1, 12), st.integers(0, 99))
-def test_metrics_are_those_of_a_loop(classes, count, seed):
+def test_metrics_equal_those_of_a_loop(classes, count, seed):
     random = np.random.default_rng(seed)
     # Whole numbers, so that some are equal: of those the first counts, as in `sorted`.
     scores = np.round(3 * random.standard_normal((count, classes))).astype(np.float32)

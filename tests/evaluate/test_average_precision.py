@@ -85,7 +85,7 @@ def found_by(trained, scenes, norm, state=None, **settings):
     )
 
 
-def test_without_batch_norm_the_three_evaluations_are_one(measure):
+def test_without_batch_norm_all_three_sources_give_the_same_metrics(measure):
     metrics, found, _ = measure(LayerNorm(axes="hwc"))
     assert list(metrics) == ["running", "precise", "batch"]
     assert found.valid.any()
@@ -120,7 +120,7 @@ def test_each_evaluation_of_batch_norm_uses_its_own_statistics(measure, trained,
         assert not np.allclose(boxes[one], boxes[other], atol=0.1)
 
 
-def test_the_population_behind_the_precise_result_is_handed_back(measure, exact):
+def test_evaluate_detector_returns_the_population_statistics(measure, exact):
     chex.assert_trees_all_close(measure(BatchNorm()).population, exact, rtol=1e-5, atol=1e-6)
 
 
@@ -149,13 +149,13 @@ def test_precise_statistics_come_from_the_groups_of_training(measure, trained, s
     with pytest.raises(AssertionError):
         chex.assert_trees_all_close(last(fours), last(exact), rtol=1e-2)
     twos, *_ = measure(BatchNorm())
-    grown, *_ = measure(BatchNorm(), norm_batch=4)
-    np.testing.assert_equal(twos["running"], grown["running"])
-    assert twos["precise"]["AR100"] != grown["precise"]["AR100"]
+    fours_found, *_ = measure(BatchNorm(), norm_batch=4)
+    np.testing.assert_equal(twos["running"], fours_found["running"])
+    assert twos["precise"]["AR100"] != fours_found["precise"]["AR100"]
 
 
 @pytest.mark.parametrize("batch_size", [3, 4, 5, 6, 8])
-def test_the_batch_size_of_evaluation_changes_nothing(batch_size, trained, scenes):
+def test_detections_do_not_depend_on_the_batch_size_of_evaluation(batch_size, trained, scenes):
     one = found_by(trained, scenes, BatchNorm(), batch_size=2)
     found = found_by(trained, scenes, BatchNorm(), batch_size=batch_size)
     assert found.boxes.shape == (6, 100, 4)
@@ -173,7 +173,7 @@ def test_batches_are_made_of_whole_statistics_groups(trained, scenes):
         test=scenes.test,
         mode=Mode.BATCH_EVAL,
     )
-    # Five is no multiple of two and one is less than two: four and two are used.
+    # Five is not a multiple of two and one is less than two: four and two are used.
     chex.assert_trees_all_close(
         find(batch_size=5, multiple=2), find(batch_size=1, multiple=2), rtol=1e-4, atol=1e-3
     )
@@ -185,18 +185,18 @@ def test_a_large_evaluation_batch_needs_no_more_images_than_there_are(measure):
     assert set(metrics["precise"]) == set(metrics["running"])
 
 
-def test_a_population_smaller_than_a_statistics_group_is_refused(measure):
+def test_evaluate_detector_rejects_a_population_smaller_than_a_group(measure):
     with pytest.raises(ValueError, match=r"images do not fill whole .*norm_batch=16; give 16"):
         measure(BatchNorm(), norm_batch=16)
 
 
 @pytest.mark.parametrize(("field", "least"), [("batch_size", 1), ("population_examples", 2)])
-def test_an_evaluation_of_nothing_is_refused(field, least):
+def test_evaluate_rejects_numbers_of_images_out_of_bounds(field, least):
     with pytest.raises(ValueError, match=f"{field} is 0; it must be at least {least}"):
         Evaluate(**{field: 0})
 
 
-def test_a_spread_of_one_gradient_is_refused():
+def test_evaluate_rejects_a_single_gradient_draw():
     with pytest.raises(ValueError, match="gradient_draws is 1; it must be at least 2"):
         Evaluate(gradient_draws=1)
 

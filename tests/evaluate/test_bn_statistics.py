@@ -1,4 +1,4 @@
-"""Population statistics: the moments of all batches, as float64 NumPy finds them."""
+"""Population statistics against the moments of all batches in float64 NumPy."""
 
 import dataclasses
 
@@ -118,7 +118,7 @@ def test_a_second_layer_sees_batches_normalized_by_their_own_statistics(batches)
     assert found["two"][1] is None
 
 
-def test_no_batches_are_refused():
+def test_population_state_rejects_an_empty_list_of_batches():
     state, collect = collector(NORM)
     with pytest.raises(ValueError, match="no batches; give at least one"):
         population_state(collect, iter(()), state)
@@ -136,7 +136,7 @@ def test_grouped_fills_in_the_training_groups_where_a_norm_leaves_them_open(make
 
 
 @pytest.mark.parametrize("norm", [LayerNorm(axes="c"), GroupNorm(groups=2), NoNorm()])
-def test_specs_without_batch_norm_are_left_alone(norm, make_detector):
+def test_specs_without_batch_norm_are_unchanged(norm, make_detector):
     detector = make_detector(norm)
     assert not has_batch_norm(detector)
     assert fill_norm_batch(detector, 8) == detector

@@ -99,7 +99,7 @@ def test_more_than_a_hundred_detections_in_an_image_are_cut_as_in_pycocotools():
     np.testing.assert_allclose(list(got.values()), list(expected.values()), rtol=0, atol=1e-9)
 
 
-def test_perfect_detections_score_one_and_absent_kinds_are_nan(capfd):
+def test_perfect_detections_score_one_and_missing_areas_are_nan(capfd):
     _, truth = corpus(3)
     truth.boxes[..., 2:] = truth.boxes[..., :2] + 10  # all small
     perfect = Detections(
@@ -156,20 +156,20 @@ def test_the_order_of_images_and_rows_does_not_matter():
     assert got == pytest.approx(coco_metrics(detections, truth, NAMES), nan_ok=True)
 
 
-def test_different_numbers_of_images_are_refused():
+def test_coco_metrics_rejects_different_numbers_of_images():
     detections, truth = corpus(8)
     fewer = truth_of(truth.boxes[:4], truth.classes[:4], truth.valid[:4])
     with pytest.raises(ValueError, match="6 images with detections, 4 with ground truth"):
         coco_metrics(detections, fewer, NAMES)
 
 
-def test_a_class_without_a_name_is_refused():
+def test_coco_metrics_rejects_a_class_without_a_name():
     detections, truth = corpus(9)
     truth.classes[truth.valid] = 3
     with pytest.raises(ValueError, match="class 3 in a valid row, but there are 3 class names"):
         coco_metrics(detections, truth, NAMES)
 
 
-def test_area_bounds_that_do_not_rise_are_refused():
-    with pytest.raises(ValueError, match="must be positive and rise"):
+def test_coco_metrics_rejects_area_bounds_that_do_not_increase():
+    with pytest.raises(ValueError, match="must be positive and increase"):
         coco_metrics(*corpus(10), NAMES, area_bounds=(96.0, 32.0))

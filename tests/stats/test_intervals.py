@@ -149,7 +149,7 @@ def test_a_least_deviation_below_that_of_the_values_changes_nothing():
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 95.0])
-def test_an_impossible_level_is_refused(level):
+def test_t_interval_rejects_a_level_outside_0_to_1(level):
     with pytest.raises(ValueError, match="between 0 and 1"):
         t_interval([1.0, 2.0], level)
 
@@ -259,7 +259,7 @@ def test_no_significant_difference_is_no_equivalence():
 
 
 @pytest.mark.parametrize(("margin", "alpha"), [(0.0, 0.05), (math.nan, 0.05), (1.0, 0.5)])
-def test_an_impossible_margin_or_alpha_of_equivalence_is_refused(margin, alpha):
+def test_tost_rejects_an_invalid_margin_or_alpha(margin, alpha):
     with pytest.raises(ValueError, match=r"tost: (margin|alpha) must"):
         tost([1.0, 2.0], margin, alpha)
 
@@ -310,7 +310,7 @@ def test_holm_makes_a_false_rejection_in_alpha_of_all_families():
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.1, math.nan])
-def test_what_is_no_p_value_is_refused(wrong):
+def test_holm_rejects_values_that_are_not_p_values(wrong):
     with pytest.raises(ValueError, match="between 0 and 1"):
         holm([0.5, wrong])
 
@@ -359,7 +359,7 @@ def test_an_effect_far_beyond_the_noise_needs_two_seeds(deviation):
 
 
 @pytest.mark.parametrize("effect", [1e-9, 5e-324])
-def test_an_effect_that_no_study_can_find_is_refused(effect):
+def test_seeds_needed_rejects_an_effect_that_no_study_detects(effect):
     with pytest.raises(ValueError, match="more than 1,000,000,000 seeds"):
         seeds_needed(effect, 1.0)
 
@@ -387,17 +387,17 @@ def test_an_effect_of_one_deviation_needs_ten_seeds():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "fault"),
+    ("arguments", "message"),
     [
-        ((0.0, 1.0), "effect of 0"),
+        ((0.0, 1.0), "effect is 0"),
         ((1.0, 0.0), "deviation above 0 and finite"),
         ((1.0, math.nan), "deviation above 0 and finite"),
         ((math.nan, 1.0), "effect must be finite"),
         ((math.inf, 1.0), "effect must be finite"),
-        ((1.0, 1.0, 1.0), "power must lie"),
-        ((1.0, 1.0, 0.8, 0.0), "alpha must lie"),
+        ((1.0, 1.0, 1.0), "power must be"),
+        ((1.0, 1.0, 0.8, 0.0), "alpha must be"),
     ],
 )
-def test_an_impossible_question_about_seeds_is_refused(arguments, fault):
-    with pytest.raises(ValueError, match=fault):
+def test_power_and_seeds_needed_reject_invalid_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
         seeds_needed(*arguments)

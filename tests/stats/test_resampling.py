@@ -149,7 +149,7 @@ def test_shared_items_drawn_within_each_seed_claim_too_much():
     assert coverage(20, (1, 1, 1), "own", simulations=1000) < 0.8
 
 
-def test_a_seed_that_diverged_is_left_out_and_half_a_seed_refused():
+def test_a_diverged_seed_is_left_out_and_a_partly_finite_one_is_an_error():
     differences = np.random.default_rng(0).normal(size=(4, 5))
     differences[2] = math.nan
     assert hierarchical_bootstrap(differences) == hierarchical_bootstrap(differences[[0, 1, 3]])
@@ -165,7 +165,7 @@ def test_one_seed_has_a_mean_and_no_interval():
 
 
 @pytest.mark.parametrize("level", [0.0, 95.0])
-def test_an_impossible_level_of_the_bootstrap_is_refused(level):
+def test_bootstrap_rejects_a_level_outside_0_to_1(level):
     with pytest.raises(ValueError, match="between 0 and 1"):
         hierarchical_bootstrap(np.ones((3, 3)), level=level)
 

@@ -71,12 +71,12 @@ def test_a_classifier_learns_colors(key):
     assert int(state.skipped) == 0
 
 
-def test_a_smoothing_of_everything_is_refused():
+def test_cross_entropy_rejects_a_label_smoothing_of_one():
     with pytest.raises(ValueError, match=r"label_smoothing is 1\.0; it must be"):
         CrossEntropy(label_smoothing=1.0)
 
 
-def test_an_objective_of_another_task_is_refused_with_what_fits():
+def test_the_error_of_an_objective_of_another_task_names_the_right_one():
     check = inspect.unwrap(Classification.__post_init__)
     with pytest.raises(TypeError, match=r"Classifier cannot be trained by Objective.*CrossEntropy"):
         check(types.SimpleNamespace(objective=Objective()))

@@ -94,7 +94,7 @@ def items(folder):
         return {name: file[name] for name in file.files}
 
 
-def test_a_run_keeps_which_test_images_it_is_right_about(folder):
+def test_a_run_stores_which_test_images_are_predicted_correctly(folder):
     kept = items(folder)
     for source, metrics in read(folder)["metrics"].items():
         for metric, share in metrics.items():
@@ -111,7 +111,7 @@ def test_items_are_in_the_order_of_the_test_images(dataset, folder):
     assert list(items(folder)["accuracy_running"][: len(found)]) == list(found)
 
 
-def test_an_interrupted_classifier_goes_on_to_the_same_result(
+def test_an_interrupted_classifier_resumes_to_the_same_result(
     experiment, dataset, run, folder, tmp_path
 ):
     with pytest.raises(Interrupted):
@@ -123,7 +123,7 @@ def test_an_interrupted_classifier_goes_on_to_the_same_result(
     np.testing.assert_equal(items(tmp_path), items(folder))
 
 
-def test_a_checkpoint_is_measured_again_to_the_same_numbers(experiment, dataset, folder):
+def test_evaluating_a_checkpoint_again_gives_the_same_numbers(experiment, dataset, folder):
     assert evaluate_run(folder, dataset) == read(folder)["metrics"]
 
 
@@ -214,7 +214,9 @@ def test_an_old_study_without_items_is_reported_without_bootstrap_intervals(
     assert verify(folder).problems == []
 
 
-def test_damaged_items_are_named_and_measured_anew_as_told(studied, dataset, finished, tmp_path):
+def test_the_error_of_damaged_items_says_how_to_evaluate_them_again(
+    studied, dataset, finished, tmp_path
+):
     folder = shutil.copytree(finished, tmp_path / "damaged")
     run = folder / "trials" / "bn-batch_size-8-seed-0"
     content = (run / "items.npz").read_bytes()
@@ -230,7 +232,7 @@ def test_damaged_items_are_named_and_measured_anew_as_told(studied, dataset, fin
     assert verify(folder).problems == []
 
 
-def test_an_augmentation_of_another_task_is_refused(experiment, dataset, key):
+def test_an_augmentation_of_another_task_is_a_type_error(experiment, dataset, key):
     augment = inspect.unwrap(Classification.augment)
     keys = jax.random.split(key, 64)
     with pytest.raises(TypeError, match="Augment is not for images with labels; give Augment"):
@@ -279,7 +281,7 @@ def test_the_kinds_and_the_metric_follow_from_labeled_data():
         ("model", {"neck": {}}, "model.neck: no such field"),
     ],
 )
-def test_what_belongs_to_another_task_is_refused(field, value, says):
+def test_specs_and_metrics_of_another_task_are_config_errors(field, value, says):
     table = json.loads(json.dumps(TABLE))
     table[field] = (table.get(field) or {}) | value
     if value.get("kind"):
@@ -288,7 +290,7 @@ def test_what_belongs_to_another_task_is_refused(field, value, says):
         validate(table)
 
 
-def test_batch_norm_of_a_classifier_meets_the_shapes_of_its_batch():
+def test_batch_norm_of_a_classifier_over_one_value_is_a_config_error():
     table = json.loads(json.dumps(TABLE)) | {"study": None}
     table["model"]["backbone"]["norm"]["norm_batch"] = 3
     with pytest.raises(ConfigError, match="groups of norm_batch=3; these do: 1, 2, 4, 8"):

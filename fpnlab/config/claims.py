@@ -274,7 +274,7 @@ def _unknown_names(
 def _same_trials(rule: Rule, without_axis: Collection[str]) -> Iterator[str]:
     """Yields a message if comparisons of ``rule`` are of the same trials.
 
-    An arm without the axis has one set of trials, which stands at every axis value: its value is
+    An arm without the axis has one set of trials, which counts at every axis value: its value is
     dropped before the cells are compared.
     """
     trials = lambda cell: (

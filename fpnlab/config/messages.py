@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from fpnlab.config.experiment import Experiment
 from fpnlab.config.field_error import unknown
 from fpnlab.config.hints import field_paths, kind_of, spec_members
-from fpnlab.data.dataset import check_pixels
+from fpnlab.data.dataset import too_many_pixels
 from fpnlab.spec import SpecError
 from fpnlab.tasks.kinds import task_kind
 
@@ -79,16 +79,14 @@ def combination_errors(experiment: Experiment) -> Iterator[str]:
             f"({', '.join(names)}); set model.classes = {len(names)}"
         )
     train, evaluate = experiment.train, experiment.evaluate
-    held = {
+    in_memory = {
         "train.batch_size": train.batch_size,
         "evaluate.batch_size": evaluate.batch_size,
         "evaluate.population_examples": evaluate.population_examples,
     }
-    for path, images in held.items():
-        try:
-            check_pixels(path, images, experiment.image_size)
-        except ValueError as error:
-            yield str(error)
+    for path, images in in_memory.items():
+        if problem := too_many_pixels(images, experiment.image_size):
+            yield f"{path}: {problem}"
     name = "batch_size" if train.micro_batch is None else "micro_batch"
     images = getattr(train, name)
     try:

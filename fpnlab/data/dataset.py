@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from fpnlab.spec import Bounds
+from fpnlab.spec import Bounds, SpecError
 from fpnlab.types import Batch, LabeledBatch
 
 Images = TypeVar("Images", bound=Batch | LabeledBatch)
@@ -56,6 +56,23 @@ class Dataset(Generic[Images]):
     """Objects and images that loading left out or changed; empty for clean data."""
 
 
+def too_many_pixels(images: int, size: tuple[int, int]) -> str | None:
+    """Returns the message for more images than fit into memory; None if they fit.
+
+    Args:
+      images: Number of images.
+      size: Height and width in pixels.
+    """
+    pixels = images * size[0] * size[1]
+    if pixels <= MOST_PIXELS:
+        return None
+    return (
+        f"{images} images of {size[0]}x{size[1]} are {pixels} pixels, and at most {MOST_PIXELS} "
+        "(12 GB) are held in memory; give fewer or smaller images, or raise "
+        "fpnlab.data.dataset.MOST_PIXELS"
+    )
+
+
 def check_pixels(owner: str, images: int, size: tuple[int, int]) -> None:
     """Checks that images fit into memory.
 
@@ -67,13 +84,23 @@ def check_pixels(owner: str, images: int, size: tuple[int, int]) -> None:
     Raises:
       ValueError: They have more than `MOST_PIXELS`.
     """
-    pixels = images * size[0] * size[1]
-    if pixels > MOST_PIXELS:
-        raise ValueError(
-            f"{owner}: {images} images of {size[0]}x{size[1]} are {pixels} pixels, and at most "
-            f"{MOST_PIXELS} (12 GB) are held in memory; give fewer or smaller images, or raise "
-            "fpnlab.data.dataset.MOST_PIXELS"
-        )
+    if problem := too_many_pixels(images, size):
+        raise ValueError(f"{owner}: {problem}")
+
+
+def check_class_names(owner: str, class_names: Sequence[str]) -> None:
+    """Checks that there are class names, and that they differ.
+
+    Args:
+      owner: Name of the spec, for the message.
+      class_names: Names of classes 0 to k - 1.
+
+    Raises:
+      SpecError: There is no name, or a name occurs twice.
+    """
+    if not class_names or len(set(class_names)) < len(class_names):
+        problem = f"is {list(class_names)}; it must be one or more different names"
+        raise SpecError(owner, [("class_names", problem)])
 
 
 def raise_errors(data: str, errors: Sequence[Exception]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from fpnlab.data.dataset import Dataset, take
-from fpnlab.spec import Count, Fraction, NonNegative, spec
+from fpnlab.spec import Count, Fraction, NonNegative, SpecError, spec
 from fpnlab.types import LabeledBatch
 
 
@@ -38,13 +38,14 @@ def check_sources_differ(where: str, train: str, test: str, split: Split) -> Non
       split: The split; one with `Split.validation` does not read the source of held-out images.
 
     Raises:
-      ValueError: Both sources are the same.
+      SpecError: Both sources are the same.
     """
     if train == test and not split.validation:
-        raise ValueError(
-            f"{where}.test = {test!r}: the same as train; give another, or hold out a share of "
-            "train by split.validation"
+        problem = (
+            f"is {test!r}, as is train; it must be another, or split.validation above 0, which "
+            "holds out a share of train"
         )
+        raise SpecError(where, [("test", problem)])
 
 
 def split_dataset(

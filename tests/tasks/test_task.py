@@ -274,11 +274,11 @@ def test_the_kinds_and_the_metric_follow_from_labeled_data():
         (
             "study",
             {"metric": "AP"},
-            "study.metric: is 'AP', .*; these are measured: accuracy,",
+            "study.metric: is 'AP', .*; expected one of accuracy,",
         ),
         ("objective", {"label_smoothing": 1.0}, r"objective.label_smoothing: is 1\.0; it must be"),
         ("model", {"classes": 9}, r"model.classes: is 9, .* set model.classes = 10"),
-        ("model", {"neck": {}}, "model.neck: no such field"),
+        ("model", {"neck": {}}, "model.neck: unknown field 'neck'"),
     ],
 )
 def test_specs_and_metrics_of_another_task_are_config_errors(field, value, says):

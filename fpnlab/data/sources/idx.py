@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from fpnlab.data.dataset import Dataset, Side, raise_errors
+from fpnlab.data.dataset import Dataset, Side, check_class_names, raise_errors
 from fpnlab.data.split import Split, check_sources_differ, split_dataset
 from fpnlab.spec import spec
 from fpnlab.types import LabeledBatch
@@ -40,10 +40,7 @@ class Idx:
 
     def __post_init__(self) -> None:
         """Checks the names of classes and files."""
-        if not self.class_names or len(set(self.class_names)) < len(self.class_names):
-            raise ValueError(
-                f"Idx.class_names = {self.class_names}: must be one or more different names"
-            )
+        check_class_names("Idx", self.class_names)
         check_sources_differ("Idx", self.train, self.test, self.split)
 
 

@@ -10,7 +10,14 @@ from typing import Annotated, Literal
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from fpnlab.data.dataset import Dataset, Problem, Side, check_pixels, raise_errors
+from fpnlab.data.dataset import (
+    Dataset,
+    Problem,
+    Side,
+    check_class_names,
+    check_pixels,
+    raise_errors,
+)
 from fpnlab.data.fit_image import center_fit
 from fpnlab.data.image_io import decode_rgb
 from fpnlab.data.split import Split, check_sources_differ, draw_split
@@ -43,10 +50,7 @@ class ImageFolder:
 
     def __post_init__(self) -> None:
         """Checks the names of the classes and of the splits."""
-        if not self.class_names or len(set(self.class_names)) < len(self.class_names):
-            raise ValueError(
-                f"ImageFolder.class_names = {self.class_names}: must be one or more different names"
-            )
+        check_class_names("ImageFolder", self.class_names)
         check_sources_differ("ImageFolder", self.train, self.test, self.split)
 
 

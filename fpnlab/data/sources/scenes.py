@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from fpnlab.data.dataset import Dataset, check_pixels
+from fpnlab.data.dataset import Dataset, too_many_pixels
 from fpnlab.ops.random import named_key
-from fpnlab.spec import Bounds, NonNegative, spec
+from fpnlab.spec import Bounds, NonNegative, SpecError, spec
 from fpnlab.types import Batch, Key
 
 CLASS_NAMES = ("circle", "square", "triangle", "cross")
@@ -52,12 +52,14 @@ class Scenes:
     def __post_init__(self) -> None:
         """Checks the number of pixels and the range of sizes."""
         size = (self.image_size, self.image_size)
-        check_pixels("Scenes", self.train_size + self.test_size, size)
+        if problem := too_many_pixels(self.train_size + self.test_size, size):
+            raise SpecError("Scenes", [("train_size", f"with test_size, {problem}")])
         if not 0 < self.sizes[0] <= self.sizes[1] <= 1:
-            raise ValueError(
-                f"Scenes.sizes = {self.sizes}: must be two shares of the image's side, "
-                "the smaller first, above 0 and at most 1"
+            problem = (
+                f"is {self.sizes}; it must be two shares of the image's side, the smaller first, "
+                "above 0 and at most 1"
             )
+            raise SpecError("Scenes", [("sizes", problem)])
 
 
 def load_scenes(spec: Scenes) -> Dataset:

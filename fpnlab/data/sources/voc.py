@@ -13,7 +13,14 @@ from xml.etree import ElementTree
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from fpnlab.data.dataset import Dataset, Problem, Side, check_pixels, raise_errors
+from fpnlab.data.dataset import (
+    Dataset,
+    Problem,
+    Side,
+    check_class_names,
+    check_pixels,
+    raise_errors,
+)
 from fpnlab.data.fit_image import letterbox, letterbox_boxes
 from fpnlab.data.image_io import decode_rgb
 from fpnlab.spec import Bounds, spec
@@ -42,10 +49,7 @@ class Voc:
 
     def __post_init__(self) -> None:
         """Checks the names of the classes."""
-        if not self.class_names or len(set(self.class_names)) < len(self.class_names):
-            raise ValueError(
-                f"Voc.class_names = {self.class_names}: must be one or more different names"
-            )
+        check_class_names("Voc", self.class_names)
 
 
 @dataclasses.dataclass

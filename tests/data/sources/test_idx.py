@@ -171,9 +171,12 @@ def test_all_errors_are_raised_at_once_and_name_the_files_that_exist(make, tmp_p
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"class_names": ("a", "a")}, "must be one or more different names"),
-        ({"class_names": ()}, "must be one or more different names"),
-        ({"test": "train"}, "Idx.test = 'train': the same as train; .* split.validation"),
+        (
+            {"class_names": ("a", "a")},
+            "class_names is .*; it must be one or more different names",
+        ),
+        ({"class_names": ()}, "class_names is .*; it must be one or more different names"),
+        ({"test": "train"}, "Idx: test is 'train', as is train; .* split.validation above 0"),
     ],
 )
 def test_idx_rejects_empty_class_names_and_equal_splits(fields, says):

@@ -196,11 +196,11 @@ def test_a_split_without_a_readable_image_is_an_error(make):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"class_names": ("a", "a")}, "must be one or more different names"),
-        ({"class_names": ()}, "must be one or more different names"),
+        ({"class_names": ("a", "a")}, "class_names is .*; it must be one or more different"),
+        ({"class_names": ()}, "class_names is .*; it must be one or more different"),
         ({"image_size": (0, 8)}, "image_size is .*at least 1"),
         ({"image_size": (8, 50_000)}, "image_size is .*at most 8192"),
-        ({"test": "train"}, "ImageFolder.test = 'train': the same as train"),
+        ({"test": "train"}, "ImageFolder: test is 'train', as is train"),
     ],
 )
 def test_image_folder_rejects_empty_class_names_and_equal_splits(fields, says):

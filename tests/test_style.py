@@ -99,6 +99,9 @@ TEXTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
 ]
 KEPT = {
+    # Keys of summaries of 0.1, which are read.
+    ("fpnlab/records/study_records.py", "second_opinion"),
+    ("fpnlab/records/study_records.py", "second_opinions"),
     # An old name in the list of renamed ones.
     ("CHANGELOG.md", "Organ"),
     # The name of a key: another one would draw other colors.

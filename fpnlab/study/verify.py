@@ -36,7 +36,7 @@ class Problem:
     what: str
     """Description of the problem."""
     remedy: str
-    """How to solve it."""
+    """The remedy."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}; {self.remedy}"

@@ -390,7 +390,7 @@ def applied(table: Mapping[str, object], settings: Mapping[str, object]) -> Json
 
 
 def _with(table: object, path: list[str], value: object) -> object:
-    """Returns ``table`` with ``value`` at ``path``, in new tables where there are none."""
+    """Returns ``table`` with ``value`` at ``path``, making missing tables on the way."""
     if not path:
         return value
     name, *rest = path

@@ -7,7 +7,6 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from jaxtyping import Array, Bool, Float, Int
 
-from fpnlab.records.json_files import JsonObject
 from fpnlab.types import Detections
 
 _LARGEST_AREA = 1e10  # The upper limit of COCO's "all" and "large".
@@ -114,7 +113,7 @@ def _mean(values: np.ndarray) -> float:
     return float(defined.mean()) if defined.size else float("nan")
 
 
-def _annotations(rows: GroundTruth | Detections, classes_known: int) -> list[JsonObject]:
+def _annotations(rows: GroundTruth | Detections, classes_known: int) -> list[dict[str, object]]:
     """Returns COCO's records of the valid rows; ground truth has a score of 0."""
     boxes_xyxy = np.asarray(rows.boxes, np.float64)
     scores = np.asarray(getattr(rows, "scores", np.zeros(boxes_xyxy.shape[:-1])), np.float64)

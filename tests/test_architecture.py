@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "nn": {"types", "ops"},
     "data": {"types", "ops"},
     "train": {"types", "ops", "nn", "compiler", "errors"},
-    "evaluate": {"types", "ops", "nn", "records"},
+    "evaluate": {"types", "ops", "nn"},
     "diagnostics": {"types", "ops", "nn"},
     "tasks": NUMERICS,
     "stats": set(),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import typing
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 from fpnlab.nn.norm_layer import NormState
 from fpnlab.nn.norm_specs import BatchNorm, Norm, Renorm
+from fpnlab.ops import norm as ops
 
 from .norm_cases import (
     ALIASES,
@@ -38,6 +40,22 @@ def test_the_table_has_every_norm_and_every_source_and_update_of_statistics():
     pairs = lambda modes: {(mode.stats, mode.update) for mode in modes}
     assert pairs(of) == pairs(MODES)
     assert len(pairs(MODES)) == 6
+
+
+def test_the_table_reaches_every_function_of_maps_in_ops_norm(monkeypatch):
+    functions = {n: f for n, f in vars(ops).items() if inspect.isfunction(f) and n[0] != "_"}
+    own = {n: f for n, f in functions.items() if f.__module__ == ops.__name__}
+    of_maps = {n: f for n, f in own.items() if "x" in inspect.signature(f).parameters}
+    called = set()
+    for name, function in of_maps.items():
+        record = lambda *args, name=name, function=function, **options: (
+            called.add(name) or function(*args, **options)
+        )
+        monkeypatch.setattr(ops, name, record)
+    for arm in ARMS.values():
+        run(arm, *fill(arm), maps())
+    assert called == set(of_maps)
+    assert len(called) >= 10
 
 
 @pytest.mark.parametrize("spec", [*typing.get_args(Norm), Renorm], ids=lambda spec: spec.__name__)

@@ -1,4 +1,4 @@
-"""The flags that a jaxlib needs, and what happens where it computes wrong numbers all the same."""
+"""XLA flags that a jaxlib needs, and the checks of a backend for wrong numbers."""
 
 import os
 import shlex
@@ -25,7 +25,7 @@ WRONG = Check("a product", 1.0, 2.0)
 MAP = jax.ShapeDtypeStruct((2, 3), jnp.float32)
 
 
-def test_this_backend_computes_the_known_cases_right():
+def test_this_backend_computes_the_known_cases_correctly():
     assert [check.name for check in compiler.checks() if not check.right] == []
 
 
@@ -41,7 +41,7 @@ def test_this_backend_computes_the_known_cases_right():
         ("", "", ()),
     ],
 )
-def test_a_version_gets_the_flags_it_needs_and_knows_unless_the_user_set_them(
+def test_missing_flags_are_those_needed_by_the_version_and_not_set_by_the_user(
     version, given, missing
 ):
     assert missing_flags(version, given) == missing
@@ -60,7 +60,7 @@ def test_a_version_gets_the_flags_it_needs_and_knows_unless_the_user_set_them(
         ("", "", False),
     ],
 )
-def test_only_tried_versions_with_their_flags_are_known_to_be_right(version, given, right):
+def test_only_tested_versions_with_their_flags_are_known_to_be_right(version, given, right):
     assert compiler.known_to_be_right(version, given) == right
 
 
@@ -88,21 +88,21 @@ def test_importing_the_package_appends_to_the_flags_of_the_user():
     assert run(program, XLA_FLAGS=given).stdout.split() == [given, NO_YNN_REDUCTIONS]
 
 
-def test_flags_are_left_alone_once_the_backend_has_read_them():
+def test_flags_are_not_changed_after_the_backend_has_started():
     program = f"{PRETEND}import os, jax; jax.devices(); import fpnlab; print(dict(os.environ))"
     done = run(program)
     assert "XLA_FLAGS" not in done.stdout
 
 
-def test_flags_that_a_program_set_after_the_import_are_appended_to():
+def test_flags_set_after_the_import_are_extended_on_first_use():
     setting = "import os, fpnlab; os.environ['XLA_FLAGS'] = '--xla_cpu_enable_fast_math=false'"
     program = f"{PRETEND}{setting}; fpnlab.BatchNorm; print(os.environ['XLA_FLAGS'])"
     assert run(program).stdout.split() == ["--xla_cpu_enable_fast_math=false", NO_YNN_REDUCTIONS]
 
 
 @pytest.mark.parametrize("command", ["-m fpnlab --help", "-c 'import fpnlab.study.worker'"])
-def test_every_way_into_the_package_sets_the_flags(command, tmp_path):
-    # What the interpreter runs at its start, in place of an installed jaxlib that needs the flags.
+def test_every_entry_point_of_the_package_sets_the_flags(command, tmp_path):
+    # Run by the interpreter at its start, to pretend that the installed jaxlib needs flags.
     shown = "import atexit, os; atexit.register(lambda: print(os.environ.get('XLA_FLAGS')))"
     (tmp_path / "sitecustomize.py").write_text(PRETEND + shown)
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
@@ -119,7 +119,7 @@ def test_every_way_into_the_package_sets_the_flags(command, tmp_path):
 
 @pytest.fixture
 def wrong_backend(monkeypatch):
-    """A backend that was started without the flags it needs, and computes a known case wrong."""
+    """A backend that was started without its flags, and computes a known case wrong."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setattr(compiler, "jaxlib_version", lambda: "0.10.2")
     monkeypatch.setattr(compiler, "backend_started", lambda: True)
@@ -129,14 +129,14 @@ def wrong_backend(monkeypatch):
     compiler._warn_if_wrong.cache_clear()
 
 
-def test_a_started_backend_that_is_wrong_is_warned_of_once_with_the_remedy(wrong_backend):
+def test_set_flags_warns_once_of_a_started_wrong_backend_with_the_remedy(wrong_backend):
     with pytest.warns(compiler.WrongResultWarning, match="start Python with XLA_FLAGS='--xla_cpu"):
         compiler.set_flags()
     assert "XLA_FLAGS" not in os.environ
     compiler.set_flags()
 
 
-def test_a_started_backend_that_is_right_is_left_in_peace(wrong_backend):
+def test_set_flags_does_not_warn_of_a_started_right_backend(wrong_backend):
     wrong_backend.setattr(compiler, "checks", lambda: (Check("a product", 2.0, 2.0),))
     compiler.set_flags()
 
@@ -155,7 +155,7 @@ def start_training():
     jax.eval_shape(lambda: init_train(jax.random.key(0), task_of(model, CrossEntropy()), recipe))
 
 
-def test_a_version_that_nobody_tried_is_checked_before_training(wrong_backend):
+def test_an_untested_version_is_checked_before_training(wrong_backend):
     wrong_backend.setattr(compiler, "jaxlib_version", lambda: "0.99.0")
     with pytest.warns(compiler.WrongResultWarning, match=r"Install .* tested with: 0\.10\.1"):
         start_training()
@@ -164,7 +164,7 @@ def test_a_version_that_nobody_tried_is_checked_before_training(wrong_backend):
 @pytest.mark.skipif(
     compiler.jaxlib_version() not in NEEDED_FLAGS, reason="this jaxlib is right without flags"
 )
-def test_a_backend_that_was_started_too_early_is_found_to_be_wrong():
+def test_a_backend_started_before_the_import_causes_a_warning():
     assert "WrongResultWarning" in run("import jax; jax.devices(); import fpnlab").stderr
 
 
@@ -178,7 +178,7 @@ SETTINGS = [
 ]
 
 
-def test_the_checks_are_right_whatever_a_program_has_set():
+def test_the_checks_are_right_under_any_jax_setting():
     program = f"""
 import fpnlab, jax
 for settings in {SETTINGS}:
@@ -235,19 +235,19 @@ def test_the_summary_names_the_wrong_cases(monkeypatch):
         ({}, None),
     ],
 )
-def test_results_of_a_wrong_backend_are_doubted(environment, words):
+def test_doubt_reports_environments_with_a_wrong_backend(environment, words):
     found = doubt(environment)
     assert found is None if words is None else words in found
 
 
-def test_the_doctor_says_what_is_there_and_that_it_is_right():
+def test_the_doctor_command_reports_the_environment_and_the_checks():
     done = CliRunner().invoke(main, ["doctor"], terminal_width=200)
     assert done.exit_code == 0, done.output
     for word in ("jaxlib", "devices", "flags", "allocator", "cache", "free disk", "all right"):
         assert word in done.output
 
 
-def test_the_doctor_fails_where_a_known_case_is_wrong(monkeypatch):
+def test_the_doctor_command_fails_if_a_known_case_is_wrong(monkeypatch):
     monkeypatch.setattr(compiler, "checks", lambda: (WRONG,))
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 5

@@ -1,6 +1,6 @@
-"""Defects that other libraries have had, one test each, with where they were found.
+"""Defects of other libraries, one test each, with a reference.
 
-Each test states what is right and would fail with the defect.
+Each test checks the correct behavior and would fail with the defect.
 """
 
 import dataclasses
@@ -73,11 +73,11 @@ def evaluated_as_trained(statistics, key):
     return float(jnp.abs(evaluated.logits - trained.logits).max())
 
 
-def test_a_norm_shared_over_levels_is_tested_as_it_was_trained(key):
+def test_a_norm_shared_over_levels_evaluates_as_in_training(key):
     """open-mmlab/mmdetection#6515; a guard in detectron2's RetinaNet that cannot fire."""
     assert evaluated_as_trained("separate", key) < 1e-3
     assert evaluated_as_trained("joint", key) < 1e-3
-    # What the others do, kept for comparison under its name:
+    # The behavior of other libraries, available for comparison:
     assert evaluated_as_trained("shared", key) > 0.01
 
 
@@ -102,7 +102,7 @@ def test_eps_is_not_taken_for_the_decay_in_any_norm_of_a_pyramid(key):
             np.testing.assert_allclose(found.mean, 0.25 * batch.mean, rtol=1e-4, atol=1e-6)
 
 
-def test_frozen_statistics_that_nobody_loaded_are_refused(detector, key):
+def test_freeze_rejects_statistics_that_were_never_collected(detector, key):
     """pytorch/vision#5443, facebookresearch/detectron2#914: frozen over random weights."""
     with pytest.raises(ValueError, match="no statistics to freeze in a fresh network"):
         init_norm(FrozenBatchNorm(), 3)
@@ -147,7 +147,7 @@ def test_every_level_of_a_pyramid_is_normalized(key):
         np.testing.assert_allclose(y.var((1, 2, 3)), 1, rtol=1e-3, err_msg=f"level {level}")
 
 
-def test_batch_statistics_without_an_update_and_the_reverse_can_be_had(x):
+def test_source_and_update_of_statistics_are_independent(x):
     """google/flax: use_running_average couples both; mlcommons/algorithmic-efficiency#783."""
     norm = BatchNorm()
     params, state = init_norm(norm, 3)
@@ -168,7 +168,7 @@ def test_the_variance_of_large_means_is_neither_negative_nor_noise(key):
     assert (np.abs(fast / exact - 1) > 0.1).any()
 
 
-def test_layer_norm_says_which_axes_it_means(x):
+def test_layer_norm_requires_its_axes(x):
     """facebookresearch/ConvNeXt#19, sail-sg/poolformer#9: one name for two operators."""
     with pytest.raises(TypeError, match="axes"):
         LayerNorm()
@@ -189,7 +189,7 @@ def test_the_focal_prior_sits_on_the_class_head(key):
     np.testing.assert_array_equal(params.box_predictor.bias, 0)
 
 
-def test_the_running_variance_of_either_framework_can_be_had(x):
+def test_the_running_variance_can_be_biased_or_unbiased(x):
     """pytorch/pytorch#60528, #77427: which variance the running one is."""
     values = np.asarray(x, np.float64).reshape(-1, 3)
     for unbiased in (False, True):
@@ -239,7 +239,7 @@ DEVICES = """
 """
 
 
-def test_statistics_are_not_synchronised_silently_under_jit():
+def test_statistics_are_not_synchronized_silently_under_jit():
     """google/flax#332, and the mean over a sharded axis under jit: 1 = 2 = 4 = 8 devices."""
     script = "import jax; jax.config.update('jax_num_cpu_devices', 8)\n" + textwrap.dedent(DEVICES)
     ran = subprocess.run(

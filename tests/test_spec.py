@@ -1,4 +1,4 @@
-"""Specs check their fields when they are made, wherever they are made."""
+"""Validation of the fields of specs by their constructor."""
 
 import dataclasses
 import math
@@ -44,25 +44,25 @@ class Layer:
         ("mode", "eval", "is 'eval'; it must be a Mode"),
     ],
 )
-def test_a_spec_names_its_field_the_value_and_what_would_work(field, value, words):
+def test_an_invalid_field_raises_with_its_name_value_and_type(field, value, words):
     with pytest.raises(SpecError) as caught:
         Layer(**{field: value})
     assert str(caught.value).startswith(f"Layer: {field} is ")
     assert words in str(caught.value)
 
 
-def test_all_wrong_fields_are_named_at_once():
+def test_all_invalid_fields_are_named_at_once():
     with pytest.raises(SpecError) as caught:
         Layer(kind="narrow", width=0, deep=None)
     assert [name for name, _ in caught.value.invalid] == ["kind", "width", "deep"]
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numpy_scalars_are_valid_numbers():
     layer = Layer(width=np.int64(4), rate=np.float32(0.5), size=(np.int32(3), 3))
     assert layer == Layer(width=4, rate=0.5, size=(3, 3))
 
 
-def test_a_changed_copy_is_checked_too():
+def test_dataclasses_replace_checks_the_copy():
     with pytest.raises(SpecError, match="width is 0"):
         dataclasses.replace(Layer(), width=0)
 
@@ -75,11 +75,11 @@ def test_specs_of_the_package_check_their_literals_in_python(wrong):
         wrong()
 
 
-def test_bounds_in_words():
+def test_str_of_bounds_lists_the_limits():
     assert str(Bounds(above=0.0, most=1.0)) == "above 0 and at most 1"
 
 
-def test_help_of_a_spec_shows_what_each_field_means():
+def test_help_of_a_spec_shows_the_docstring_of_each_field():
     text = pydoc.plain(pydoc.render_doc(fpnlab.BatchNorm))
     assert "Attributes:" in text
     for name, meaning in field_docs(fpnlab.BatchNorm).items():

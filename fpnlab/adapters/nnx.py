@@ -1,12 +1,13 @@
-"""Every layer and model as a Flax NNX module."""
+"""Flax NNX module of any layer or model."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from flax import nnx
+from jaxtyping import PyTree
 
 from fpnlab.adapters.shapes import init_like, mode_of, shapes, widths_of
 from fpnlab.adapters.trees import from_names, to_names
-from fpnlab.nn.layers import apply
+from fpnlab.nn import layers
 from fpnlab.types import Mode
 
 
@@ -15,22 +16,22 @@ class Layer(nnx.Module):
 
     Every array is a variable under the name it has in Linen (``module.scale``,
     ``module.stem["norm"]["scale"]``): ``nnx.Param`` for parameters, ``nnx.BatchStat`` for the
-    running statistics, which a call with an updating mode replaces. The numbers are those of the
-    functions, to the bit.
+    running statistics, which a call with an updating mode replaces. Results equal those of the
+    functions bit for bit.
 
     Args:
-      spec: what to compute.
-      like: an input, of which only widths are read; or just its channels in place of each map.
-      mode: where norms take their statistics from; may be given in the call instead.
-      use_running_average: Flax's flag in place of a mode; set by ``train()`` and ``eval()``, and
-        False where neither is given, as in ``nnx.BatchNorm``.
-      rngs: its ``params`` stream draws the parameters.
+      spec: Spec of the layer.
+      like: An input, of which only the channels are read; or the channels in place of each map.
+      mode: Source of the statistics of norms; may be given in the call instead.
+      use_running_average: Flax's flag instead of a mode; set by ``train()`` and ``eval()``, and
+        False if neither is given, as in ``nnx.BatchNorm``.
+      rngs: Its ``params`` stream draws the parameters.
     """
 
     def __init__(
         self,
-        spec: Any,
-        like: Any,
+        spec: layers.Layer,
+        like: PyTree,
         *,
         mode: Mode | None = None,
         use_running_average: bool | None = None,
@@ -48,26 +49,33 @@ class Layer(nnx.Module):
 
     def __call__(
         self,
-        x: Any,
+        x: PyTree,
         *,
         mode: Mode | None = None,
         use_running_average: bool | None = None,
-        **options: Any,
-    ) -> Any:
-        """Returns the output of the layer; ``options`` are those of ``fpnlab.apply``."""
+        **options: PyTree,
+    ) -> PyTree:
+        """Returns the output of the layer.
+
+        Args:
+          x: Input of the layer.
+          mode: Overrides that of the module.
+          use_running_average: Overrides that of the module.
+          **options: Further arguments of ``fpnlab.apply``: ``mask``, ``key``, ``extent``.
+        """
         mode = mode_of((mode, use_running_average), (self.mode, self.use_running_average))
-        output, new = apply(self.spec, *_trees(self), x, mode, **options)
+        output, new = layers.apply(self.spec, *_trees(self), x, mode, **options)
         if mode.update != "none":
             nnx.update(self, to_names(new))
         return output
 
-    def trees(self) -> tuple[Any, Any]:
-        """Returns parameters and running statistics as the functions take them."""
+    def trees(self) -> tuple[PyTree, PyTree]:
+        """Returns parameters and running statistics as arguments for the functions."""
         return _trees(self)
 
 
-def _trees(layer):
-    """Returns parameters and statistics; no method, so that ``nnx.tabulate`` has no row for it."""
+def _trees(layer: Layer) -> tuple[PyTree, PyTree]:
+    """Returns parameters and statistics; not a method, which ``nnx.tabulate`` would list."""
     kinds = (nnx.Param, nnx.BatchStat)
     named = (nnx.to_pure_dict(nnx.state(layer, kind)) for kind in kinds)
     params, state = (
@@ -76,7 +84,9 @@ def _trees(layer):
     return params, state
 
 
-def _variables(kind, named, into):
+def _variables(
+    kind: type[nnx.Variable], named: Mapping[str, PyTree], into: Mapping[str, PyTree]
+) -> dict[str, PyTree]:
     """Returns ``into`` with one variable of ``kind`` for each array of ``named``."""
     merged = dict(into)
     for name, value in named.items():
@@ -85,7 +95,7 @@ def _variables(kind, named, into):
     return merged
 
 
-def _dictionaries(value):
+def _dictionaries(value: PyTree) -> PyTree:
     if not isinstance(value, dict):
         return value
     return nnx.Dict({name: _dictionaries(part) for name, part in value.items()})

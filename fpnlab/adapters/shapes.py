@@ -1,9 +1,9 @@
-"""Shapes of the arrays of a layer, and its mode, for both Flax adapters."""
+"""Parameter shapes and mode of a layer, for both Flax adapters."""
 
 import functools
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from fpnlab.nn.layers import Layer, init
 from fpnlab.types import Mode
@@ -12,7 +12,7 @@ Widths = int | tuple[tuple[int, int], ...] | None
 """Channels of an input, or pairs of level and channels; hashable."""
 
 
-def widths_of(like: Any) -> Widths:
+def widths_of(like: PyTree) -> Widths:
     """Returns the channels of an input, or of each map of a dictionary by level.
 
     Args:
@@ -24,13 +24,13 @@ def widths_of(like: Any) -> Widths:
     return channels(like)
 
 
-def init_like(key: jax.Array, spec: Layer, widths: Widths) -> tuple[Any, Any]:
+def init_like(key: jax.Array, spec: Layer, widths: Widths) -> tuple[PyTree, PyTree]:
     """Returns parameters and state of ``spec`` for inputs of these widths."""
     return init(key, spec, dict(widths) if isinstance(widths, tuple) else widths)
 
 
 @functools.lru_cache(maxsize=256)
-def shapes(spec: Layer, widths: Widths) -> tuple[Any, Any]:
+def shapes(spec: Layer, widths: Widths) -> tuple[PyTree, PyTree]:
     """Returns parameters and state of a layer as shapes and dtypes."""
     return jax.eval_shape(lambda key: init_like(key, spec, widths), jax.random.key(0))
 

@@ -1,21 +1,22 @@
-"""Parameters and statistics as Flax users keep them: nested dictionaries of named arrays."""
+"""Conversion of parameters and statistics to and from Flax's nested dictionaries."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 T = TypeVar("T")
 
 
-def to_names(tree: Any) -> dict[str, Any]:
+def to_names(tree: PyTree) -> dict[str, PyTree]:
     """Returns the arrays of parameters or statistics in nested dictionaries, by their names.
 
-    Places in lists and levels of a pyramid are names, too (``"0"``, ``"3"``), so that masks by
-    name, checkpoints and exporters find ``kernel``, ``scale`` and ``bias``. None is left out.
+    List indices and pyramid levels become names, too (``"0"``, ``"3"``), so that masks by name,
+    checkpoints and exporters find ``kernel``, ``scale`` and ``bias``. None is omitted.
     """
-    named: dict[str, Any] = {}
+    named: dict[str, PyTree] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         inside = named
         *outer, last = _parts(path)
@@ -25,20 +26,20 @@ def to_names(tree: Any) -> dict[str, Any]:
     return named
 
 
-def from_names(like: T, named: Mapping[str, Any]) -> T:
-    """Returns the tree of which ``named`` holds the arrays: the inverse of ``to_names``.
+def from_names(like: T, named: Mapping[str, PyTree]) -> T:
+    """Returns a tree with the arrays in ``named``: the inverse of ``to_names``.
 
     Args:
-      like: a tree of the same structure, of arrays or of ``jax.eval_shape``.
-      named: nested dictionaries.
+      like: A tree of the same structure: arrays, or from ``jax.eval_shape``.
+      named: Nested dictionaries.
 
     Raises:
-      KeyError: an array is missing, with its path.
+      KeyError: An array is missing; the message has its path.
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     leaves = []
     for path, _ in paths:
-        found: Any = named
+        found: PyTree = named
         for part in _parts(path):
             if part not in found:
                 raise KeyError(f"no array {'/'.join(_parts(path))}; there are: {', '.join(found)}")
@@ -47,16 +48,16 @@ def from_names(like: T, named: Mapping[str, Any]) -> T:
     return jax.tree.unflatten(structure, leaves)
 
 
-def from_flax_statistics(batch_stats: Any) -> Any:
-    """Returns Flax's ``batch_stats`` as those of our batch norms, wherever they are in it.
+def from_flax_statistics(batch_stats: PyTree) -> PyTree:
+    """Returns Flax's ``batch_stats`` with every batch norm in it converted to ours.
 
-    Takes a Linen collection, and ``nnx.to_pure_dict(nnx.state(module))`` of NNX, where statistics
-    stand beside scale and bias.
+    Accepts a Linen collection, and ``nnx.to_pure_dict(nnx.state(module))`` of NNX, which has
+    statistics beside scale and bias.
 
-    Flax keeps mean and (biased) variance. Ours also know the values in a statistics group, which
-    is 0 until the next update, and the images seen, which is 1: the statistics count as collected.
+    Flax stores mean and (biased) variance. Ours also store the values in a statistics group, set
+    to 0 until the next update, and the images seen, set to 1: the statistics count as collected.
     The parameters of both have the same names, ``scale`` and ``bias``. Flax's ``momentum`` is our
-    ``decay`` at ``reference_batch`` equal to the batch.
+    ``decay`` if ``reference_batch`` equals the batch size.
     """
     if not isinstance(batch_stats, Mapping):
         return batch_stats
@@ -66,7 +67,7 @@ def from_flax_statistics(batch_stats: Any) -> Any:
     return {name: from_flax_statistics(part) for name, part in batch_stats.items()}
 
 
-def to_flax_statistics(batch_stats: Any) -> Any:
+def to_flax_statistics(batch_stats: PyTree) -> PyTree:
     """Returns the ``batch_stats`` of our batch norms as Flax's: without ``count`` and ``seen``."""
     if not isinstance(batch_stats, Mapping):
         return batch_stats
@@ -75,5 +76,5 @@ def to_flax_statistics(batch_stats: Any) -> Any:
     return {name: to_flax_statistics(part) for name, part in batch_stats.items()}
 
 
-def _parts(path):
+def _parts(path: jax.tree_util.KeyPath) -> list[str]:
     return jax.tree_util.keystr(path, simple=True, separator="/").split("/")

@@ -29,35 +29,35 @@ class Block:
     kind: Literal["basic", "bottleneck"]
     """`basic`: two 3x3; `bottleneck`: 1x1, 3x3 (which carries the stride), 1x1 four times wider."""
     inputs: Annotated[int, Count]
-    """Channels of the maps that come in."""
+    """Channels of the input."""
     width: Annotated[int, Count]
     """Channels inside the branch."""
     stride: Literal[1, 2]
     """2 halves the map."""
     norm: Norm
-    """After each convolution of the branch but the last."""
+    """After each convolution of the branch except the last."""
     last_norm: Norm
     """After the last convolution of the branch."""
     shortcut_norm: Norm
-    """After the shortcut's convolution, where it has one."""
+    """After the convolution of the shortcut, if it has one."""
     shortcut: Literal["projection", "pad"] = "projection"
-    """Shortcut where the shape changes: a 1x1 convolution (option B), or the input
+    """Shortcut if the shape changes: a 1x1 convolution (option B), or the input
     subsampled and padded with channels of zeros, without parameters (option A)."""
     kernel: Kernel = "free"
     """Parametrization of the convolution kernels."""
     drop_path: Annotated[float, Fraction] = 0.0
-    """Share of the images for which the branch is left out in training."""
+    """Probability that the branch is dropped for an image in training (stochastic depth)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.shortcut == "pad" and self.outputs < self.inputs:
             raise ValueError(
-                f"block: a padded shortcut cannot bring {self.inputs} channels down to "
-                f"{self.outputs}; use shortcut = 'projection', or widths that never shrink"
+                f"block: a padded shortcut cannot reduce {self.inputs} channels to "
+                f"{self.outputs}; use shortcut = 'projection', or widths that never decrease"
             )
 
     @property
     def outputs(self) -> int:
-        """Channels of the maps that go out."""
+        """Channels of the output."""
         return self.width * (4 if self.kind == "bottleneck" else 1)
 
     @property
@@ -91,7 +91,7 @@ class Block:
 
     @property
     def projection(self) -> ConvNorm | None:
-        """The 1x1 convolution of the shortcut; None where the shortcut has no parameters."""
+        """The 1x1 convolution of the shortcut; None if the shortcut has no parameters."""
         changes = self.stride != 1 or self.inputs != self.outputs
         if not (changes and self.shortcut == "projection"):
             return None
@@ -107,7 +107,7 @@ class Block:
 
 @tree
 class BlockParams:
-    """The branch's convolutions in order, and the shortcut's where it projects."""
+    """Parameters of the branch's convolutions in order, and of a projection shortcut."""
 
     branch: tuple[ConvNormParams, ...]
     shortcut: ConvNormParams | None
@@ -122,7 +122,7 @@ class BlockState:
 
 
 def init_block(key: Key, block: Block) -> tuple[BlockParams, BlockState]:
-    """Returns a block that starts as its shortcut: the last scale of the branch is zero."""
+    """Returns initial parameters and state; the last scale of the branch is zero."""
     made = [
         init_conv_norm(named_key(key, "branch", i), layer) for i, layer in enumerate(block.branch)
     ]
@@ -150,13 +150,13 @@ def apply_block(
       params: Its parameters.
       state: Its running statistics.
       x: Maps of a batch.
-      mode: Source and update of statistics, and whether stochastic parts are on.
+      mode: Source and update of statistics, and whether stochastic layers are active.
       mask: Pixels of ``x`` that enter statistics; None for all of them.
-      key: Draws the examples whose branch is dropped; needed where ``drop_path`` is above 0 and
-        the mode is stochastic.
+      key: Draws the dropped branches; needed if ``drop_path`` is above 0 and the mode is
+        stochastic.
 
     Raises:
-      ValueError: Branches are to be dropped and there is no key.
+      ValueError: Branches are dropped and ``key`` is None.
     """
     out_mask = downsample_mask(mask, block.stride)
     y, y_mask, states, branch = x, mask, [], block.branch
@@ -180,5 +180,5 @@ def apply_block(
 
 
 def _subsampled(x: Array, stride: int, channels: int) -> Array:
-    """Returns the first pixel of each cell, with channels of zeros behind its own."""
+    """Returns the first pixel of each cell, padded with zeros to ``channels`` channels."""
     return jnp.pad(x[:, ::stride, ::stride], ((0, 0),) * 3 + ((0, channels - x.shape[-1]),))

@@ -25,13 +25,13 @@ class Classifier:
     classes: Annotated[int, Count]
     """Number of classes; equal to that of the data."""
     backbone: ResNet
-    """Images to maps, of which the last is classified."""
+    """Backbone; the map of its last level is classified."""
     dropout: Annotated[float, Fraction] = 0.0
-    """Share of the pooled features set to 0 in training (arXiv:1207.0580)."""
+    """Probability that a pooled feature is set to 0 in training (arXiv:1207.0580)."""
     pixel_mean: float = 127.5
     """Subtracted from the images."""
     pixel_deviation: Annotated[float, Positive] = 64.0
-    """Divides the images after that."""
+    """Divisor of the images after the subtraction."""
 
     @property
     def norm_positions(self) -> dict[str, Norm]:
@@ -63,12 +63,12 @@ class ClassifierState:
 
 
 def init_classifier(key: Key, classifier: Classifier) -> tuple[ClassifierParams, ClassifierState]:
-    """Returns a classifier as training starts it.
+    """Returns the initial parameters and state of a classifier.
 
     The dense kernel is drawn from a normal distribution of variance 1 / fan-in.
 
     Raises:
-      ValueError: a norm's groups do not divide its channels.
+      ValueError: The groups of a norm do not divide its channels.
     """
     backbone, state = init_resnet(named_key(key, "backbone"), classifier.backbone)
     channels = list(classifier.backbone.channels.values())[-1]
@@ -100,7 +100,7 @@ def apply_classifier(
 
     Raises:
       TypeError: Images of booleans or complex numbers.
-      ValueError: Something is to be dropped and there is no key.
+      ValueError: Features or branches are dropped and ``key`` is None.
     """
     logits, state, _ = capture_classifier(classifier, params, state, images, mode, key=key)
     return logits, state
@@ -115,7 +115,7 @@ def capture_classifier(
     *,
     key: Key | None = None,
 ) -> tuple[Float[Array, "b k"], ClassifierState, Intermediates]:
-    """Returns what ``apply_classifier`` does, and the outputs of all layers by name."""
+    """Returns the outputs of ``apply_classifier``, and those of all layers by name."""
     x = standardize_pixels(images, classifier.pixel_mean, classifier.pixel_deviation)
     features, backbone, of_backbone = capture_resnet(
         classifier.backbone, params.backbone, state.backbone, x, mode, key=key

@@ -1,4 +1,4 @@
-"""Convolution followed by normalization: the unit that blocks, pyramids and heads are made of."""
+"""Convolution followed by normalization, the building block of blocks, pyramids and heads."""
 
 import math
 from typing import Annotated, Literal
@@ -119,5 +119,5 @@ def apply_conv_norm(
 
 
 def downsample_mask(mask: Bool[Array, "b h w"] | None, stride: int) -> Bool[Array, "b _ _"] | None:
-    """Returns the mask of a map ``stride`` times smaller: that of each cell's first pixel."""
+    """Returns the mask of a map ``stride`` times smaller: the value of each cell's first pixel."""
     return None if mask is None else mask[:, ::stride, ::stride]

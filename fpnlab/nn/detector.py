@@ -1,4 +1,4 @@
-"""One-stage detector: backbone, neck and head, and detections decoded from their output."""
+"""One-stage detector: backbone, neck and head, and the decoding of detections."""
 
 import collections
 import dataclasses
@@ -31,38 +31,38 @@ from fpnlab.types import Detections, Intermediates, Key, Mode, picture_mask, tre
 
 @spec
 class Anchors:
-    """Reference boxes at every cell of every level (arXiv:1708.02002, section 4)."""
+    """Anchor boxes at every cell of every level (arXiv:1708.02002, section 4)."""
 
     scale: Annotated[float, Positive] = 4.0
     """Side of the smallest square anchor of a level, in strides of the level."""
     octaves: Annotated[int, Bounds(least=1.0, most=100.0)] = 3
-    """Sizes a level: scale * 2**(i / octaves)."""
+    """Sizes per level: scale * 2**(i / octaves)."""
     ratios: Annotated[tuple[float, ...], Positive] = (0.5, 1.0, 2.0)
-    """Height over width, at equal area."""
+    """Ratios of height to width, at equal area."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1 <= len(self.ratios) <= 100:
             wrong = f"has {len(self.ratios)} numbers; it must have 1 to 100"
             raise SpecError("Anchors", [("ratios", wrong)])
 
     @property
     def per_cell(self) -> int:
-        """Anchors at one cell."""
+        """Number of anchors at each cell."""
         return self.octaves * len(self.ratios)
 
 
 @spec
 class Postprocess:
-    """Selection of boxes from the outputs."""
+    """Selection of detections from the outputs of the head."""
 
     score_threshold: Annotated[float, Share] = 0.05
     """Lowest score of a detection."""
     candidates: Annotated[int, Bounds(least=1.0, most=1e5)] = 256
-    """Best-scored (anchor, class) pairs of an image that enter suppression."""
+    """Best-scored (anchor, class) pairs per image that enter non-maximum suppression."""
     nms_iou: Annotated[float, Share] = 0.5
-    """A box that overlaps a better one of its class by more is dropped."""
+    """IoU with a better box of the same class above which a box is dropped."""
     max_detections: Annotated[int, Bounds(least=1.0, most=1e5)] = 100
-    """Detections kept an image."""
+    """Detections kept per image."""
 
 
 @spec
@@ -73,23 +73,23 @@ class Detector:
     classes: Annotated[int, Count]
     """Number of classes; equal to that of the data."""
     backbone: ResNet
-    """Images to maps."""
+    """Backbone: images to feature maps."""
     neck: Fpn = Fpn()
-    """Maps to pyramid."""
+    """Neck: feature maps to pyramid maps."""
     head: RetinaHead = RetinaHead()
-    """Pyramid to logits and deltas."""
+    """Head: pyramid maps to logits and deltas."""
     anchors: Anchors = Anchors()
-    """Reference boxes."""
+    """Anchor boxes."""
     postprocess: Postprocess = Postprocess()
-    """Outputs to detections."""
+    """Selection of detections."""
     mask_padding: bool = False
-    """If true, the padding around letterboxed pictures stays out of all statistics."""
+    """If true, the padding of letterboxed pictures does not enter any statistics."""
     pixel_mean: float = 127.5
     """Subtracted from the images."""
     pixel_deviation: Annotated[float, Positive] = 64.0
-    """Divides the images after that."""
+    """Divisor of the images after the subtraction."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, own in (("anchors_per_cell", self.anchors.per_cell), ("classes", self.classes)):
             given = getattr(self.head, name)
             if given is not None and given != own:
@@ -139,11 +139,11 @@ class DetectorState:
 
 
 def init_detector(key: Key, detector: Detector) -> tuple[DetectorParams, DetectorState]:
-    """Returns a detector as training starts it.
+    """Returns the initial parameters and state of a detector.
 
     Raises:
-      ValueError: the neck asks for levels that the backbone does not give, or a norm's groups
-        do not divide its channels.
+      ValueError: The neck needs levels that the backbone does not have, or the groups of a norm do
+        not divide its channels.
     """
     backbone, backbone_state = init_resnet(named_key(key, "backbone"), detector.backbone)
     neck, neck_state = init_fpn(named_key(key, "neck"), detector.neck, detector.backbone.channels)
@@ -177,7 +177,7 @@ def apply_detector(
       state: Its running statistics, float32.
       images: Pixels from 0 to 255; the dtype of floats is that of the computation, that of integers
         is float32.
-      mode: Source and update of statistics, and whether stochastic parts are on.
+      mode: Source and update of statistics, and whether stochastic layers are active.
       extent: Height and width of the pictures inside the images; needed for ``mask_padding``.
       key: Draws the branches to drop; needed for stochastic depth.
 
@@ -202,7 +202,7 @@ def capture_detector(
     extent: Float[Array | np.ndarray, "b 2"] | None = None,
     key: Key | None = None,
 ) -> tuple[HeadOutput, DetectorState, Intermediates]:
-    """Returns what ``apply_detector`` does, and the outputs of all layers by name."""
+    """Returns the outputs of ``apply_detector``, and those of all layers by name."""
     _, height, width, _ = images.shape
     _check_image(detector, (height, width))
     x = standardize_pixels(images, detector.pixel_mean, detector.pixel_deviation)
@@ -231,7 +231,7 @@ def detector_anchors(detector: Detector, height: int, width: int) -> np.ndarray:
     """Returns the anchors ``[a, 4]`` of images of this size, ``xyxy`` in pixels.
 
     Raises:
-      ValueError: the images are smaller than one cell of the coarsest level.
+      ValueError: The images are smaller than one cell of the coarsest level.
     """
     _check_image(detector, (height, width))
     sizes = {
@@ -249,13 +249,17 @@ def detect(
 ) -> Detections:
     """Returns the detections of each image, best first.
 
-    Boxes are cut at the picture's ``extent`` (height, width). Candidates are (anchor, class)
-    pairs, so that one anchor may be found as several classes.
+    Boxes are clipped to the picture's ``extent`` (height, width). Candidates are (anchor, class)
+    pairs, so that one anchor may give detections of several classes.
     """
     post = detector.postprocess
     anchors = jnp.asarray(anchors)
 
-    def one(logits, deltas, extent):
+    def one(
+        logits: Float[Array, "a k"],
+        deltas: Float[Array, "a 4"],
+        extent: Float[Array | np.ndarray, " 2"],
+    ) -> Detections:
         pairs = logits.reshape(-1)
         best, index = jax.lax.top_k(pairs, min(post.candidates, pairs.size))
         anchor, cls = index // detector.classes, index % detector.classes

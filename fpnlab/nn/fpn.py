@@ -31,11 +31,11 @@ class Fpn:
     min_level: Annotated[int, Bounds(least=0.0, most=16.0)] = 3
     """Finest level; its stride is 2**min_level pixels."""
     max_level: Annotated[int, Bounds(least=0.0, most=16.0)] = 7
-    """Coarsest level; those above the backbone's are made by 3x3 convolutions of stride 2."""
+    """Coarsest level; levels above the backbone's are computed by 3x3 convolutions of stride 2."""
     extra_from: Literal["p", "c"] = "p"
-    """Start of the levels above the backbone: its pyramid map or its own map."""
+    """Input of the first level above the backbone: the top pyramid map (p) or backbone map (c)."""
     norm: Norm = NoNorm()
-    """After each lateral and each output convolution, but for those with a field of their own."""
+    """After each lateral and output convolution, unless overridden below."""
     lateral_norm: Norm | None = None
     """After each lateral convolution; none: `norm`."""
     output_norm: Norm | None = None
@@ -43,7 +43,7 @@ class Fpn:
     kernel: Kernel = "free"
     """Parametrization of all convolution kernels."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.min_level > self.max_level:
             raise ValueError(
                 f"min_level is {self.min_level} and max_level {self.max_level}; "
@@ -56,12 +56,12 @@ class Fpn:
         return range(self.min_level, self.max_level + 1)
 
     def lateral_layer(self, inputs: int) -> ConvNorm:
-        """Returns the 1x1 convolution of a backbone map of so many channels."""
+        """Returns the 1x1 convolution of a backbone map with ``inputs`` channels."""
         norm = self.lateral_norm or self.norm
         return ConvNorm(size=1, inputs=inputs, outputs=self.channels, norm=norm, kernel=self.kernel)
 
     def output_layer(self, inputs: int, stride: int) -> ConvNorm:
-        """Returns the 3x3 convolution that makes a pyramid map of a map of so many channels."""
+        """Returns the 3x3 convolution from a map with ``inputs`` channels to a pyramid map."""
         return ConvNorm(
             size=3,
             inputs=inputs,
@@ -89,10 +89,16 @@ class FpnState:
 
 
 def init_fpn(key: Key, fpn: Fpn, channels: dict[int, int]) -> tuple[FpnParams, FpnState]:
-    """Returns a pyramid over backbone maps of so many ``channels`` by level.
+    """Returns initial parameters and state.
+
+    Args:
+      key: Draws the kernels.
+      fpn: The pyramid.
+      channels: Channels of the backbone maps by level.
 
     Raises:
-      ValueError: a level that neither the backbone has nor a stride-2 convolution can make.
+      ValueError: A level that the backbone does not have, and that no stride-2 convolution on top
+        of its maps can compute.
     """
     top = max(channels)
     missing = [level for level in fpn.levels if level not in channels and level <= top]
@@ -127,10 +133,10 @@ def apply_fpn(
 ) -> tuple[Features, FpnState]:
     """Returns the pyramid maps by level, and the new state.
 
-    Upsampling repeats pixels; where the finer map has an odd side, the last row or column of
-    the repeated one is cut. Level top+1 comes from P or C of the backbone's top by a
-    convolution of stride 2, each one above from the rectified level below (arXiv:1708.02002,
-    footnote 2). ``mask``, of the images' size, has the pixels that enter statistics.
+    Upsampling repeats pixels; if the finer map has an odd side, the last row or column of the
+    upsampled one is dropped. Level top+1 is a convolution of stride 2 of P or C of the backbone's
+    top, and each level above one of the rectified level below (arXiv:1708.02002, footnote 2).
+    ``mask``, of the size of the images, selects the pixels that enter statistics.
     """
     pyramid, state, _ = capture_fpn(fpn, params, state, features, mode, mask=mask)
     return pyramid, state
@@ -145,7 +151,7 @@ def capture_fpn(
     *,
     mask: Bool[Array, "b h w"] | None = None,
 ) -> tuple[Features, FpnState, Intermediates]:
-    """Returns what ``apply_fpn`` does, and the outputs of the convolutions with their norms."""
+    """Returns the outputs of ``apply_fpn``, and those of all convolutions with their norms."""
     lateral_state, output_state, merged, pyramid = {}, {}, {}, {}
     outputs: Intermediates = collections.OrderedDict()
     above = None

@@ -1,8 +1,6 @@
-"""One ``init`` and one ``apply`` for every layer, told apart by the type of its spec."""
+"""Generic ``init`` and ``apply``, which dispatch on the type of a layer's spec."""
 
-from typing import Any
-
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from fpnlab.nn.block import Block, apply_block, init_block
 from fpnlab.nn.classifier import Classifier, apply_classifier, init_classifier
@@ -17,21 +15,21 @@ from fpnlab.types import Features, Key, Mode
 
 Layer = Norm | ConvNorm | Block | ResNet | Fpn | RetinaHead | Detector | Classifier
 Widths = Array | int | Features | dict[int, int]
-"""An input, or in place of each map the number of its channels."""
+"""Input of a layer, or the number of channels in place of each map."""
 
 
-def init(key: Key, spec: Layer, like: Widths | None = None) -> tuple[Any, Any]:
+def init(key: Key, spec: Layer, like: Widths | None = None) -> tuple[PyTree, PyTree]:
     """Returns parameters and state of a layer.
 
     Args:
       key: Draws the parameters.
       spec: The layer.
       like: For a norm an input or its number of channels, for an `Fpn` and a `RetinaHead` a
-        dictionary of these by level; other specs say it themselves. Only widths are read.
+        dictionary of these by level; not needed for other layers. Only channels are read.
 
     Raises:
-      TypeError: ``spec`` is not a layer, or ``like`` is missing where it is needed.
-      ValueError: Widths that do not fit, see the ``init_`` function of the layer.
+      TypeError: ``spec`` is not a layer, or ``like`` is missing.
+      ValueError: The channels do not fit, see the ``init_`` function of the layer.
     """
     match spec:
         case ConvNorm():
@@ -59,8 +57,8 @@ def init(key: Key, spec: Layer, like: Widths | None = None) -> tuple[Any, Any]:
 
 
 def apply(
-    spec: Layer, params: Any, state: Any, x: Any, mode: Mode, **options: Any
-) -> tuple[Any, Any]:
+    spec: Layer, params: PyTree, state: PyTree, x: PyTree, mode: Mode, **options: PyTree
+) -> tuple[PyTree, PyTree]:
     """Returns the output of a layer and its new state.
 
     Args:
@@ -68,7 +66,7 @@ def apply(
       params: Its parameters.
       state: Its running statistics.
       x: Maps ``[b, *space, c]``, images ``[b, h, w, 3]``, or maps by level.
-      mode: Source and update of statistics, and whether stochastic parts are on.
+      mode: Source and update of statistics, and whether stochastic layers are active.
       **options: Further arguments of the layer's ``apply_`` function: ``mask``, ``key``,
         ``extent``.
 
@@ -95,13 +93,13 @@ def apply(
     raise TypeError(_not_a_layer(spec))
 
 
-def _channels_by_level(spec: Fpn | RetinaHead, like: Any) -> dict[int, int]:
+def _channels_by_level(spec: Fpn | RetinaHead, like: Widths | None) -> dict[int, int]:
     if not isinstance(like, dict) or not like:
         raise TypeError(f"{type(spec).__name__}: give like, maps or their channels by level")
     return {level: _channels(feature) for level, feature in like.items()}
 
 
-def _channels(like: Any) -> int:
+def _channels(like: Array | int) -> int:
     return like if isinstance(like, int) else like.shape[-1]
 
 

@@ -1,10 +1,11 @@
-"""Changes of the batch norms inside a spec: freezing, replacing, filling in ``norm_batch``."""
+"""Edits of the batch norms inside a spec: freeze, replace, set ``norm_batch``."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
+from jaxtyping import PyTree
 
 from fpnlab.nn.norm_layer import NormState
 from fpnlab.nn.norm_specs import BatchNorm, FrozenBatchNorm, Norm
@@ -12,13 +13,17 @@ from fpnlab.nn.norm_specs import BatchNorm, FrozenBatchNorm, Norm
 T = TypeVar("T")
 
 
-def freeze(spec: T, state: Any) -> T:
-    """Returns ``spec`` with every batch norm frozen over the statistics in ``state``.
+def freeze(spec: T, state: PyTree) -> T:
+    """Returns ``spec`` with every `BatchNorm` replaced by a `FrozenBatchNorm`.
 
-    Use it with the parameters and the state at hand.
+    The result is used with the same parameters and ``state``.
+
+    Args:
+      spec: Any spec.
+      state: Its running statistics, which are checked.
 
     Raises:
-      ValueError: statistics that nobody collected or loaded.
+      ValueError: Some of the statistics were never collected or loaded.
     """
     paths, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_state)
     empty = [
@@ -34,11 +39,11 @@ def freeze(spec: T, state: Any) -> T:
     return replace_batch_norms(spec, lambda norm: FrozenBatchNorm(eps=norm.eps))
 
 
-def replace_batch_norms(spec: Any, change: Callable[[BatchNorm], Any]) -> Any:
-    """Returns ``spec`` with ``change`` applied to every batch norm anywhere in it."""
+def replace_batch_norms(spec: T, change: Callable[[BatchNorm], Norm]) -> T:
+    """Returns ``spec`` with ``change`` applied to every `BatchNorm` anywhere in it."""
     if isinstance(spec, BatchNorm):
-        return change(spec)
-    if dataclasses.is_dataclass(spec):
+        return change(spec)  # type: ignore[return-value]
+    if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
         fields = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
         return dataclasses.replace(
             spec, **{name: replace_batch_norms(part, change) for name, part in fields.items()}
@@ -47,9 +52,9 @@ def replace_batch_norms(spec: Any, change: Callable[[BatchNorm], Any]) -> Any:
 
 
 def fill_norm_batch(spec: T, norm_batch: int) -> T:
-    """Returns ``spec`` with every batch norm over groups of ``norm_batch`` images, where unset.
+    """Returns ``spec`` with ``norm_batch`` set in every batch norm that does not set it.
 
-    So that in a pass of any number of images a network has the statistics groups of its training.
+    With it a network keeps the statistics groups of its training for any number of images.
     """
     return replace_batch_norms(
         spec, lambda norm: dataclasses.replace(norm, norm_batch=norm.norm_batch or norm_batch)
@@ -64,5 +69,5 @@ def norm_batches(positions: Mapping[str, Norm]) -> dict[str, int | None]:
     }
 
 
-def _is_state(node: Any) -> bool:
+def _is_state(node: object) -> bool:
     return isinstance(node, NormState)

@@ -1,10 +1,11 @@
 """Normalization layers: parameters, running statistics, and their application by spec."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
 
 from fpnlab.nn.norm_specs import (
     BatchNorm,
@@ -16,6 +17,7 @@ from fpnlab.nn.norm_specs import (
     LayerNorm,
     NoNorm,
     Norm,
+    Renorm,
     RmsNorm,
 )
 from fpnlab.ops import norm as ops
@@ -27,10 +29,10 @@ T = TypeVar("T")
 
 @tree
 class NormParams:
-    """Learned parameters of a norm; None for those that it does not have."""
+    """Learned parameters of a norm; None for parameters that it does not have."""
 
     scale: Float[Array, "*l c"] | None
-    """gamma; None for a `NoNorm` that has none."""
+    """gamma; None for a `NoNorm` without one."""
     bias: Float[Array, "*l c"] | None
     """beta; None for an `RmsNorm`."""
     threshold: Float[Array, "*l c"] | None = None
@@ -41,17 +43,17 @@ class NormParams:
 
 @tree
 class NormState:
-    """Running statistics of a batch norm; with a leading level axis where levels share it."""
+    """Running statistics of a batch norm, with a leading axis for the levels of a pyramid."""
 
     mean: Float[Array, "*l c"]
     """Running mean."""
     var: Float[Array, "*l c"]
     """Running variance."""
     count: Float[Array, "*l"]
-    """Values per channel in one statistics group of the last update, or, of moments, in all; 0
-    before the first."""
+    """Values per channel in one statistics group of the last update, or, for merged moments, in all
+    of them; 0 before the first update."""
     seen: Float[Array, "*l"]
-    """Images taken in by all updates; 0 for statistics that nobody collected."""
+    """Images in all updates so far; 0 for statistics that were never collected."""
 
 
 def init_norm(
@@ -65,15 +67,15 @@ def init_norm(
     """Returns the parameters and, for a batch norm, running mean 0 and variance 1.
 
     Args:
-      norm: which one.
-      channels: width of the maps.
-      scale: first value of gamma; 0 at the end of a residual branch.
-      affine_levels: pyramid levels that have parameters of their own; None: one set.
-      state_levels: pyramid levels that have statistics of their own; None: one set.
+      norm: The norm.
+      channels: Channels of the maps.
+      scale: Initial value of gamma; 0 at the end of a residual branch.
+      affine_levels: Number of pyramid levels with separate parameters; None for a single set.
+      state_levels: Number of pyramid levels with separate statistics; None for a single set.
 
     Raises:
-      ValueError: the channels do not split into the groups of a `GroupNorm`, or the norm is a
-        `FrozenBatchNorm`, which has no statistics to begin with.
+      ValueError: The channels do not split into the groups of a `GroupNorm`, or the norm is a
+        `FrozenBatchNorm`, which has no initial statistics.
     """
     if isinstance(norm, FrozenBatchNorm):
         raise ValueError(
@@ -111,23 +113,24 @@ def apply_norm(
     *,
     mask: Bool[Array, "b *space"] | None = None,
 ) -> tuple[Float[Array, "b *space c"], NormState | None]:
-    """Returns the normalized maps and the new state (that of a stateless norm is None).
+    """Returns the normalized maps and the new state (None for a stateless norm).
 
     Args:
-      norm: which one.
-      params: its parameters.
-      state: its running statistics.
-      x: maps of a batch.
-      mode: the source of a batch norm's statistics, and whether they are updated.
-      mask: pixels that enter statistics; None for all of them.
+      norm: The norm.
+      params: Its parameters.
+      state: Its running statistics; None for a stateless norm.
+      x: Maps of a batch.
+      mode: Source of a batch norm's statistics, and whether they are updated.
+      mask: Pixels that enter statistics; None for all of them.
 
     Raises:
-      ValueError: a batch norm over one value per channel, or groups that do not divide.
+      ValueError: A batch norm over one value per channel, or groups that do not divide.
     """
-    p: Any = params  # Which of its fields are None is the norm's affair.
+    p: PyTree = params  # Each norm knows which of its fields are None.
     scale, bias = p.scale, p.bias
     match norm:
         case BatchNorm():
+            assert state is not None
             return _apply_batch_norm(norm, params, state, x, mode, mask)
         case FrozenBatchNorm():
             assert state is not None
@@ -153,23 +156,32 @@ def apply_norm(
 
 
 def activate(norm: Norm, x: Float[Array, "b *space c"]) -> Float[Array, "b *space c"]:
-    """Returns the rectified map after a norm; a `FilterResponseNorm` has rectified it already."""
+    """Returns the ReLU after a norm; a `FilterResponseNorm` contains its own threshold."""
     return x if isinstance(norm, FilterResponseNorm) else jax.nn.relu(x)
 
 
 def at_level(container: T, level: int | None) -> T:
-    """Returns one level's slice of parameters or state; all of it where ``level`` is None."""
+    """Returns one level's slice of parameters or state; all of it if ``level`` is None."""
     return container if level is None else jax.tree.map(lambda leaf: leaf[level], container)
 
 
 def put_level(container: T, part: T, level: int | None) -> T:
-    """Returns ``container`` with one level's slice replaced; ``part`` where ``level`` is None."""
+    """Returns ``container`` with one level's slice replaced; ``part`` if ``level`` is None."""
     if level is None:
         return part
     return jax.tree.map(lambda leaf, new: leaf.at[level].set(new), container, part)
 
 
-def _apply_batch_norm(norm, params, state, x, mode, mask):
+def _apply_batch_norm(
+    norm: BatchNorm,
+    params: NormParams,
+    state: NormState,
+    x: Float[Array, "b *space c"],
+    mode: Mode,
+    mask: Bool[Array, "b *space"] | None,
+) -> tuple[Float[Array, "b *space c"], NormState]:
+    assert params.scale is not None
+    assert params.bias is not None
     affine = (params.scale, params.bias)
     evaluated = lambda: ops.batch_norm_eval(x, state.mean, state.var, *affine, eps=norm.eps)
     if mode.stats == "running" and mode.update == "none":
@@ -188,8 +200,8 @@ def _apply_batch_norm(norm, params, state, x, mode, mask):
         return y, state
     images = x.shape[0] * (jax.lax.axis_size(norm.axis_name) if norm.axis_name else 1)
     if mode.update == "moments":
-        return y, _with_moments(state, batch, images)
-    # A batch without a single valid pixel teaches nothing.
+        return y, _with_moments(state, batch, state.seen + images)
+    # A batch without a single valid pixel has no statistics: keep the running ones.
     keep = jnp.where(batch.count > 0, norm.decay ** (images / norm.reference_batch), 1.0)
     var = batch.var
     if norm.unbiased:
@@ -203,26 +215,25 @@ def _apply_batch_norm(norm, params, state, x, mode, mask):
     return y, _as_before(state, after)
 
 
-def _with_moments(state, batch, images):
-    """Returns the state as the moments of all values so far, those of a batch merged in."""
+def _with_moments(state: NormState, batch: Moments, seen: Array) -> NormState:
+    """Returns the state with the moments of a batch merged into those of all values so far."""
     both = jax.tree.map(
         lambda *parts: jnp.stack(parts),
         Moments(count=state.count, mean=state.mean, var=state.var),
         batch,
     )
     whole = merge_moments(both)
-    seen = state.seen + images
     after = NormState(mean=whole.mean, var=whole.var, count=whole.count, seen=seen)
     return _as_before(state, after)
 
 
-def _as_before(state, after):
-    """Returns ``after`` in the dtypes of ``state``, whatever the map's: steps can be scanned."""
+def _as_before(state: NormState, after: NormState) -> NormState:
+    """Returns ``after`` in the dtypes of ``state`` for any dtype of the map, as scans need."""
     return jax.tree.map(lambda new, old: jnp.asarray(new, jnp.asarray(old).dtype), after, state)
 
 
-def _renorm_limits(renorm, seen):
-    """Returns r_max and d_max after so many examples."""
+def _renorm_limits(renorm: Renorm, seen: Array | np.ndarray) -> dict[str, Array]:
+    """Returns r_max and d_max after ``seen`` examples."""
     share = lambda full: jnp.clip((seen - renorm.start) / (full - renorm.start), 0, 1)
     return {
         "r_max": 1 + (renorm.r_max - 1) * share(renorm.r_full),

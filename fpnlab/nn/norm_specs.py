@@ -18,13 +18,13 @@ class Renorm:
     d_max: Annotated[float, NonNegative] = 5.0
     """Largest shift, in running deviations; it rises from 0."""
     start: Annotated[int, NonNegative] = 160_000
-    """Examples of plain batch norm before either rises."""
+    """Examples of plain batch norm before both limits rise."""
     r_full: int = 1_280_000
     """Examples at which `r_max` is reached."""
     d_full: int = 800_000
     """Examples at which `d_max` is reached."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.start < min(self.r_full, self.d_full):
             raise ValueError(f"start is {self.start}; it must be before r_full and d_full")
 
@@ -35,33 +35,33 @@ class BatchNorm:
 
     kind: Literal["batch_norm"] = "batch_norm"
     norm_batch: Annotated[int | None, Count] = None
-    """Images in a statistics group, whatever the batch or the devices; none: the batch."""
+    """Images in a statistics group, for any batch size and number of devices; none: the batch."""
     decay: Annotated[float, Fraction] = 0.9
     """Share of the old running value that is kept per step at `reference_batch`.
 
     A step of b images keeps ``decay ** (b / reference_batch)``, so that all batch sizes
-    average over the same number of images. At b = reference_batch it is Flax's `momentum`, and
-    one minus PyTorch's.
+    average over the same number of images. At b = reference_batch it equals Flax's `momentum`,
+    and one minus PyTorch's.
     """
     reference_batch: Annotated[int, Count] = 32
     """Images in the step to which `decay` refers."""
     unbiased: bool = False
     """If true, the running variance is unbiased (PyTorch); if false, biased (Flax)."""
     renorm: Renorm | None = None
-    """Batch renormalization: training moved toward the running statistics; none: plain."""
+    """Batch renormalization: correction toward the running statistics; none: plain batch norm."""
     axis_name: str | None = None
-    """Mapped axis (vmap, shard_map) over which the batch spans; none: the images at hand."""
+    """Mapped axis (vmap, shard_map) over which the batch extends; none: only the local images."""
     eps: Annotated[float, Positive] = 1e-5
     """Added to the variance."""
 
 
 @spec
 class FrozenBatchNorm:
-    """Collected statistics that never change: an affine map a channel; made by `freeze`."""
+    """Batch norm with fixed statistics, an affine map per channel; created by `freeze`."""
 
     kind: Literal["frozen_batch_norm"] = "frozen_batch_norm"
     affine: bool = False
-    """If true, scale and bias go on learning."""
+    """If true, scale and bias are still trained."""
     eps: Annotated[float, Positive] = 1e-5
     """Added to the variance."""
 
@@ -83,24 +83,24 @@ class GroupNorm:
 
     kind: Literal["group_norm"] = "group_norm"
     groups: Annotated[int | None, Count] = None
-    """Groups of channels; none: by `group_channels`, or else chosen for each width it meets."""
+    """Groups of channels; none: by `group_channels`, or else chosen for each number of channels."""
     group_channels: Annotated[int | None, Count] = None
     """Channels in a group; none: by `groups`."""
     eps: Annotated[float, Positive] = 1e-5
     """Added to the variance."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.groups is not None and self.group_channels is not None:
             raise ValueError("groups and group_channels are both given; give one")
 
     def groups_of(self, channels: int) -> int:
-        """Returns the groups of a map of so many channels.
+        """Returns the number of groups for a map with ``channels`` channels.
 
-        Left open, they are the most up to 32 (the paper's number) that divide the channels
-        into groups of two or more, because a group of one channel is instance norm.
+        By default it is the largest number up to 32 (the paper's) that divides the channels into
+        groups of two or more, because a group of one channel is instance norm.
 
         Raises:
-          ValueError: the channels do not split as asked.
+          ValueError: The channels do not split into such groups.
         """
         if self.groups is not None:
             ops.check_groups(channels, self.groups)
@@ -127,18 +127,18 @@ class InstanceNorm:
 
 @spec
 class RmsNorm:
-    """The mean square of each image, without centering or shift (arXiv:1910.07467)."""
+    """Division by the root mean square of each image, without centering (arXiv:1910.07467)."""
 
     kind: Literal["rms_norm"] = "rms_norm"
     axes: Literal["hwc", "c"]
-    """As of the layer norm."""
+    """As for `LayerNorm`."""
     eps: Annotated[float, Positive] = 1e-5
     """Added to the mean square."""
 
 
 @spec
 class FilterResponseNorm:
-    """The mean square of each channel, and a learned threshold for rectifier (arXiv:1911.09737)."""
+    """Mean square of each channel, and a learned threshold as activation (arXiv:1911.09737)."""
 
     kind: Literal["filter_response_norm"] = "filter_response_norm"
     eps: Annotated[float, Positive] = 1e-6
@@ -147,18 +147,18 @@ class FilterResponseNorm:
 
 @spec
 class DynamicTanh:
-    """A tanh of learned width in place of statistics (arXiv:2503.10622)."""
+    """Tanh with a learned factor instead of statistics (arXiv:2503.10622)."""
 
     kind: Literal["dynamic_tanh"] = "dynamic_tanh"
     alpha: float = 0.5
-    """First value of the factor inside the tanh."""
+    """Initial value of the factor inside the tanh."""
 
 
 @spec
 class NoNorm:
-    """No statistics: a bias a channel, and a scale where a branch must start at zero.
+    """No statistics: a bias per channel, and a scale if a branch must start at zero.
 
-    With that scale it is SkipInit (arXiv:2002.10444, section 3.1), one number a channel.
+    With that scale it is SkipInit (arXiv:2002.10444, section 3.1), with one number per channel.
     """
 
     kind: Literal["none"] = "none"

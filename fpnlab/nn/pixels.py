@@ -1,4 +1,4 @@
-"""Pictures to what networks compute with."""
+"""Standardization of pixel values."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
@@ -7,15 +7,15 @@ from jaxtyping import Array, Float, Num
 def standardize_pixels(
     images: Num[Array, "b h w 3"], mean: float, deviation: float
 ) -> Float[Array, "b h w 3"]:
-    """Returns ``(images - mean) / deviation``; in float32 where the images are of integers.
+    """Returns ``(images - mean) / deviation``, in float32 for integer images.
 
     Args:
-      images: pixels from 0 to 255. Floats keep their dtype, in which the network then computes.
-      mean: subtracted.
-      deviation: divides after that.
+      images: Pixels from 0 to 255. Floats keep their dtype, in which the network then computes.
+      mean: Subtracted first.
+      deviation: Divisor after the subtraction.
 
     Raises:
-      TypeError: images of booleans or complex numbers.
+      TypeError: Images of booleans or complex numbers.
     """
     if jnp.issubdtype(images.dtype, jnp.integer):
         images = images.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""ResNet: a stem and stages of residual blocks, giving one map a pyramid level."""
+"""ResNet: a stem and stages of residual blocks, with one feature map per level."""
 
 import collections
 import math
@@ -34,7 +34,7 @@ class Stem:
     pool: bool = True
     """If true, a 3x3 max pooling of stride 2 follows."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.size % 2 == 0:
             raise ValueError(f"size is {self.size}; it must be odd, so that the padding is even")
 
@@ -46,13 +46,13 @@ class ResNet:
     block: Literal["basic", "bottleneck"] = "basic"
     """Kind of residual block."""
     depths: Annotated[tuple[int, ...], Bounds(least=1.0, most=10_000.0)]
-    """Blocks in each stage; every stage but the first halves the map."""
+    """Blocks in each stage; every stage except the first halves the map."""
     widths: Annotated[tuple[int, ...], Bounds(least=1.0, most=1e5)]
     """Channels inside the blocks of each stage; a bottleneck's maps are four times wider."""
     stem: Stem = Stem()
     """The layers before the first block; as wide as the first stage's `widths`."""
     norm: Norm
-    """After each convolution, but for those that have a field of their own."""
+    """After each convolution, unless overridden below."""
     stem_norm: Norm | None = None
     """After the stem's convolution; none: `norm`."""
     last_norm: Norm | None = None
@@ -67,7 +67,7 @@ class ResNet:
     drop_path: Annotated[float, Fraction] = 0.0
     """Stochastic depth: share of dropped branches in the last block, rising from 0 at the first."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.depths) != len(self.widths):
             raise ValueError(
                 f"depths has {len(self.depths)} stages and widths {len(self.widths)}; "
@@ -93,8 +93,8 @@ class ResNet:
     def norm_positions(self) -> dict[str, Norm]:
         """The norm of each position.
 
-        ``stem``, ``branch`` (all convolutions of a residual branch but the last), ``last`` and,
-        where there is one, ``shortcut``.
+        ``stem``, ``branch`` (all convolutions of a residual branch except the last), ``last`` and,
+        if there are projections, ``shortcut``.
         """
         found = {
             "stem": self.stem_norm or self.norm,
@@ -154,10 +154,10 @@ STANDARD: dict[int, tuple[Literal["basic", "bottleneck"], tuple[int, ...]]] = {
 def resnet(layers: int, norm: Norm) -> ResNet:
     """Returns the standard ResNet of 18, 34, 50, 101 or 152 layers (arXiv:1512.03385, table 1).
 
-    The stride of a downsampling bottleneck stands at its 3x3 convolution (as in PyTorch).
+    The 3x3 convolution of a downsampling bottleneck has the stride (as in PyTorch).
 
     Raises:
-      ValueError: another number of layers.
+      ValueError: Another number of layers.
     """
     if layers not in STANDARD:
         raise ValueError(f"no standard ResNet has {layers} layers; these do: {list(STANDARD)}")
@@ -178,13 +178,14 @@ def cifar_resnet(
     layer. The paper's networks have 20, 32, 44, 56 and 110 layers and parameter-free shortcuts.
 
     Args:
-      depth: number of layers: 8, 14, 20, ...
-      norm: after each convolution.
-      width: channels of the first stage; the others have two and four times as many.
-      shortcut: where the shape changes, ``pad`` (option A, as published) or ``projection`` (B).
+      depth: Number of layers: 8, 14, 20, ...
+      norm: Norm after each convolution.
+      width: Channels of the first stage; the others have two and four times as many.
+      shortcut: Shortcut if the shape changes: ``pad`` (option A, as published) or ``projection``
+        (option B).
 
     Raises:
-      ValueError: another number of layers.
+      ValueError: Another number of layers.
     """
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
@@ -204,7 +205,7 @@ def cifar_resnet(
 
 @tree
 class ResNetParams:
-    """The stem, and the blocks of each stage."""
+    """Parameters of the stem, and of the blocks of each stage."""
 
     stem: ConvNormParams
     stages: tuple[tuple[BlockParams, ...], ...]
@@ -219,7 +220,7 @@ class ResNetState:
 
 
 def init_resnet(key: Key, resnet: ResNet) -> tuple[ResNetParams, ResNetState]:
-    """Returns a network for RGB images."""
+    """Returns initial parameters and state of a network for RGB images."""
     stem, stem_state = init_conv_norm(named_key(key, "stem"), resnet.stem_layer)
     made = [
         [init_block(named_key(key, "stage", i, j), block) for j, block in enumerate(blocks)]
@@ -249,7 +250,7 @@ def apply_resnet(
       params: Its parameters.
       state: Its running statistics.
       images: A batch.
-      mode: Source and update of statistics, and whether stochastic parts are on.
+      mode: Source and update of statistics, and whether stochastic layers are active.
       mask: Pixels that enter statistics; None for all of them.
       key: Draws the branches to drop; needed where ``drop_path`` is above 0 and the mode
         stochastic.
@@ -268,7 +269,7 @@ def capture_resnet(
     mask: Bool[Array, "b h w"] | None = None,
     key: Key | None = None,
 ) -> tuple[Features, ResNetState, Intermediates]:
-    """Returns what ``apply_resnet`` does, and the outputs of the stem and of each block."""
+    """Returns the outputs of ``apply_resnet``, and those of the stem and of each block."""
     stem, stride = resnet.stem_layer, resnet.stem.stride
     x, stem_state = apply_conv_norm(
         stem, params.stem, state.stem, images, mode, mask=downsample_mask(mask, stride)

@@ -33,12 +33,12 @@ from fpnlab.types import Features, Intermediates, Key, Mode, tree
 
 @spec
 class RetinaHead:
-    """Towers whose convolutions are shared over the pyramid's levels (arXiv:1708.02002).
+    """Class and box towers with convolutions shared over the levels (arXiv:1708.02002).
 
-    A batch norm among them may share its statistics or not, and its parameters or not: the four
+    Statistics and parameters of a batch norm can each be shared over levels or separate: the four
     combinations of arXiv:2105.07576, section 5.2, and a fifth that normalizes all levels together.
-    The levels' maps differ in distribution: running statistics shared by levels that are each
-    normalized by themselves fit none of them at test time.
+    The maps of the levels differ in distribution: if levels are normalized separately in training,
+    running statistics shared over them fit no level at test time.
     """
 
     depth: Annotated[int, Bounds(least=0.0, most=100.0)] = 4
@@ -48,21 +48,21 @@ class RetinaHead:
     kernel: Kernel = "free"
     """Parametrization of the towers' convolution kernels."""
     level_statistics: Literal["separate", "shared", "joint"] = "separate"
-    """Running statistics a level, or one set that each level updates in turn, or one set of all
-    levels' values together, which then also normalize in training."""
+    """One set of running statistics per level; or one set that each level updates in turn; or one
+    set over the values of all levels together, which then also normalize in training."""
     level_affine: Literal["shared", "separate"] = "shared"
-    """One set of norm parameters, or one a level."""
+    """One set of norm parameters, or one per level."""
     prior: Annotated[float, Inside] = 0.01
-    """Probability of an object that every anchor starts with (arXiv:1708.02002, section 4.1)."""
+    """Initial object probability of every anchor (arXiv:1708.02002, section 4.1)."""
     kernel_deviation: Annotated[float, Positive] = 0.01
-    """Standard deviation of the kernels as they are drawn, of towers and predictors alike
+    """Standard deviation of the initial kernels of towers and predictors
     (arXiv:1708.02002, section 4.1; torchvision's too)."""
     anchors_per_cell: Annotated[int | None, Count] = None
     """Boxes predicted at each cell; none: those of the detector."""
     classes: Annotated[int | None, Count] = None
     """Number of classes; none: that of the detector."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.level_statistics == "joint" and not isinstance(self.norm, BatchNorm):
             raise ValueError(
                 f"level_statistics is 'joint' and norm {self.norm.kind!r}; only the statistics of "
@@ -70,7 +70,7 @@ class RetinaHead:
             )
 
     def tower_layer(self, channels: int) -> ConvNorm:
-        """Returns the 3x3 convolution of a tower, over maps of so many channels."""
+        """Returns the 3x3 convolution of a tower for maps with ``channels`` channels."""
         return ConvNorm(
             size=3,
             inputs=channels,
@@ -83,7 +83,7 @@ class RetinaHead:
 
 @tree
 class Predictor:
-    """A last convolution with a bias."""
+    """Parameters of the last convolution, which has a bias."""
 
     kernel: Float[Array, "3 3 d o"]
     bias: Float[Array, " o"]
@@ -91,7 +91,7 @@ class Predictor:
 
 @tree
 class HeadParams:
-    """The towers, and the predictors on top of them."""
+    """Parameters of the towers, and of the predictors on top of them."""
 
     class_tower: tuple[ConvNormParams, ...]
     box_tower: tuple[ConvNormParams, ...]
@@ -101,7 +101,7 @@ class HeadParams:
 
 @tree
 class HeadOutput:
-    """One row an anchor, finest level first; float32."""
+    """Outputs with one row per anchor, finest level first; float32."""
 
     logits: Float[Array, "b a k"]
     """Class scores before the sigmoid."""
@@ -111,7 +111,7 @@ class HeadOutput:
 
 @tree
 class HeadState:
-    """The running statistics of the towers' norms, ``[levels, channels]`` where separate."""
+    """Running statistics of the towers' norms, ``[levels, channels]`` if separate."""
 
     class_tower: tuple[NormState | None, ...]
     box_tower: tuple[NormState | None, ...]
@@ -120,10 +120,16 @@ class HeadState:
 def init_head(
     key: Key, head: RetinaHead, *, channels: int, levels: int
 ) -> tuple[HeadParams, HeadState]:
-    """Returns a head over ``levels`` pyramid maps of so many ``channels``.
+    """Returns the initial parameters and state of a head.
+
+    Args:
+      key: Draws the kernels.
+      head: The head.
+      channels: Channels of every pyramid map.
+      levels: Number of pyramid maps.
 
     Raises:
-      ValueError: The head leaves ``anchors_per_cell`` or ``classes`` open.
+      ValueError: ``anchors_per_cell`` or ``classes`` of the head is None.
     """
     if head.anchors_per_cell is None or head.classes is None:
         raise ValueError(
@@ -171,10 +177,10 @@ def apply_head(
     *,
     mask: Bool[Array, "b h w"] | None = None,
 ) -> tuple[HeadOutput, HeadState]:
-    """Returns class logits and box deltas, one row an anchor, and the new state.
+    """Returns class logits and box deltas, one row per anchor, and the new state.
 
-    The rows follow ``ops.anchors``: level (finest first), then row, column, anchor. ``mask``, of
-    the images' size, has the pixels that enter statistics.
+    Rows are ordered as in ``ops.anchors``: level (finest first), then row, column, anchor.
+    ``mask``, of the size of the images, selects the pixels that enter statistics.
     """
     output, state, _ = capture_head(head, params, state, pyramid, mode, mask=mask)
     return output, state
@@ -189,7 +195,7 @@ def capture_head(
     *,
     mask: Bool[Array, "b h w"] | None = None,
 ) -> tuple[HeadOutput, HeadState, Intermediates]:
-    """Returns what ``apply_head`` does, and the outputs of each convolution at each level."""
+    """Returns the outputs of ``apply_head``, and those of each convolution at each level."""
     masks = {level: downsample_mask(mask, 2**level) for level in pyramid}
     outputs: Intermediates = collections.OrderedDict()
 
@@ -245,8 +251,15 @@ def _apply_norm_over_levels(
     return normed, state
 
 
-def _apply_joint_norm(head, params, state, maps, mode, masks):
-    """Normalizes all levels as one map of all their cells, ``[b, cells, 1, c]``."""
+def _apply_joint_norm(
+    head: RetinaHead,
+    params: NormParams,
+    state: NormState | None,
+    maps: Features,
+    mode: Mode,
+    masks: dict[int, Array | None],
+) -> tuple[Features, NormState | None]:
+    """Returns all levels normalized as one map of all their cells, ``[b, cells, 1, c]``."""
     flat = lambda x: x.reshape(x.shape[0], -1, 1, *x.shape[3:])
     together = jnp.concatenate([flat(x) for x in maps.values()], 1)
     mask = None
@@ -258,6 +271,8 @@ def _apply_joint_norm(head, params, state, maps, mode, masks):
     normed, start = {}, 0
     for i, (level, x) in enumerate(maps.items()):
         affine = at_level(params, i if head.level_affine == "separate" else None)
+        assert affine.scale is not None
+        assert affine.bias is not None
         cells = x.shape[1] * x.shape[2]
         part = y[:, start : start + cells].reshape(x.shape)
         normed[level] = part * affine.scale.astype(x.dtype) + affine.bias.astype(x.dtype)

@@ -3,8 +3,8 @@
 Integers and floats narrower than float32 are converted to float32 first, and results have that
 dtype: an area of 300 x 300 pixels overflows float16.
 
-Boxes are ``xyxy`` in pixels. A box whose right edge is not right of its left one (or whose
-bottom is not below its top) is empty: its area is 0, and so is its overlap with anything.
+Boxes are ``xyxy`` in pixels. A box with ``x2 <= x1`` or ``y2 <= y1`` is empty: its area is 0, and
+so is its overlap with any box.
 Values and gradients are finite for every finite box, the zeros of padding included.
 """
 

@@ -245,6 +245,7 @@ def _transposed(position: int, by: Primitive, at: int) -> Callable[..., Array]:
     """
 
     def rule(ct: Array, *operands: object, window: _Window, vmaps: _Vmaps) -> Array:
+        # The operand at `position` is a placeholder of JAX, not an array.
         new, new_vmaps = [operands[1 - position]], [vmaps[1 - position]]
         new.insert(at, ct)
         new_vmaps.insert(at, (True,) * len(vmaps[0]))

@@ -1,4 +1,4 @@
-"""Linen modules: the numbers of the functions, and the manners of Flax."""
+"""Linen modules: results of the functions, conventions of Flax."""
 
 import dataclasses
 import functools
@@ -55,7 +55,7 @@ def layers(detector):
 
 
 def trees_of(spec, x, variables):
-    """Parameters and state as the functions take them."""
+    """Parameters and state as arguments for the functions."""
     params, state = shapes(spec, widths_of(x))
     stats = variables.get("batch_stats", {})
     return from_names(params, variables["params"]), from_names(state, stats)
@@ -65,7 +65,7 @@ NAMES = ("batch_norm", "group_norm", "block", "backbone", "neck", "head", "detec
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_module_is_its_functions_to_the_bit(name, detector):
+def test_a_linen_module_equals_its_functions_bit_for_bit(name, detector):
     spec, x = layers(detector)[name]
     module = linen.Layer(spec)
     run = lambda variables: module.apply(variables, x, mode=Mode.TRAIN, mutable=["batch_stats"])
@@ -78,7 +78,7 @@ def test_a_module_is_its_functions_to_the_bit(name, detector):
     chex.assert_trees_all_equal(updated.get("batch_stats", {}), to_names(new))
 
 
-def test_a_detector_of_the_module_is_the_detector_of_the_function(detector):
+def test_a_linen_detector_gives_the_detections_of_the_functions(detector):
     images = 255 * jax.random.uniform(jax.random.key(3), (2, 32, 32, 3))
     module = linen.Layer(detector, mode=Mode.EVAL)
     variables = module.init(jax.random.key(0), images)
@@ -88,7 +88,7 @@ def test_a_detector_of_the_module_is_the_detector_of_the_function(detector):
 
 
 class Theirs(nn.Module):
-    """Somebody's network, in which the norm is one line."""
+    """A user's network, in which the norm is one line."""
 
     norm: object
 
@@ -99,7 +99,7 @@ class Theirs(nn.Module):
         return nn.Dense(3)(nn.relu(x).mean((1, 2)))
 
 
-def test_one_line_puts_our_batch_norm_into_somebodys_model():
+def test_batch_norm_replaces_linen_batch_norm_in_one_line():
     x = jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
     ours = Theirs(functools.partial(linen.Layer, BatchNorm(decay=0.99, reference_batch=8)))
     theirs = Theirs(functools.partial(nn.BatchNorm, momentum=0.99))
@@ -144,7 +144,7 @@ def test_a_module_trains_with_optax_and_keeps_its_statistics():
     assert float(stats["Layer_0"]["seen"]) == 240
 
 
-def test_initializing_is_no_step_of_training():
+def test_initialization_does_not_update_statistics():
     x = 5.0 + jax.random.normal(jax.random.key(0), (4, 3, 3, 2))
     variables = linen.Layer(BN, mode=Mode.TRAIN).init(jax.random.key(0), x)
     assert float(variables["batch_stats"]["seen"]) == 0
@@ -172,17 +172,17 @@ def test_stateless_norms_need_no_mutable_collection():
 
 
 @pytest.mark.parametrize("given", [{}, {"mode": Mode.EVAL, "use_running_average": True}])
-def test_a_mode_is_said_once(given):
+def test_a_linen_layer_needs_exactly_one_of_mode_and_use_running_average(given):
     with pytest.raises(ValueError, match="either mode or use_running_average"):
         linen.Layer(BN, **given).init(jax.random.key(0), jnp.ones((2, 2, 2, 2)))
 
 
-def test_a_spec_of_no_layer_is_refused():
+def test_init_rejects_a_spec_that_is_not_a_layer():
     with pytest.raises(TypeError, match="spec: 3 is not a layer; expected a norm, ConvNorm, Block"):
         inspect.unwrap(init)(jax.random.key(0), 3)
 
 
-def test_parameters_are_plain_arrays_by_name_so_that_masks_find_them(detector):
+def test_linen_parameters_are_plain_arrays_by_name(detector):
     images = jnp.ones((2, 32, 32, 3))
     variables = linen.Layer(detector, mode=Mode.TRAIN).init(jax.random.key(0), images)
     flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
@@ -209,7 +209,7 @@ def test_initialization_needs_no_bound_axis_and_training_does():
         run(x[0])
 
 
-def test_checkpoints_of_flaxs_batch_norm_are_ours_and_back():
+def test_statistics_of_linen_batch_norm_convert_to_ours_and_back():
     x = 2.0 + 3.0 * jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
     theirs = Theirs(functools.partial(nn.BatchNorm, momentum=0.9))
     variables = theirs.init(jax.random.key(0), x, train=True)
@@ -225,7 +225,7 @@ def test_checkpoints_of_flaxs_batch_norm_are_ours_and_back():
     chex.assert_trees_all_equal(back, new["batch_stats"])
 
 
-def test_a_norm_is_scanned_over_time():
+def test_a_linen_norm_can_be_scanned_over_time():
     class Cell(nn.Module):
         @nn.compact
         def __call__(self, carry, x):
@@ -247,14 +247,14 @@ def test_a_norm_is_scanned_over_time():
     assert float(stats["seen"]) == 20
 
 
-def test_an_array_that_is_missing_is_named():
+def test_from_names_names_a_missing_array():
     like, _ = jax.eval_shape(lambda: init_norm(BN, 2))
     with pytest.raises(KeyError, match="no array bias; there are: scale"):
         from_names(like, {"scale": jnp.ones(2)})
 
 
-def test_parameters_of_older_versions_are_explained():
+def test_parameters_of_older_versions_raise_with_the_conversion():
     x = jnp.ones((2, 2, 2, 2))
     params, _ = init_norm(BN, 2)
-    with pytest.raises(ValueError, match="as older versions made them; convert it by"):
+    with pytest.raises(ValueError, match="from an older version; convert it by"):
         linen.Layer(BN, mode=Mode.EVAL).apply({"params": {"organ": params}}, x)

@@ -1,4 +1,4 @@
-"""NNX modules: the numbers of the functions, and the manners of Flax."""
+"""NNX modules: results of the functions, conventions of Flax."""
 
 import chex
 import jax
@@ -29,7 +29,7 @@ def x(key):
     return 2.0 + jax.random.normal(key, (4, 3, 3, 2))
 
 
-def test_a_norm_is_its_function_to_the_bit_and_updates_in_place(x):
+def test_an_nnx_norm_equals_its_function_bit_for_bit_and_updates_in_place(x):
     module = ours.Layer(BN, x, rngs=nnx.Rngs(0))
     params, state = module.trees()
     y = module(x, mode=Mode.TRAIN)
@@ -57,12 +57,12 @@ def test_a_norm_is_its_function_to_the_bit_and_updates_in_place(x):
     ],
     ids=["norm", "neck", "head"],
 )
-def test_widths_do_in_place_of_an_input(spec, like, widths):
+def test_an_nnx_layer_can_be_made_from_channels_instead_of_an_input(spec, like, widths):
     modules = [ours.Layer(spec, given, rngs=nnx.Rngs(0)) for given in (like, widths)]
     chex.assert_trees_all_equal(*(module.trees() for module in modules))
 
 
-def test_a_detector_of_the_module_is_the_detector_of_the_function(detector):
+def test_an_nnx_detector_gives_the_detections_of_the_functions(detector):
     images = 255 * jax.random.uniform(jax.random.key(3), (2, 32, 32, 3))
     module = ours.Layer(detector, images, mode=Mode.EVAL, rngs=nnx.Rngs(0))
     expected, _ = apply_detector(detector, *module.trees(), images, Mode.EVAL)
@@ -70,7 +70,7 @@ def test_a_detector_of_the_module_is_the_detector_of_the_function(detector):
 
 
 class Theirs(nnx.Module):
-    """Somebody's network, in which the norm is one line."""
+    """A user's network, in which the norm is one line."""
 
     def __init__(self, norm, rngs):
         self.conv = nnx.Conv(3, 8, (3, 3), use_bias=False, rngs=rngs)
@@ -85,7 +85,7 @@ def our_norm(rngs):
     return ours.Layer(BatchNorm(decay=0.99, reference_batch=8), 8, rngs=rngs)
 
 
-def test_one_line_puts_our_batch_norm_into_somebodys_model():
+def test_batch_norm_replaces_nnx_batch_norm_in_one_line():
     x = jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
     mine = Theirs(our_norm, nnx.Rngs(0))
     other = Theirs(lambda rngs: nnx.BatchNorm(8, momentum=0.99, rngs=rngs), nnx.Rngs(0))
@@ -130,7 +130,7 @@ def test_a_module_saves_with_orbax(x, tmp_path):
     chex.assert_trees_all_equal(restored, pure)
 
 
-def test_stateless_norms_are_modules_too(x):
+def test_stateless_norms_work_as_nnx_modules(x):
     module = ours.Layer(LayerNorm(axes="c"), x, use_running_average=True, rngs=nnx.Rngs(0))
     expected, _ = apply_norm(LayerNorm(axes="c"), *module.trees(), x, Mode.TRAIN)
     np.testing.assert_array_equal(module(x), expected)
@@ -180,7 +180,7 @@ def test_the_bridge_to_nnx_trains_a_module_of_linen_as_the_nnx_module(name):
     chex.assert_trees_all_equal(*statistics)
 
 
-def test_the_checkpoint_of_an_nnx_batch_norm_is_taken_over_and_given_back():
+def test_statistics_of_nnx_batch_norm_convert_to_ours_and_back():
     other = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
     other.scale[...] = jnp.array([1.0, 2.0, 3.0])
     other(IMAGES)

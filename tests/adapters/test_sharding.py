@@ -37,7 +37,7 @@ def layers():
     """Every kind of layer, with inputs."""
     random = np.random.default_rng(0)
     draw = lambda *shape: random.normal(size=(IMAGES, *shape)).astype(np.float32)
-    # Images differ in brightness, so that it matters whose statistics are taken.
+    # Images differ in brightness, so that statistics differ between devices.
     brightness = np.arange(IMAGES, dtype=np.float32).reshape(-1, 1, 1, 1)
     images = 60 + 15 * brightness + 20 * draw(16, 16, 3)
     x, maps = draw(4, 4, 4), {2: draw(8, 8, 4), 3: draw(4, 4, 4)}
@@ -63,7 +63,7 @@ def layers():
 
 
 def loss_of(outputs):
-    """Returns one number in which every output has a share of its own."""
+    """Returns a scalar that depends differently on every output."""
     leaves = jax.tree.leaves(outputs)
     target = lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32)).reshape(leaf.shape)
     return sum(jnp.square(leaf - target(leaf)).mean() for leaf in leaves)
@@ -110,7 +110,7 @@ def nnx_step(spec, x):
 
 
 def differences(step, x):
-    """Returns how far loss, parameters and statistics on four devices are from those on one."""
+    """Returns the differences of loss, parameters and statistics between four devices and one."""
     one = step(x)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
@@ -134,7 +134,7 @@ def main():
 def test_every_layer_trains_over_four_devices_as_on_one():
     """Loss, parameters after a step, and running statistics, to 5e-6 of the largest or of 1."""
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4"]
-    # Compiling takes nearly all the time, the first time.
+    # Nearly all the time is compilation.
     flags += ["--xla_backend_optimization_level=0"]
     variables = {
         "JAX_PLATFORMS": "cpu",

@@ -1,4 +1,4 @@
-"""Residual blocks: which pixels enter which statistics, and which convolution has which norm."""
+"""Residual blocks: masks of the statistics, and the norm of each convolution."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def x(key):
 
 @pytest.fixture
 def mask():
-    """No two pixels of a cell alike in all cells, so that a mask of another size counts others."""
+    """A mask whose downsampled counts differ from a quarter of its count."""
     mask = np.random.default_rng(0).random((2, 6, 4)) < 0.6
     assert mask.sum() != 4 * mask[:, ::2, ::2].sum()
     return mask
@@ -52,23 +52,23 @@ def test_each_norm_of_a_block_counts_the_mask_of_its_own_map(kind, stride, x, ma
     assert new.shortcut.count == halved
 
 
-def test_the_first_norm_of_a_bottleneck_hears_of_the_masked_pixels_of_its_input_alone(x, mask, key):
+def test_the_first_norm_of_a_bottleneck_depends_on_valid_pixels_only(x, mask, key):
     block, params, state = make(key, "bottleneck", 2)
 
     def first_variance(x):
         return apply_block(block, params, state, x, Mode.TRAIN, mask=jnp.asarray(mask))[1].branch[0]
 
-    heard = jnp.abs(jax.grad(lambda x: first_variance(x).var.sum())(x)).sum(-1) > 0
-    np.testing.assert_array_equal(heard, mask)
+    depends = jnp.abs(jax.grad(lambda x: first_variance(x).var.sum())(x)).sum(-1) > 0
+    np.testing.assert_array_equal(depends, mask)
 
 
-def test_the_norm_of_a_shortcut_hears_of_the_first_valid_pixel_of_each_cell(x, mask, key):
+def test_the_norm_of_a_shortcut_depends_on_the_first_valid_pixel_of_each_cell(x, mask, key):
     block, params, state = make(key, "basic", 2)
 
     def variance(x):
         return apply_block(block, params, state, x, Mode.TRAIN, mask=jnp.asarray(mask))[1].shortcut
 
-    heard = jnp.abs(jax.grad(lambda x: variance(x).var.sum())(x)).sum(-1) > 0
+    depends = jnp.abs(jax.grad(lambda x: variance(x).var.sum())(x)).sum(-1) > 0
     expected = np.zeros_like(mask)
     expected[:, ::2, ::2] = mask[:, ::2, ::2]
-    np.testing.assert_array_equal(heard, expected)
+    np.testing.assert_array_equal(depends, expected)

@@ -1,4 +1,4 @@
-"""The classifier: what it averages and drops, and the sizes of the published CIFAR networks."""
+"""The classifier: pooling, dropout, and the sizes of the published CIFAR networks."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ def small(norm=None, **fields):
 
 
 def opened(params):
-    """The parameters with every scale at 1, so that residual branches have a say."""
+    """The parameters with every scale at 1, so that residual branches are not zero."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.ones_like(leaf) if path[-1].name == "scale" else leaf, params
     )
@@ -78,7 +78,7 @@ def test_a_cifar_network_halves_the_map_twice_and_is_as_deep_as_it_is_called():
 @pytest.mark.parametrize(
     ("depth", "near"), [(18, "14 and 20"), (21, "20 and 26"), (7, "8"), (2, "8"), (-5, "8")]
 )
-def test_a_depth_that_is_not_6n_plus_2_is_refused_with_its_neighbors(depth, near):
+def test_cifar_resnet_rejects_depths_that_are_not_6n_plus_2(depth, near):
     with pytest.raises(ValueError, match=f"no CIFAR ResNet has {depth} layers.*nearest: {near}$"):
         cifar_resnet(depth, norm=NoNorm())
 
@@ -105,16 +105,16 @@ def test_a_padded_shortcut_is_the_subsampled_input_and_zeros(stride, outputs, ke
         assert state.shortcut is None
         return apply_block(block, params, state, x, Mode.TRAIN)[0]
 
-    # A fresh branch is 0: what comes out is the rectified shortcut.
+    # An initial branch is 0, so the output is the rectified shortcut.
     y = fresh(x)
     expected = np.zeros((2, -(-5 // stride), -(-4 // stride), outputs), np.float32)
     expected[..., :3] = np.maximum(x[:, ::stride, ::stride], 0)
     np.testing.assert_array_equal(y, expected)
 
 
-def test_a_padded_shortcut_cannot_lose_channels():
+def test_a_padded_shortcut_cannot_reduce_channels():
     net = ResNet(depths=(1, 1), widths=(8, 4), stem=STEM, norm=NoNorm(), shortcut="pad")
-    with pytest.raises(ValueError, match="cannot bring 8 channels down to 4; use shortcut"):
+    with pytest.raises(ValueError, match="cannot reduce 8 channels to 4; use shortcut"):
         init_resnet(jax.random.key(0), net)
 
 
@@ -163,7 +163,7 @@ def test_the_norm_and_the_classes_do_not_touch_the_backbone(key):
     chex.assert_trees_all_equal(five.backbone, seven.backbone)
 
 
-def test_only_batch_norm_sees_other_images(key):
+def test_only_batch_norm_depends_on_other_images(key):
     images = pixels(key)
     for norm, sees in ((BatchNorm(), True), (GroupNorm(groups=2), False)):
         spec = small(norm)
@@ -216,7 +216,7 @@ def test_dropout_zeroes_its_share_and_doubles_the_rest(dropping):
     one, two = jax.random.split(jax.random.key(5))
     dropped = dropping(Mode.TRAIN, one)
     assert np.unique(dropped).tolist() == [0, 2]
-    # Every image and every feature draws for itself.
+    # Draws are independent for every image and feature.
     np.testing.assert_allclose(dropped.mean(0), 1, atol=0.2)
     assert len(np.unique(dropped, axis=0)) > 200
     np.testing.assert_array_equal(dropped, dropping(Mode.TRAIN, one))
@@ -239,7 +239,7 @@ def test_the_key_reaches_the_branches_to_drop(key):
             spec, opened(params), state, jnp.tile(pixels(key, 1), (8, 1, 1, 1)), Mode.TRAIN, key=key
         )[0]
     )
-    # The same image eight times: only what is dropped tells them apart.
+    # The same image eight times: they differ only in the dropped branches.
     assert len(np.unique(np.round(np.asarray(run(key))[:, 0], 4))) > 1
 
 
@@ -250,6 +250,6 @@ def test_the_key_reaches_the_branches_to_drop(key):
         ({"dropout": 1.0}, "dropout is 1.0; it must"),
     ],
 )
-def test_impossible_classifiers_are_refused(fields, says):
+def test_invalid_classifiers_raise(fields, says):
     with pytest.raises(ValueError, match=says):
         small(**fields)

@@ -157,7 +157,7 @@ def head_rows(tower, states, predictor, pyramid, outputs):
 @pytest.mark.parametrize("stem", [POOLED, PLAIN], ids=["pooled", "plain"])
 @pytest.mark.parametrize("shortcut", ["projection", "pad"])
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
-def test_a_residual_network_is_that_of_its_paper(block, shortcut, stem, key):
+def test_a_residual_network_equals_the_definition_of_its_paper(block, shortcut, stem, key):
     resnet = network(block, shortcut, stem)
     params, state = (drawn(tree, i) for i, tree in enumerate(init_resnet(key, resnet)))
     images = np.random.default_rng(2).normal(size=(2, 13, 10, 3)).astype(np.float32)
@@ -169,7 +169,7 @@ def test_a_residual_network_is_that_of_its_paper(block, shortcut, stem, key):
 
 
 @pytest.mark.parametrize("extra_from", ["p", "c"])
-def test_a_detector_is_that_of_its_paper(extra_from, key):
+def test_a_detector_equals_the_definition_of_its_paper(extra_from, key):
     resnet = network("basic", "projection", POOLED)
     detector = Detector(
         classes=2,
@@ -200,7 +200,7 @@ def test_a_detector_is_that_of_its_paper(extra_from, key):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
 
 
-def test_a_classifier_is_that_of_its_paper(key):
+def test_a_classifier_equals_the_definition_of_its_paper(key):
     resnet = network("basic", "pad", PLAIN)
     classifier = Classifier(classes=4, backbone=resnet, pixel_mean=100.0, pixel_deviation=50.0)
     params, state = (drawn(tree, i) for i, tree in enumerate(init_classifier(key, classifier)))

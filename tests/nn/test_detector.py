@@ -1,4 +1,4 @@
-"""The composed detector: rows meet anchors, planted outputs become boxes, sizes are checked."""
+"""The detector: rows and anchors, decoding of planted outputs, masks, and size checks."""
 
 import dataclasses
 import inspect
@@ -29,7 +29,7 @@ from fpnlab.spec import SpecError
 from fpnlab.types import Detections, Mode
 
 
-def test_there_is_one_output_row_an_anchor(detector, key):
+def test_a_detector_has_one_output_row_per_anchor(detector, key):
     shapes = jax.eval_shape(
         lambda k, x: apply_detector(detector, *init_detector(k, detector), x, Mode.TRAIN)[0],
         key,
@@ -40,7 +40,7 @@ def test_there_is_one_output_row_an_anchor(detector, key):
     assert shapes.deltas.shape == (2, len(anchors), 4)
 
 
-def test_planted_outputs_come_back_as_detections(detector):
+def test_detect_returns_planted_boxes(detector):
     anchors = detector_anchors(detector, 32, 32)
     boxes = np.array([[3.0, 4, 15, 18], [16, 10, 30, 29]], np.float32)
     rows = [10, 35]
@@ -60,7 +60,7 @@ def test_planted_outputs_come_back_as_detections(detector):
     )
 
 
-def test_detections_are_cut_at_the_picture_not_at_the_padding(detector):
+def test_detections_are_clipped_to_the_picture_without_padding(detector):
     detector = dataclasses.replace(detector, postprocess=Postprocess(candidates=1))
     anchors = detector_anchors(detector, 32, 32)
     row = int(np.argmax(anchors[:, 2]))
@@ -90,7 +90,7 @@ def test_layer_norm_detects_each_image_by_itself_and_batch_norm_does_not(make_de
         assert bool(jnp.allclose(first, other, atol=1e-5)) == alone
 
 
-def test_images_below_one_cell_of_the_top_level_are_refused(detector):
+def test_a_detector_rejects_images_below_one_cell_of_the_top_level(detector):
     with pytest.raises(
         ValueError, match=r"8x40 pixels leave pyramid level 4 empty.*max_level <= 3"
     ):
@@ -102,7 +102,7 @@ def test_masked_padding_never_enters_a_statistic(detector, key):
     params, state = init_detector(key, masked)
     extent = jnp.array([[32.0, 16.0], [32.0, 16.0]])
     images = 255.0 * jax.random.uniform(key, (2, 32, 32, 3))
-    # The stem only: later maps hear of the padding through convolutions at its edge.
+    # The stem only: later maps depend on the padding through convolutions at its edge.
     stem = jax.jit(
         lambda x: (
             apply_detector(masked, params, state, x, Mode.TRAIN, extent=extent)[1].backbone.stem
@@ -138,7 +138,7 @@ def test_the_padding_stays_out_of_the_statistics_of_every_norm(detector, key):
         assert [one(norm) for norm in tower] == [[count[3], count[4]]]
 
 
-def test_a_mask_needs_to_know_the_pictures(detector, key):
+def test_mask_padding_requires_the_extent_of_the_pictures(detector, key):
     masked = dataclasses.replace(detector, mask_padding=True)
     with pytest.raises(ValueError, match="mask_padding needs the extent"):
         jax.eval_shape(
@@ -187,7 +187,7 @@ def test_a_detector_is_exported_for_batches_of_any_size_and_read_back(detector, 
 
 
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32])
-def test_pictures_of_integers_are_those_of_floats(dtype, detector, key):
+def test_integer_images_give_the_outputs_of_float_images(dtype, detector, key):
     params, state = init_detector(key, detector)
     images = jax.random.randint(key, (2, 32, 32, 3), 0, 256)
     apply = inspect.unwrap(apply_detector)
@@ -199,7 +199,7 @@ def test_pictures_of_integers_are_those_of_floats(dtype, detector, key):
 
 
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.complex64, bool])
-def test_convolutions_of_no_real_numbers_are_an_error(dtype):
+def test_conv_rejects_integers_and_complex_numbers(dtype):
     with pytest.raises(TypeError, match=f"conv: x is {jnp.dtype(dtype)}; it must be"):
         jax.eval_shape(
             lambda x: inspect.unwrap(conv)(x, jnp.ones((3, 3, 3, 4), x.dtype)),
@@ -244,7 +244,7 @@ def test_towers_start_with_the_deviation_of_the_paper(detector, key):
         (lambda: ResNet(depths=(1,), widths=(4,), norm=BatchNorm(), drop_path=1.0), "drop_path"),
     ],
 )
-def test_fields_out_of_range_are_named(make, field):
+def test_fields_out_of_range_raise_a_spec_error(make, field):
     with pytest.raises(SpecError) as caught:
         make()
     assert [name for name, _ in caught.value.invalid] == [field]
@@ -270,7 +270,7 @@ def test_the_anchors_of_each_level_lie_over_the_whole_picture(detector):
         ({"nms_iou": 0.9, "score_threshold": 0.5}, [0.9, 0.6]),
     ],
 )
-def test_each_field_of_the_postprocessing_has_its_say(fields, scores, detector):
+def test_each_field_of_the_postprocessing_changes_the_detections(fields, scores, detector):
     """Two boxes of one class with an IoU of 1/3."""
     detector = dataclasses.replace(detector, postprocess=Postprocess(**fields))
     anchors = detector_anchors(detector, 32, 32)

@@ -63,16 +63,16 @@ CLASSIFIER = Classifier(classes=3, backbone=BACKBONE, dropout=0.2)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A differentiable function ``apply(params, state, x)`` and where it is differentiated."""
+    """A differentiable function ``apply(params, state, x)`` and the point of differentiation."""
 
     init: typing.Callable
     apply: typing.Callable
     like: typing.Any
     """Shapes of ``x``."""
     constants: bool = False
-    """Whether it takes parts of itself for constant, which differences of values do not."""
+    """True if it stops gradients, which finite differences cannot reproduce."""
     narrow: bool = False
-    """Whether it computes in float32 somewhere, whatever its inputs."""
+    """True if it computes in float32 somewhere, for any inputs."""
 
 
 def layer(spec, like, mode=Mode.TRAIN, constants=False, **options):
@@ -165,7 +165,7 @@ each_case = pytest.mark.parametrize("name", CASES)
 
 
 def point(case):
-    """Returns where to differentiate and in which direction; no two channels are alike."""
+    """Returns the inputs and the direction of the derivative; no two channels are alike."""
     random = np.random.default_rng(0)
 
     def start(path, leaf):
@@ -194,7 +194,7 @@ def dot(a, b):
 
 @functools.cache
 def derivatives(name):
-    """Returns what the tests below compare, all of it by one program."""
+    """Returns the values that the tests below compare, computed by one program."""
     case = CASES[name]
     f = lambda trees: case.apply(*trees)
 
@@ -225,7 +225,7 @@ def derivatives(name):
 
 
 def assert_close(mine, theirs, tolerance):
-    """Differences are measured by the largest entry of a leaf, or 1e-3 where all are small."""
+    """Checks differences relative to the largest entry of a leaf, but at least 1e-3."""
     assert jax.tree.structure(mine) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs)):
         assert np.isfinite(a).all()
@@ -233,9 +233,9 @@ def assert_close(mine, theirs, tolerance):
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.constants])
-def test_tangents_are_differences_of_values(name):
+def test_tangents_equal_finite_differences(name):
     found, narrow = derivatives(name), CASES[name].narrow
-    # Rounding to float32 leaves few digits to differences, and a rectifier no long steps.
+    # Float32 rounding limits the digits of differences, and ReLU limits the length of the step.
     assert_close(found["jvp"][1], found["difference"], 5e-3 if narrow else 1e-6)
     assert any(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(found["jvp"][1]))
 

@@ -1,4 +1,4 @@
-"""The pyramid: which level hears which, odd sizes, and levels that cannot be had."""
+"""The feature pyramid: dependencies between levels, odd sizes, and invalid levels."""
 
 import dataclasses
 
@@ -26,7 +26,9 @@ def features(key):
 @pytest.mark.parametrize(
     "norm", [NoNorm(), BatchNorm(), LayerNorm(axes="hwc")], ids=lambda n: n.kind
 )
-def test_every_level_has_the_pyramids_width_and_its_own_size(norm, features, key):
+def test_every_pyramid_map_has_the_channels_of_the_fpn_and_the_size_of_its_level(
+    norm, features, key
+):
     fpn = Fpn(channels=6, min_level=2, max_level=6, norm=norm)
     params, state = init_fpn(key, fpn, CHANNELS)
     pyramid, new = apply_fpn(fpn, params, state, features, Mode.TRAIN)
@@ -51,8 +53,8 @@ def test_information_flows_from_coarse_to_fine_and_not_back(features, key):
 
         return bool(jnp.abs(jax.grad(total)(features[of])).max() > 0)
 
-    heard = {of: [on for on in fpn.levels if influence(of, on)] for of in CHANNELS}
-    assert heard == {2: [2], 3: [2, 3], 4: [2, 3, 4, 5]}
+    influenced = {of: [on for on in fpn.levels if influence(of, on)] for of in CHANNELS}
+    assert influenced == {2: [2], 3: [2, 3], 4: [2, 3, 4, 5]}
 
 
 def test_the_extra_level_can_start_from_the_backbones_own_map(features, key):
@@ -82,18 +84,18 @@ def test_without_a_coarser_level_a_map_is_lateral_then_output(features, key):
     ("levels", "message"),
     [((1, 4), "need the backbone's level 1; it has"), ((5, 6), "need the backbone's level 5")],
 )
-def test_levels_that_the_backbone_cannot_feed_are_refused(levels, message, key):
+def test_init_fpn_rejects_levels_missing_in_the_backbone(levels, message, key):
     fpn = Fpn(channels=6, min_level=levels[0], max_level=levels[1])
     with pytest.raises(ValueError, match=message):
         init_fpn(key, fpn, CHANNELS)
 
 
-def test_a_pyramid_upside_down_is_refused():
+def test_fpn_rejects_a_min_level_above_the_max_level():
     with pytest.raises(ValueError, match="min_level is 5 and max_level 3"):
         Fpn(min_level=5, max_level=3)
 
 
-def test_the_second_extra_level_starts_from_the_rectified_first_and_that_from_the_map_itself(key):
+def test_the_first_extra_level_has_no_relu_at_its_input_and_the_second_has(key):
     """arXiv:1708.02002, footnote 2: P6 from the top map, P7 by a ReLU and a convolution of P6."""
     fpn = Fpn(channels=2, min_level=4, max_level=6)
     params, state = init_fpn(key, fpn, CHANNELS)

@@ -1,4 +1,4 @@
-"""Residual networks: published sizes, levels, and what a fresh block computes."""
+"""Residual networks: published sizes, levels, initial blocks and stochastic depth."""
 
 import dataclasses
 import functools
@@ -79,7 +79,7 @@ def test_only_blocks_that_change_the_shape_project_their_shortcut():
     assert resnet(50, NoNorm()).stages[2][0].projection
 
 
-def test_a_block_learns_through_its_zero_scale(key):
+def test_a_block_has_gradients_in_spite_of_its_zero_scale(key):
     bn = BatchNorm()
     block = Block(
         kind="basic", inputs=4, width=4, stride=1, norm=bn, last_norm=bn, shortcut_norm=bn
@@ -93,7 +93,7 @@ def test_a_block_learns_through_its_zero_scale(key):
     assert jnp.abs(gradient.branch[0].kernel).max() == 0
 
 
-def test_the_norm_does_not_touch_the_convolutions(key):
+def test_the_norm_does_not_change_the_initial_convolutions(key):
     bn, _ = init_resnet(key, SMALL)
     ln, _ = init_resnet(
         key, ResNet(depths=(1, 2), widths=(4, 8), stem=SMALL.stem, norm=LayerNorm(axes="hwc"))
@@ -101,7 +101,7 @@ def test_the_norm_does_not_touch_the_convolutions(key):
     chex.assert_trees_all_equal(bn, ln)
 
 
-def test_another_depth_leaves_the_common_blocks_as_they_are(key):
+def test_another_depth_does_not_change_the_initial_common_blocks(key):
     short, _ = init_resnet(key, SMALL)
     deep, _ = init_resnet(
         key, ResNet(depths=(1, 3), widths=(4, 8), stem=SMALL.stem, norm=BatchNorm())
@@ -135,14 +135,14 @@ def test_evaluation_does_not_change_the_state(key):
         (lambda: Stem(stride=3), "stride is 3; it must be one of 1, 2, 4"),
     ],
 )
-def test_impossible_networks_are_refused(make, message):
+def test_invalid_networks_raise(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize("place", ["stem_norm", "norm", "last_norm", "shortcut_norm"])
 def test_each_place_is_initialized_with_its_own_norm(place):
-    """Group norm keeps no state: where it stands, and only there, the state is None."""
+    """Group norm has no state: the state is None exactly at its position."""
     places = dict.fromkeys(("stem_norm", "norm", "last_norm", "shortcut_norm"), BatchNorm())
     norms = places | {place: GroupNorm(group_channels=2)}
     net = ResNet(depths=(1, 1), widths=(4, 8), stem=SMALL.stem, **norms)
@@ -173,7 +173,7 @@ def test_the_rates_of_stochastic_depth_rise_in_a_line_over_all_blocks():
 
 @pytest.fixture(scope="module")
 def branches():
-    """What each block of `DEEP` adds for each of 2048 images, where every branch gives ones."""
+    """Output of each block's branch of `DEEP` for 2048 images, where every branch gives ones."""
     params, state = init_resnet(jax.random.key(0), DEEP)
 
     def open_branch(block):

@@ -1,4 +1,4 @@
-"""The shared head: its prior, its rows, and whose statistics it uses."""
+"""The shared head: its prior, the order of its rows, and its statistics per level."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def test_every_anchor_starts_with_the_prior_probability(pyramid, key):
     assert jnp.abs(deltas).max() < 0.5
 
 
-def test_rows_run_over_level_row_column_anchor(pyramid, key):
+def test_head_rows_are_ordered_by_level_row_column_anchor(pyramid, key):
     head = RetinaHead(depth=0, anchors_per_cell=3, classes=5)
     params, state = init_head(key, head, channels=4, levels=2)
     row, column = 1, 2
@@ -81,12 +81,12 @@ def test_evaluation_reproduces_training_once_the_statistics_are_known(pyramid, k
         ({"depth": -1}, "depth is -1"),
     ],
 )
-def test_impossible_heads_are_refused(options, message):
+def test_invalid_heads_raise(options, message):
     with pytest.raises(ValueError, match=message):
         RetinaHead(**options)
 
 
-def test_joint_statistics_are_those_of_all_levels_values(pyramid, key):
+def test_joint_statistics_equal_those_of_the_values_of_all_levels(pyramid, key):
     head, params, state = make(key, BatchNorm(decay=0.0), level_statistics="joint")
     _, new = apply_head(head, params, state, pyramid, Mode.TRAIN)
     found = new.class_tower[0]
@@ -101,9 +101,7 @@ def test_joint_statistics_are_those_of_all_levels_values(pyramid, key):
 
 @pytest.mark.parametrize("statistics", ["separate", "shared", "joint"])
 @pytest.mark.parametrize("affine", ["shared", "separate"])
-def test_parameters_of_a_level_move_that_level_alone_where_they_are_separate(
-    statistics, affine, pyramid, key
-):
+def test_separate_parameters_of_a_level_change_only_that_level(statistics, affine, pyramid, key):
     head, params, state = make(key, BatchNorm(), level_statistics=statistics, level_affine=affine)
     assert params.class_tower[0].norm.scale.shape == ((2, 4) if affine == "separate" else (4,))
     assert state.class_tower[0].mean.shape == ((2, 4) if statistics == "separate" else (4,))

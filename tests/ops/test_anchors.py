@@ -34,7 +34,7 @@ def test_the_defaults_are_the_nine_anchors_of_retinanet():
     np.testing.assert_allclose(np.sqrt(got.prod(1))[::3], 32 * 2 ** (np.arange(3) / 3), rtol=1e-6)
 
 
-def test_a_pyramid_runs_from_the_finest_level_up():
+def test_pyramid_anchors_are_ordered_from_the_finest_level():
     sizes = {5: (1, 2), 3: (4, 5), 4: (2, 3)}
     got = anchors.pyramid_anchors(sizes, octaves=1)
     parts = [anchors.level_anchors(sizes[level], level, octaves=1) for level in (3, 4, 5)]
@@ -50,13 +50,13 @@ def test_anchors_are_centered_on_the_image_that_the_map_covers():
 
 
 @pytest.mark.parametrize(
-    "fault", [{"scale": 0.0}, {"octaves": 0}, {"ratios": ()}, {"ratios": (1.0, -2.0)}]
+    "invalid", [{"scale": 0.0}, {"octaves": 0}, {"ratios": ()}, {"ratios": (1.0, -2.0)}]
 )
-def test_shapes_that_make_no_anchors_are_refused(fault):
+def test_level_anchors_rejects_invalid_shapes(invalid):
     with pytest.raises(ValueError, match="must be positive"):
-        anchors.level_anchors((2, 2), 3, **fault)
+        anchors.level_anchors((2, 2), 3, **invalid)
 
 
-def test_a_pyramid_without_levels_is_refused():
+def test_pyramid_anchors_rejects_an_empty_pyramid():
     with pytest.raises(ValueError, match="at least one level"):
         anchors.pyramid_anchors({})

@@ -167,7 +167,7 @@ def test_clip_keeps_each_box_inside_its_own_picture():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8", "int8", "int32", "uint32"])
-def test_overlaps_of_narrow_types_are_those_of_float64(dtype):
+def test_iou_of_narrow_dtypes_equals_float64(dtype):
     # Whole numbers that every type holds; their products are beyond most of the types.
     a = np.array([[0, 0, 100, 100], [10, 20, 90, 120], [64, 64, 96, 96]])
     b = np.array([[0, 0, 100, 100], [0, 0, 50, 50], [100, 100, 120, 120]])
@@ -178,7 +178,7 @@ def test_overlaps_of_narrow_types_are_those_of_float64(dtype):
     np.testing.assert_allclose(boxes.decode(boxes.encode(*narrow), narrow[1]), a, atol=1e-3)
 
 
-def test_products_of_sides_beyond_the_type_are_right():
+def test_areas_that_overflow_the_input_dtype_are_right():
     large = jnp.asarray([[0, 0, 300, 300]], "float16")
     assert boxes.area(large)[0] == 90_000
     assert boxes.iou(large, large)[0, 0] == 1.0
@@ -188,6 +188,6 @@ def test_products_of_sides_beyond_the_type_are_right():
     np.testing.assert_allclose(found, 1 / 3, rtol=1e-6)
 
 
-def test_boxes_that_are_no_real_numbers_are_an_error():
+def test_boxes_of_complex_numbers_raise_a_type_error():
     with pytest.raises(TypeError, match="boxes: an array is complex64"):
         inspect.unwrap(boxes.area)(jnp.ones((1, 4), "complex64"))

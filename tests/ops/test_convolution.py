@@ -1,4 +1,4 @@
-"""Convolution against PyTorch and XLA's own derivatives, alone, mapped and exported."""
+"""Convolution against PyTorch and XLA's derivatives: plain, vmapped and exported."""
 
 import functools
 import re
@@ -42,7 +42,7 @@ def loss(f, x, w):
 
 
 @pytest.mark.parametrize(("k", "stride", "padding"), SHAPES)
-def test_convolution_and_both_gradients_are_those_of_torch(k, stride, padding, key):
+def test_convolution_and_both_gradients_equal_pytorch(k, stride, padding, key):
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     x, w = operands(key, k)
     y, pull = jax.vjp(functools.partial(conv, stride=stride, padding=padding), x, w)
@@ -65,7 +65,7 @@ def test_an_odd_kernel_gives_the_size_divided_by_the_stride_and_rounded_up(strid
         assert out.shape == (1, -(-9 // stride), -(-8 // stride), 3)
 
 
-def test_second_derivatives_are_those_of_xla(key):
+def test_second_derivatives_equal_xla(key):
     def penalty(f, x, w):
         dx, dw = jax.grad(loss, (1, 2))(f, x, w)
         return jnp.sum(dx**2) + jnp.sum(dw**3)
@@ -78,7 +78,7 @@ def test_second_derivatives_are_those_of_xla(key):
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
 @pytest.mark.parametrize("k", [1, 3, 7])
-def test_forward_mode_is_the_difference_quotient(k, stride, key):
+def test_forward_mode_equals_the_difference_quotient(k, stride, key):
     with jax.enable_x64(True):
         x, w, dx, dw = (a.astype(jnp.float64) for a in (*operands(key, k), *directions(key, k)))
         f = functools.partial(conv, stride=stride)
@@ -133,7 +133,7 @@ def test_hessian_products_are_the_same_in_every_order_of_differentiation(k, stri
         chex.assert_trees_all_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_third_derivatives_are_those_of_xla(key):
+def test_third_derivatives_equal_xla(key):
     at, along = operands(key), directions(key)
 
     def third(f, modes):
@@ -150,7 +150,7 @@ def test_third_derivatives_are_those_of_xla(key):
         np.testing.assert_allclose(third(conv, modes), theirs, rtol=1e-4)
 
 
-def test_the_hessian_is_that_of_xla(key):
+def test_the_hessian_equals_xla(key):
     x, w = operands(key)
     x, w = x[:1, :3, :4, :2], w[:, :, :2, :2]
     mine, theirs = (
@@ -161,7 +161,7 @@ def test_the_hessian_is_that_of_xla(key):
 
 @pytest.mark.parametrize("in_axes", AXES)
 @pytest.mark.parametrize("stride", [1, 2])
-def test_forward_mode_of_a_mapped_convolution_is_a_loop(stride, in_axes, key):
+def test_forward_mode_of_a_vmapped_convolution_equals_a_loop(stride, in_axes, key):
     f = functools.partial(conv, stride=stride)
     at, along = operands(key, maps=(3,)), directions(key, maps=(3,))
     at = tuple(a if m == 0 else a[0] for a, m in zip(at, in_axes))
@@ -199,7 +199,7 @@ def test_forward_mode_maps_over_directions_alone(key):
 
 
 @pytest.mark.parametrize("kernels", ["shared", "sharded"])
-def test_derivatives_within_shard_map_are_those_outside(kernels, key):
+def test_derivatives_inside_shard_map_equal_those_outside(kernels, key):
     # With check_vma, JAX's default. One device will do: the types are those of several.
     mesh = jax.make_mesh((1,), ("d",), axis_types=(AxisType.Auto,))
     over_kernels = PartitionSpec("d") if kernels == "sharded" else PartitionSpec()
@@ -228,7 +228,7 @@ def test_bfloat16_stays_bfloat16_in_both_gradients(key):
 
 
 @pytest.mark.parametrize("in_axes", AXES)
-def test_a_mapped_convolution_is_a_loop(in_axes, key):
+def test_vmap_of_convolution_equals_a_loop(in_axes, key):
     x, w = operands(key, maps=(3,))
     x, w = (a if m == 0 else a[0] for a, m in zip((x, w), in_axes))
     at = lambda i: [a if m is None else a[i] for a, m in zip((x, w), in_axes)]
@@ -239,7 +239,7 @@ def test_a_mapped_convolution_is_a_loop(in_axes, key):
 
 
 @pytest.mark.parametrize("in_axes", AXES)
-def test_the_gradient_of_a_mapped_convolution_is_that_of_xla(in_axes, key):
+def test_the_gradient_of_a_vmapped_convolution_equals_xla(in_axes, key):
     def total(f, x, w):
         return loss(jax.vmap(f, in_axes=in_axes), x, w)
 
@@ -250,13 +250,13 @@ def test_the_gradient_of_a_mapped_convolution_is_that_of_xla(in_axes, key):
     chex.assert_trees_all_close(mine, theirs, rtol=1e-5, atol=2e-5)
 
 
-def test_maps_nest_and_a_long_one_is_left_to_xla(key):
+def test_vmaps_nest_and_long_ones_are_not_unrolled(key):
     x, w = operands(key, maps=(2, UNROLLED + 1))
     mine = jax.jit(jax.vmap(jax.vmap(conv)))(x, w)
     np.testing.assert_allclose(mine, jax.vmap(jax.vmap(xla))(x, w), rtol=1e-5, atol=1e-5)
 
 
-def test_mapped_kernels_are_separate_convolutions_on_a_cpu_and_one_elsewhere(key):
+def test_vmapped_kernels_are_separate_convolutions_on_cpu_only(key):
     x, w = operands(key, maps=(3,))
 
     def convolutions(platform, w, in_axes=(0, 0)):
@@ -283,8 +283,8 @@ def test_derivatives_export_for_three_platforms_and_run_on_this_one(mode, key):
     chex.assert_trees_all_close(exported.call(x, w), step(x, w), rtol=1e-6)
 
 
-def test_the_kernel_gradient_repeats_nothing_that_computed_its_operands(key):
-    # What makes it fast on a CPU: the transpositions are calls that XLA does not inline.
+def test_the_kernel_gradient_is_not_fused_with_its_operands_on_cpu(key):
+    # It is fast on CPU because the transpositions are calls that XLA does not inline.
     x, w = operands(key)
     if jax.default_backend() != "cpu":
         pytest.skip("arranged for CPUs only")
@@ -293,12 +293,12 @@ def test_the_kernel_gradient_repeats_nothing_that_computed_its_operands(key):
     assert len(re.findall(r' call\(.*inlineable="false"', program)) == 2
 
 
-def test_dtypes_that_differ_are_refused():
+def test_conv_rejects_operands_of_different_dtypes():
     with pytest.raises(TypeError, match=r"x is bfloat16 and w is float32; cast"):
         conv(jnp.zeros((1, 4, 4, 2), jnp.bfloat16), jnp.zeros((3, 3, 2, 2)))
 
 
 @pytest.mark.parametrize("size", [(2, 2), (3, 5)])
-def test_kernels_without_a_default_padding_are_refused(size):
+def test_conv_requires_padding_for_even_or_rectangular_kernels(size):
     with pytest.raises(ValueError, match=f"kernel of {size[0]}x{size[1]} needs an explicit"):
         conv(jnp.zeros((1, 6, 6, 2)), jnp.zeros((*size, 2, 2)))

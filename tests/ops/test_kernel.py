@@ -1,4 +1,4 @@
-"""Kernels that are standardized, scaled, or have a batch norm folded in."""
+"""Weight standardization, and folding of batch norm into kernels."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ SCALE = jnp.linspace(0.5, 1.5, 6)
 BIAS = jnp.linspace(-1.0, 1.0, 6)
 
 
-def test_standardized_kernels_have_no_mean_and_the_promised_variance(key):
+def test_standardized_kernels_have_mean_0_and_the_documented_variance(key):
     kernel = 3.0 + 2.0 * jax.random.normal(key, (3, 3, 8, 4))
     plain = np.asarray(standardize_kernel(kernel), np.float64)
     np.testing.assert_allclose(plain.mean((0, 1, 2)), 0, atol=1e-6)
@@ -25,7 +25,7 @@ def test_standardized_kernels_have_no_mean_and_the_promised_variance(key):
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-5])
-def test_standardized_kernels_are_their_definition_at_any_shape_and_size(size, key):
+def test_standardized_kernels_equal_their_definition_for_any_shape(size, key):
     """A small one is held above eps, by default 1e-10 and 1e-4."""
     kernel = size * (1 + jax.random.normal(key, (1, 3, 5, 4)))
     exact = np.asarray(kernel, np.float64)
@@ -43,7 +43,7 @@ def test_standardized_kernels_are_their_definition_at_any_shape_and_size(size, k
     )
 
 
-def test_eps_is_said_by_name(key):
+def test_eps_is_a_keyword_argument(key):
     kernel = jax.random.normal(key, (3, 3, 2, 4))
     with pytest.raises(TypeError):
         standardize_kernel(kernel, 1e-5)
@@ -51,7 +51,7 @@ def test_eps_is_said_by_name(key):
         scale_standardize_kernel(kernel, jnp.ones(4), 1e-5)
 
 
-def test_a_folded_convolution_is_the_convolution_and_its_batch_norm(key):
+def test_a_folded_convolution_equals_convolution_and_batch_norm(key):
     x = jax.random.normal(key, (2, 3, 5, 6))
     kernel = jax.random.normal(key, (3, 3, 6, 6))
     mean, var = jnp.linspace(-1, 1, 6), jnp.linspace(0.1, 3, 6)

@@ -62,7 +62,7 @@ def test_smooth_l1_equals_pytorch_in_value_and_gradient():
         np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=1e-6)
 
 
-def test_smooth_l1_without_a_quadratic_part_is_refused():
+def test_smooth_l1_rejects_a_beta_of_zero():
     with pytest.raises(ValueError, match="beta must be positive, got 0"):
         losses.smooth_l1(jnp.zeros(3), beta=0.0)
 

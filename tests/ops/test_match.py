@@ -71,7 +71,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_of_equal_anchors_the_first_is_matched_however_it_is_compiled(way):
-    # Boxes centerd between anchors, so that two or four of them overlap each alike.
+    # Boxes centered between anchors, so that two or four of them overlap each alike.
     rng = np.random.default_rng(0)
     anchors = np.asarray(anchor_ops.level_anchors((12, 12), 3, scale=3.0, octaves=3))
     center = rng.integers(1, 11, (64, 4, 2)) * 8 + rng.choice([0, 4], (64, 4, 2))
@@ -87,7 +87,7 @@ def test_of_equal_anchors_the_first_is_matched_however_it_is_compiled(way):
         np.testing.assert_array_equal(found.label[i], label)
 
 
-def test_bids_that_tie_with_their_neighbors_only_still_leave_one_winner():
+def test_overlaps_tied_only_with_their_neighbors_have_one_winner():
     # 0.8e-6 apart: the second ties with both others, which do not tie.
     side = lambda overlap: (0.0, 0.0, 10.0, 10.0 * overlap)
     anchors = np.array([[0.0, 0.0, 10.0, 10.0]], np.float32)
@@ -126,7 +126,7 @@ def test_an_image_without_boxes_is_all_negative():
     assert got.label.dtype == got.index.dtype == jnp.int32
 
 
-def test_an_anchor_between_the_thresholds_takes_no_part():
+def test_an_anchor_between_the_thresholds_is_ignored():
     square = np.array([[0.0, 0, 10, 10]], np.float32)
     shifted = np.array([[0.0, 0, 10, s] for s in (10, 5, 4.5, 4, 3.9)], np.float32)
     got = run(square, np.ones(1, bool), shifted, force=False)
@@ -188,6 +188,6 @@ def test_mapped_over_a_batch_equals_image_by_image(key):
         np.testing.assert_array_equal(got.label[i], alone.label)
 
 
-def test_thresholds_that_cross_are_refused():
+def test_match_rejects_a_negative_threshold_above_the_positive_one():
     with pytest.raises(ValueError, match=r"negative 0.6 is greater than positive 0.5"):
         run(np.zeros((3, 4), np.float32), ALL, negative=0.6)

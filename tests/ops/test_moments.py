@@ -1,4 +1,4 @@
-"""Moments of one reading: as exact as those of two, with rules that autodiff would find as well."""
+"""One-pass moments: as exact as two passes, with derivative rules that equal autodiff."""
 
 import functools
 import re
@@ -23,7 +23,7 @@ def mask_of(key):
 
 
 def exact_moments(x, axes, mask=None):
-    """Mean and variance in float64, of the values that count."""
+    """Mean and variance in float64 of the values that count."""
     values = np.asarray(x, np.float64)
     weight = np.ones(values.shape, bool)
     if mask is not None and 1 in axes:
@@ -58,7 +58,7 @@ BOUND = 17 * 7 * np.finfo(np.float32).eps
 
 
 def check_digits(shift, mean, square, x, axes):
-    """Of either way to choose a shift: the one of CPUs, and that of accelerators."""
+    """Checks either choice of the shift: that for CPU and that for accelerators."""
     exact, var = exact_moments(x, axes)
     found = np.maximum(square - np.square(mean), 0)
     np.testing.assert_allclose(found, var, rtol=BOUND, atol=1e-12)
@@ -71,8 +71,8 @@ WAYS = [moments._shift_by_part, moments._shift_if_far]
 @pytest.mark.parametrize("way", WAYS)
 @hypothesis.given(st.integers(1, 50), st.floats(-1e6, 1e6), st.integers(0, 99))
 @hypothesis.settings(max_examples=20, deadline=None)
-def test_a_first_row_far_from_the_others_costs_few_digits(way, h, far, seed):
-    # A shift that is the first rows' mean is the worst it can be.
+def test_moments_are_exact_with_a_first_row_far_from_the_others(way, h, far, seed):
+    # The worst case for a shift that is the mean of the first rows.
     x = np.random.default_rng(seed).normal(size=(1, h, 2, 1)).astype(np.float32)
     x[:, : (h + 15) // 16] += np.float32(far)
     check_digits(*way((1, 2), jnp.asarray(x)), x, (1, 2))
@@ -81,7 +81,7 @@ def test_a_first_row_far_from_the_others_costs_few_digits(way, h, far, seed):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("axes", AXES)
 @pytest.mark.parametrize("deviations", [0.0, 2.0, 3.1, 3.3, 30.0, 1e4])
-def test_a_mean_of_any_size_costs_few_digits(way, axes, deviations, key):
+def test_moments_are_exact_for_means_of_any_size(way, axes, deviations, key):
     x = jax.random.normal(key, (2, 16, 9, 8))
     # One of the sets of values lies apart from the others, which need no shift.
     x = x.at[1:, 3:4, 2:3].add(jnp.float32(deviations)) if axes == (3,) else x
@@ -114,7 +114,7 @@ def test_a_shift_is_taken_only_where_the_mean_is_far(key):
     np.testing.assert_allclose(shift[1, 0, 0, 3], 7.0, atol=0.5)
 
 
-def test_squares_that_overflow_are_no_reason_to_lose_the_variance(key):
+def test_the_variance_is_right_where_squares_overflow(key):
     x = 3e19 + 1e18 * jax.random.normal(key, (1, 16, 9, 8))
     found, *_ = local_moments(x, (1, 2))
     _, var = exact_moments(x, (1, 2))
@@ -150,7 +150,7 @@ def plain(x, gain, bias, axes, mask):
 
 @pytest.mark.parametrize("axes", AXES)
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_rules_are_what_autodiff_finds(axes, masked, key):
+def test_custom_derivative_rules_equal_autodiff(axes, masked, key):
     keys = jax.random.split(key, 4)
     x, direction, weights = (jax.random.normal(k, SHAPE) for k in keys[:3])
     mask = mask_of(key) if masked else None
@@ -186,7 +186,7 @@ def test_moments_themselves_have_a_gradient(key):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("axes", AXES)
-def test_the_mean_square_is_its_definition(axes, masked, key):
+def test_mean_square_equals_its_definition(axes, masked, key):
     x, mask = jax.random.normal(key, SHAPE), mask_of(key) if masked else None
     mean, var = exact_moments(x, axes, mask)
     np.testing.assert_allclose(mean_square(x, axes, mask), mean**2 + var, rtol=1e-5, atol=1e-7)
@@ -195,7 +195,7 @@ def test_the_mean_square_is_its_definition(axes, masked, key):
 @hypothesis.given(st.lists(st.integers(0, 30), min_size=1, max_size=5), st.integers(0, 999))
 @hypothesis.example([0, 1], 0)
 @hypothesis.settings(max_examples=20, deadline=None)
-def test_merged_moments_are_those_of_all_values(sizes, seed):
+def test_merged_moments_equal_those_of_all_values(sizes, seed):
     draw = np.random.default_rng(seed)
     parts = [draw.normal(draw.normal() * 10, 1, (n, 2)) for n in sizes]
     fill = lambda part: part if len(part) else np.zeros((1, 2))
@@ -222,8 +222,8 @@ def test_moments_of_several_norms_are_merged_at_once(key):
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about fusions of XLA:CPU")
-def test_no_difference_is_written_to_memory():
-    # Of maps, the programs write their results only: what they subtract is fused into its readers.
+def test_shifted_maps_are_never_written_to_memory_on_cpu():
+    # The programs write no map but their results: differences are fused into their consumers.
     shape = (4, 32, 16, 64)
     x, gain = jnp.ones(shape), jnp.ones(64)
     run = functools.partial(normalized, axes=(1, 2), mask=None)

@@ -11,7 +11,7 @@ from fpnlab.ops.pooling import global_average_pool, max_pool
 
 
 @pytest.mark.parametrize(("size", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1)])
-def test_max_pool_and_its_gradient_are_those_of_torch(size, stride, padding, key):
+def test_max_pool_and_its_gradient_equal_pytorch(size, stride, padding, key):
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     x = jax.random.normal(key, (2, 9, 8, 3))
     pool = functools.partial(max_pool, size=size, stride=stride, padding=padding)
@@ -23,11 +23,11 @@ def test_max_pool_and_its_gradient_are_those_of_torch(size, stride, padding, key
     np.testing.assert_allclose(pull(jnp.cos(y))[0], tx.grad, rtol=1e-6)
 
 
-def test_padding_never_wins():
+def test_max_pool_ignores_padding():
     assert (max_pool(jnp.full((1, 4, 4, 1), -1e30)) == -1e30).all()
 
 
-def test_equal_values_share_a_gradient_that_sums_to_one():
+def test_max_pool_shares_the_gradient_among_equal_values():
     gradient = jax.grad(lambda x: max_pool(x, size=2, padding=0).sum())(jnp.ones((1, 2, 2, 1)))
     np.testing.assert_array_equal(gradient.ravel(), [0.125, 0.125, 0.25, 0.5])
 

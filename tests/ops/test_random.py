@@ -1,4 +1,4 @@
-"""Keys by name: the same in every process, and another for every path."""
+"""Named keys: the same in every process, and different for every path."""
 
 import itertools
 
@@ -22,18 +22,18 @@ def data(key):
         ((), []),
     ],
 )
-def test_a_name_is_the_same_number_in_every_process(names, numbers, key):
+def test_named_keys_are_the_same_in_every_process(names, numbers, key):
     expected = key
     for number in numbers:
         expected = jax.random.fold_in(expected, number)
     assert data(named_key(key, *names)) == data(expected)
 
 
-def test_every_path_has_a_key_of_its_own(key):
+def test_named_keys_differ_for_different_paths(key):
     parts = ("stem", "stage", 0, 1)
     paths = [p for n in range(4) for p in itertools.product(parts, repeat=n)]
     assert len({data(named_key(key, *path)) for path in paths}) == len(paths)
 
 
-def test_a_path_may_be_walked_in_steps(key):
+def test_named_keys_can_be_derived_in_steps(key):
     assert data(named_key(named_key(key, "stage", 1), 0)) == data(named_key(key, "stage", 1, 0))

@@ -1,4 +1,4 @@
-"""Stochastic depth: which images lose their branch, how many, and what the others get."""
+"""Stochastic depth: the rate of dropped branches and the scale of the others."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ IMAGES = 4096
 
 
 @pytest.mark.parametrize("rate", [0.125, 0.5, 0.75])
-def test_the_share_of_images_that_lose_their_branch_is_the_rate(rate, key):
+def test_the_share_of_dropped_branches_is_the_rate(rate, key):
     y = drop_path(key, jnp.ones((IMAGES, 1, 1, 1)), rate=rate)
     # Within four standard deviations of a binomial share.
     spread = np.sqrt(rate * (1 - rate) / IMAGES)
@@ -28,7 +28,7 @@ def test_a_kept_branch_is_divided_by_the_share_that_is_kept(rate, key):
     np.testing.assert_allclose(y[kept], np.asarray(branch)[kept] / (1 - rate), rtol=1e-6)
 
 
-def test_at_rate_0_the_branch_is_as_it_was(key):
+def test_drop_path_of_rate_0_is_the_identity(key):
     branch = jax.random.normal(key, (8, 2, 2, 1))
     np.testing.assert_array_equal(drop_path(key, branch, rate=0.0), branch)
 
@@ -50,6 +50,6 @@ def test_a_dropped_branch_has_no_gradient_even_where_it_is_infinite(key):
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
-def test_rates_that_leave_nothing_are_refused(rate, key):
+def test_drop_path_rejects_rates_outside_0_to_1(rate, key):
     with pytest.raises(ValueError, match=f"rate is {rate}; it must be at least 0 and below 1"):
         drop_path(key, jnp.ones((2, 1, 1, 1)), rate=rate)

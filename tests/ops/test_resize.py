@@ -42,7 +42,7 @@ def test_sampling_agrees_with_numpy_interpolation(axis, key):
     np.testing.assert_allclose(sample_linear(jnp.asarray(x), positions, axis), expected, atol=1e-5)
 
 
-def test_sampling_at_the_centres_changes_nothing_under_jit_and_vmap(key):
+def test_sampling_at_pixel_centers_is_the_identity_under_jit_and_vmap(key):
     x = jax.random.randint(key, (2, 4, 6, 3), 0, 256).astype(jnp.uint8)
     centers = jnp.arange(6) + 0.5
     sampled = jax.jit(jax.vmap(lambda image: sample_linear(image, centers, axis=1)))(x)

@@ -55,7 +55,7 @@ def test_nms_equals_plain_greedy_suppression(iou_threshold, seed):
 
 
 @pytest.mark.parametrize("options", [{}, {"pre_nms": 0}, {"max_detections": 40}])
-def test_places_of_the_kept_candidates_gather_what_nms_returns(options):
+def test_nms_indices_gather_the_result_of_nms(options):
     given, options = candidates(3), OPTIONS | options
     found = nms(*given, **options)
     places, valid = nms_indices(*given, **options)
@@ -135,7 +135,7 @@ def test_without_candidates_all_rows_are_padding(n, options):
     assert not found.scores.any()
 
 
-def test_negative_numbers_of_candidates_are_an_error():
+def test_nms_rejects_negative_numbers_of_candidates():
     with pytest.raises(ValueError, match="pre_nms is -1 and max_detections 8; they must be 0 or"):
         nms(jnp.ones((1, 4)), jnp.ones(1), jnp.zeros(1, jnp.int32), **OPTIONS | {"pre_nms": -1})
 

@@ -200,7 +200,7 @@ def _apply_batch_norm(
         return y, state
     images = x.shape[0] * (jax.lax.axis_size(norm.axis_name) if norm.axis_name else 1)
     if mode.update == "moments":
-        return y, _with_moments(state, batch, state.seen + images)
+        return y, _with_moments(state, batch, jnp.asarray(state.seen) + images)
     # A batch without a single valid pixel has no statistics: keep the running ones.
     keep = jnp.where(batch.count > 0, norm.decay ** (images / norm.reference_batch), 1.0)
     var = batch.var
@@ -232,7 +232,7 @@ def _as_before(state: NormState, after: NormState) -> NormState:
     return jax.tree.map(lambda new, old: jnp.asarray(new, jnp.asarray(old).dtype), after, state)
 
 
-def _renorm_limits(renorm: Renorm, seen: Array | np.ndarray) -> dict[str, Array]:
+def _renorm_limits(renorm: Renorm, seen: Array | np.ndarray | float) -> dict[str, Array]:
     """Returns r_max and d_max after ``seen`` examples."""
     share = lambda full: jnp.clip((seen - renorm.start) / (full - renorm.start), 0, 1)
     return {

@@ -128,14 +128,14 @@ def claim_folder(path: pathlib.Path, experiment: Experiment) -> None:
         _write_config(files, here, training_hash_of(here))
         return
     try:
-        begun = files.stored()
+        stored = files.stored()
     except ConfigError as error:
         raise RunFolderError(
             f"{error}; choose another folder with --out, or remove this one"
         ) from None
-    if begun.experiment == experiment:
+    if stored.experiment == experiment:
         return
-    there = resolved(begun.experiment)
+    there = resolved(stored.experiment)
     changed = ", ".join(differences(there, here))
     if not same_training(there, here):
         raise RunFolderError(
@@ -148,7 +148,7 @@ def claim_folder(path: pathlib.Path, experiment: Experiment) -> None:
         path,
         changed,
     )
-    _write_config(files, here, begun.training_hash)
+    _write_config(files, here, stored.training_hash)
 
 
 def _write_config(files: RunFolder, table: JsonObject, training: str) -> None:

@@ -101,7 +101,7 @@ def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
     if (path / "study.json").exists():
         trials = sorted(trial.name for trial in (path / "trials").glob("*/"))
         examples = f", e.g. {path / 'trials' / trials[0]}" if trials else ""
-        raise RunFolderError(f"{path}: this folder holds a study; give that of a trial{examples}")
+        raise RunFolderError(f"{path}: this folder holds a study; give one of its trials{examples}")
     experiment, state = restored_run(path)
     return TrainedRun(experiment, weights(state), state.state)
 

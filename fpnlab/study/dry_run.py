@@ -156,7 +156,7 @@ def measure_steps(experiment: Experiment, dataset: Dataset) -> Steps:
     """Returns the time of training, from about a second of it."""
     endless = dataclasses.replace(experiment.train, examples=None, updates=ENDLESS)
     experiment = dataclasses.replace(experiment, train=endless)
-    begun = time.monotonic()
+    started = time.monotonic()
     training = training_of([experiment], dataset, [initial_state(experiment)], 0)
     carried = [training.state]
 
@@ -170,7 +170,7 @@ def measure_steps(experiment: Experiment, dataset: Dataset) -> Steps:
 
     advance()
     record()
-    first = time.monotonic() - begun
+    first = time.monotonic() - started
     count = max(math.ceil(SECONDS / _seconds(advance)), STEPS)
     busy = time.process_time()
     took = _seconds(functools.partial(advance, count))
@@ -210,9 +210,9 @@ def measure_evaluation(experiment: Experiment, dataset: Dataset) -> Evaluation:
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    begun = time.monotonic()
+    started = time.monotonic()
     call()
-    return time.monotonic() - begun
+    return time.monotonic() - started
 
 
 def describe(found: Estimate, workers: int) -> str:

@@ -189,7 +189,7 @@ class Ledger:
 
         Args:
           entries: The trials with their new hashes.
-          reopen: If true, trials with a changed hash wait again, to be evaluated anew.
+          reopen: If true, trials with a changed hash are reset to ``waiting``.
         """
         state = (
             ", status = 'waiting', owner = null, lease_until = 0, attempts = 0, error = null, "

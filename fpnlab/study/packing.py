@@ -55,9 +55,9 @@ def stepper(experiments: Sequence[Experiment], dataset: Dataset) -> Callable[[],
     carried, batch = [training.state], next(training.batches)
 
     def seconds() -> float:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         carried[0], logs = training.step(carried[0], batch)
         jax.block_until_ready((carried, logs))
-        return time.perf_counter() - begun
+        return time.perf_counter() - started
 
     return seconds

@@ -146,13 +146,13 @@ def _enter_trials(study: StudyContext, plan: list[Trial], description: StudyFile
         Entry(t.name, config_hash(t.experiment), t.cell, t.split, run_path(study.points[t.name]))
         for t in plan
     ]
-    begun = _begun(study.folder)
-    if begun == study.experiment:
+    stored = _stored_experiment(study.folder)
+    if stored == study.experiment:
         # A new version of the package may add fields, which changes hashes of equal experiments.
         study.ledger.set_hashes(entries, reopen=False)
         same_weights = False
     else:
-        same_weights = begun is not None and _weights_of(begun) == _weights(plan)
+        same_weights = stored is not None and _weights_of(stored) == _weights(plan)
     if not same_weights:
         study.ledger.expect(entries)
     _check_claims(study, description)
@@ -161,7 +161,7 @@ def _enter_trials(study: StudyContext, plan: list[Trial], description: StudyFile
         study.ledger.expect(entries)
 
 
-def _begun(folder: pathlib.Path) -> Experiment | None:
+def _stored_experiment(folder: pathlib.Path) -> Experiment | None:
     """Returns the experiment that a study started with; None in a new folder."""
     try:
         return validate(read_study_file(folder / "study.json").config)
@@ -169,9 +169,9 @@ def _begun(folder: pathlib.Path) -> Experiment | None:
         return None  # A new folder; if it is not, the check against the ledger raises.
 
 
-def _weights_of(begun: Experiment) -> dict[str, str] | None:
+def _weights_of(experiment: Experiment) -> dict[str, str] | None:
     try:
-        return _weights(trials(begun))
+        return _weights(trials(experiment))
     except ConfigError:
         return None  # Trials of an older version that are no longer valid.
 
@@ -284,7 +284,7 @@ class _Progress(StudyListener):
         Args:
           ended: If true, adds bootstrap intervals, for which a file of every trial is read.
         """
-        begun = time.monotonic()
+        started = time.monotonic()
         study = self.study
         parts: dict[str, list[RunResult]] = {"test": [], "validation": []}
         for name, point in study.points.items():
@@ -294,7 +294,7 @@ class _Progress(StudyListener):
         if ended:
             summary = with_bootstrap(summary, self.description, parts["test"], study.run_folder)
         write_record(study.folder / "summary.json", summary)
-        self._next_summary = time.monotonic() + (time.monotonic() - begun) / SUMMARY_SHARE
+        self._next_summary = time.monotonic() + (time.monotonic() - started) / SUMMARY_SHARE
         return summary
 
 

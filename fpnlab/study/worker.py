@@ -86,7 +86,7 @@ class _Claim:
     """True if the ledger has already recorded whether they are trained together."""
     trials: list[Trial] = dataclasses.field(default_factory=list)
     """The trials, once built."""
-    begun: bool = False
+    started: bool = False
     """True if their start was reported to the listener."""
 
 
@@ -147,7 +147,7 @@ def _run(study: StudyContext, claim: _Claim, listener: StudyListener) -> list[Ru
     """Returns the results of the trials, after reporting their start."""
     for trial in claim.trials:
         listener.begin(trial)
-    claim.begun = True
+    claim.started = True
     runs = [
         Run(trial, study.run_folder(trial.name), functools.partial(listener.record, trial))
         for trial in claim.trials
@@ -159,7 +159,7 @@ def _record(
     study: StudyContext, claim: _Claim, results: list[RunResult], listener: StudyListener
 ) -> None:
     """Records the outcomes of the trials that this worker still owns."""
-    trials = {trial.name: trial for trial in claim.trials} if claim.begun else {}
+    trials = {trial.name: trial for trial in claim.trials} if claim.started else {}
     ledger, owner = study.ledger, claim.lease.owner
     for name, result in zip(claim.lease.names, results):
         if result.status == "failed":
@@ -175,7 +175,7 @@ def _record(
 
 def _release(claim: _Claim, listener: StudyListener, delay: float = 0.0) -> None:
     claim.lease.release(delay=delay)
-    for trial in claim.trials if claim.begun else ():
+    for trial in claim.trials if claim.started else ():
         listener.pause(trial)
 
 

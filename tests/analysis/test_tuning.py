@@ -103,7 +103,7 @@ def test_tuning_trials_come_first_and_use_validation_images(study):
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         (
             {"factors": (30.0,), "field": "train.schedule.warmup"},
@@ -115,9 +115,9 @@ def test_tuning_trials_come_first_and_use_validation_images(study):
         ),
     ],
 )
-def test_invalid_tuning_raises_before_any_trial_runs(fields, says, study):
+def test_invalid_tuning_raises_before_any_trial_runs(fields, message, study):
     tune = dataclasses.replace(STUDY.tune, **fields)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         trials(dataclasses.replace(study, study=dataclasses.replace(STUDY, tune=tune)))
 
 

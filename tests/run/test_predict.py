@@ -124,7 +124,7 @@ def test_load_run_rejects_folders_without_a_run_or_checkpoint(unbroken, tmp_path
         load_run(tmp_path)
     (tmp_path / "trials" / "bn_4_0").mkdir(parents=True)
     (tmp_path / "study.json").write_text("{}")
-    with pytest.raises(RunFolderError, match=r"holds a study; give that of a trial.*bn_4_0"):
+    with pytest.raises(RunFolderError, match=r"holds a study; give one of its trials.*bn_4_0"):
         load_run(tmp_path)
     bare = shutil.copytree(unbroken, tmp_path / "bare", ignore=shutil.ignore_patterns("check*"))
     with pytest.raises(RunFolderError, match="no checkpoint found"):

@@ -359,8 +359,8 @@ def test_a_study_with_an_interrupt_and_a_killed_worker_still_finishes(tmp_path):
 
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         until(process, lambda: len(running()) == 2)
-        said = (folder / "workers" / f"{running()[0]}.log").read_text()
-        os.kill(int(re.search(r"process (\d+)", said)[1]), signal.SIGKILL)
+        output = (folder / "workers" / f"{running()[0]}.log").read_text()
+        os.kill(int(re.search(r"process (\d+)", output)[1]), signal.SIGKILL)
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     results = [json.loads(p.read_text()) for p in folder.glob("trials/*/result.json")]

@@ -107,9 +107,9 @@ def busy(folder):
     if not (folder / "ledger.sqlite").exists():
         return set()
     rows = Ledger(folder / "ledger.sqlite").rows()
-    begun = lambda name: (folder / "trials" / name / "metrics.jsonl").exists()
+    started = lambda name: (folder / "trials" / name / "metrics.jsonl").exists()
     done = lambda name: (folder / "trials" / name / "result.json").exists()
-    return {n for n, row in rows.items() if row.status == "running" and begun(n) and not done(n)}
+    return {n for n, row in rows.items() if row.status == "running" and started(n) and not done(n)}
 
 
 def worker_ids(folder):

@@ -41,10 +41,10 @@ def test_an_executor_without_its_package_names_the_extra(package, start, monkeyp
 
 def ended(executor):
     codes = {}
-    begun = time.monotonic()
+    started = time.monotonic()
     while executor.running():
         codes |= executor.ended()
-        assert time.monotonic() - begun < 120
+        assert time.monotonic() - started < 120
         time.sleep(0.1)
     return codes
 
@@ -56,8 +56,8 @@ from fpnlab.study.executors.ray import Ray
 executor = Ray(2, "local")
 executor.start({"one": [sys.executable, "-c", "import sys; print(7); sys.exit(3)", "#"]})
 executor.start({"two": [sys.executable, "-c", "pass", "#"]})
-codes, begun = {}, time.monotonic()
-while executor.running() and time.monotonic() - begun < 240:
+codes, started = {}, time.monotonic()
+while executor.running() and time.monotonic() - started < 240:
     codes |= executor.ended()
     time.sleep(0.1)
 assert codes == {"one": 3, "two": 0}, codes

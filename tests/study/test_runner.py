@@ -214,9 +214,9 @@ def test_a_runner_claims_the_trial_of_a_dead_worker_at_once(whole, study, datase
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.reopen(["bn-batch_size-2-seed-0"])
     assert ledger.claim("dead", 60.0) == "bn-batch_size-2-seed-0"
-    begun = time.monotonic()
+    started = time.monotonic()
     start(study, dataset, tmp_path)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - started < 30
     assert set(statuses_in(tmp_path).values()) == {"done"}
 
 

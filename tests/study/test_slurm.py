@@ -98,10 +98,10 @@ def output_of(*command):
 
 
 def wait_for(condition, folder):
-    begun = time.monotonic()
+    started = time.monotonic()
     while not condition():
         logs = {path.name: path.read_text()[-500:] for path in folder.glob("*.out")}
-        assert time.monotonic() - begun < 60, logs
+        assert time.monotonic() - started < 60, logs
         time.sleep(0.2)
 
 

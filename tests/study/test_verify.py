@@ -104,7 +104,7 @@ def test_verify_reports_all_problems_at_once_with_file_and_remedy(study):
     (study / "trials/unknown").mkdir()
     (study / "trials/bn-batch_size-4-seed-1/result.json").unlink()
     found = lines(study)
-    for start, says in [
+    for start, message in [
         (f"{RUN}/env.json: cannot be read", "the results are not affected"),
         (f"{RUN}/config.json: the hash does not match", "remove the folder"),
         (f"{RUN}/result.json: done after step 3, but the config has 4", "remove the folder"),
@@ -118,11 +118,12 @@ def test_verify_reports_all_problems_at_once_with_file_and_remedy(study):
             "but the status in the ledger is done; run the same command again",
         ),
     ]:
-        assert [line for line in found if line.startswith(start) and says in line], (start, found)
+        matching = [line for line in found if line.startswith(start)]
+        assert any(message in line for line in matching), (start, found)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message"),
     [
         ("config.json", "[]", "config.json: expected a table; found list"),
         ("config.json", '{"experiment": {"seeed": 1}}', "config.json: not the config of a run"),
@@ -135,10 +136,10 @@ def test_verify_reports_all_problems_at_once_with_file_and_remedy(study):
         ("items.npz", "", "items.npz: does not match its checksums"),
     ],
 )
-def test_verify_names_a_damaged_file_of_a_run(name, content, says, study):
+def test_verify_names_a_damaged_file_of_a_run(name, content, message, study):
     (study / RUN / name).write_text(content)
     for folder in (study, study / RUN):
-        assert any(says in line for line in lines(folder)), lines(folder)
+        assert any(message in line for line in lines(folder)), lines(folder)
 
 
 def test_verify_reports_a_changed_number_in_a_result(study):

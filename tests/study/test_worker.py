@@ -134,12 +134,12 @@ def test_concurrent_workers_run_each_trial_once(make_study, pretend):
 def test_a_lease_is_renewed_during_a_trial_longer_than_it(make_study, pretend):
     study = make_study()
     first = next(iter(study.points))
-    taken = []
+    owners = []
 
     def run(trial, *_):
         end = time.monotonic() + 1.5
         while trial.name == first and time.monotonic() < end:
-            taken.append(study.ledger.rows()[first].owner)
+            owners.append(study.ledger.rows()[first].owner)
             time.sleep(0.02)
         return result_of(trial)
 
@@ -148,7 +148,7 @@ def test_a_lease_is_renewed_during_a_trial_longer_than_it(make_study, pretend):
     threading.Timer(0.2, other.start).start()
     go(study, "x")
     other.join()
-    assert len(set(taken)) == 1
+    assert len(set(owners)) == 1
     assert study.ledger.rows()[first].attempts == 1
 
 

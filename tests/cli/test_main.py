@@ -233,7 +233,7 @@ def test_the_folder_of_another_run_exits_with_5(trained, config_file):
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["report"], 5, "is no run's folder"),
+        (["report"], 5, "not the folder of a run"),
         (["evaluate"], 2, "config.json: not the config of a run"),
     ],
 )

@@ -227,7 +227,7 @@ def test_a_study_without_a_study_table_exits_with_2(config_file, tmp_path):
 def test_the_folder_of_another_run_exits_with_5(trained, config_file):
     result = call("train", config_file, "--seed", 1, "--out", trained)
     assert result.exit_code == 5
-    assert "it differs in seed (0 there, 1 here); choose another folder" in result.stderr
+    assert "the fields that differ: seed (0 there, 1 here); choose another folder" in result.stderr
 
 
 @pytest.mark.parametrize(

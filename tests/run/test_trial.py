@@ -404,9 +404,9 @@ def test_updates_are_skipped_from_the_first_non_finite_batch_whose_step_is_repor
     with pytest.raises(Interrupted):
         run(experiment, sound, tmp_path / "sound", stop_after=4)
     kept, good = (restored_run(tmp_path / name)[1] for name in ("bad", "sound"))
-    assert (int(kept.step), int(kept.refused)) == (6, 2)
+    assert (int(kept.step), int(kept.skipped)) == (6, 2)
     chex.assert_trees_all_equal(
-        dataclasses.replace(kept, step=good.step, refused=good.refused), good
+        dataclasses.replace(kept, step=good.step, skipped=good.skipped), good
     )
 
 

@@ -87,8 +87,8 @@ update trials set status = 'running', owner = :owner, lease_until = :now + :seco
 PACK = "select pack from trials where name = :name"
 
 
-class Entry(NamedTuple):
-    """A trial as it is added to the ledger."""
+class Row(NamedTuple):
+    """A trial in the ledger: the first five fields never change, the others are its status."""
 
     name: str
     """Name of the trial."""
@@ -100,21 +100,20 @@ class Entry(NamedTuple):
     """``validation`` for a tuning trial."""
     path: str = ""
     """The run folder, relative to the study folder."""
-
-
-class Row(NamedTuple):
-    """The status of a trial."""
-
-    status: str
+    status: str = "waiting"
     """``waiting``, ``running``, ``done``, ``diverged`` or ``failed``."""
-    owner: str | None
+    owner: str | None = None
     """Name of the worker that runs it."""
-    attempts: int
+    attempts: int = 0
     """Number of claims, without those that were released."""
-    error: str | None
+    error: str | None = None
     """Why it diverged or failed."""
-    score: float | None
+    score: float | None = None
     """The study's metric, from 0 to 1; None if it was not measured."""
+
+
+FIXED = 5
+"""Number of fields of a row that never change."""
 
 
 OPEN = ("waiting", "running")
@@ -160,15 +159,15 @@ class Ledger:
                 script = f"begin immediate;{MIGRATION}pragma user_version = {VERSION};commit;"
                 database.executescript(script)
 
-    def expect(self, entries: Iterable[Entry]) -> None:
+    def expect(self, trials: Iterable[Row]) -> None:
         """Adds the trials of a study; known trials stay unchanged.
 
         Raises:
           RunFolderError: The ledger holds other trials, or a trial with another config.
         """
-        wanted = {entry.name: entry for entry in entries}
+        wanted = {row.name: row for row in trials}
         with self._transaction() as database:
-            known = _entries(database)
+            known = _rows(database)
             names = known.keys() | wanted.keys()
             differ = lambda n: known.get(n, ())[:4] != wanted.get(n, ())[:4]
             changed = sorted(filter(differ, names))
@@ -181,14 +180,14 @@ class Ledger:
             database.executemany(
                 "insert or ignore into trials (name, hash, cell, split, path) "
                 "values (?, ?, ?, ?, ?)",
-                wanted.values(),
+                [row[:FIXED] for row in wanted.values()],
             )
 
-    def set_hashes(self, entries: Iterable[Entry], *, reopen: bool) -> None:
+    def set_hashes(self, trials: Iterable[Row], *, reopen: bool) -> None:
         """Replaces the config hashes of known trials whose training is unchanged.
 
         Args:
-          entries: The trials with their new hashes.
+          trials: The trials with their new hashes.
           reopen: If true, trials with a changed hash are reset to ``waiting``.
         """
         state = (
@@ -199,11 +198,11 @@ class Ledger:
             database.executemany(
                 f"update trials set hash = :hash{state if reopen else ''} "
                 "where name = :name and hash != :hash",
-                [{"name": entry.name, "hash": entry.hash} for entry in entries],
+                [{"name": row.name, "hash": row.hash} for row in trials],
             )
 
-    def entries(self) -> dict[str, Entry]:
-        """Returns the trials as they were added, in the order of the study.
+    def check(self) -> None:
+        """Reads the whole file.
 
         Raises:
           RunFolderError: The file is damaged.
@@ -212,7 +211,6 @@ class Ledger:
             found = database.execute("pragma integrity_check").fetchone()[0]
             if found != "ok":
                 raise RunFolderError(f"{self.path}: the ledger is damaged ({found})")
-            return _entries(database)
 
     def reopen(self, names: Iterable[str]) -> None:
         """Resets trials to the status of trials that never ran."""
@@ -327,11 +325,9 @@ class Ledger:
             return [name for (name,) in found]
 
     def rows(self) -> dict[str, Row]:
-        """Returns the status of each trial, in the order of the study."""
-        columns = "name, status, owner, attempts, error, score"
+        """Returns the trials with their status, in the order of the study."""
         with self._open() as database:
-            found = database.execute(f"select {columns} from trials order by rowid")
-            return {name: Row(*row) for name, *row in found}
+            return _rows(database)
 
     def open(self) -> int:
         """Returns the number of trials that have not ended."""
@@ -396,6 +392,7 @@ def copy_ledger(path: pathlib.Path, copy: pathlib.Path) -> None:
         raise RunFolderError(f"{path}: the ledger cannot be used ({error})") from error
 
 
-def _entries(database: sqlite3.Connection) -> dict[str, Entry]:
-    found = database.execute("select name, hash, cell, split, path from trials order by rowid")
-    return {row[0]: Entry(*row) for row in found}
+def _rows(database: sqlite3.Connection) -> dict[str, Row]:
+    columns = ", ".join(Row._fields)
+    found = database.execute(f"select {columns} from trials order by rowid")
+    return {row[0]: Row(*row) for row in found}

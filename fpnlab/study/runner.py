@@ -28,7 +28,7 @@ from fpnlab.run.folder import in_use, locked
 from fpnlab.run.interrupts import Stop
 from fpnlab.study.context import StudyContext, StudyListener, run_path
 from fpnlab.study.executors.local import worker_command
-from fpnlab.study.ledger import OPEN, Entry, Ledger
+from fpnlab.study.ledger import OPEN, Ledger, Row
 from fpnlab.study.worker import owner_name, work
 
 LOOK_SECONDS = 0.5
@@ -142,23 +142,23 @@ def _enter_trials(study: StudyContext, plan: list[Trial], description: StudyFile
     Raises:
       RunFolderError: The folder holds another study, or trials that ended under other claims.
     """
-    entries = [
-        Entry(t.name, config_hash(t.experiment), t.cell, t.split, run_path(study.points[t.name]))
+    rows = [
+        Row(t.name, config_hash(t.experiment), t.cell, t.split, run_path(study.points[t.name]))
         for t in plan
     ]
     stored = _stored_experiment(study.folder)
     if stored == study.experiment:
         # A new version of the package may add fields, which changes hashes of equal experiments.
-        study.ledger.set_hashes(entries, reopen=False)
+        study.ledger.set_hashes(rows, reopen=False)
         same_weights = False
     else:
         same_weights = stored is not None and _weights_of(stored) == _weights(plan)
     if not same_weights:
-        study.ledger.expect(entries)
+        study.ledger.expect(rows)
     _check_claims(study, description)
     if same_weights:
-        study.ledger.set_hashes(entries, reopen=True)
-        study.ledger.expect(entries)
+        study.ledger.set_hashes(rows, reopen=True)
+        study.ledger.expect(rows)
 
 
 def _stored_experiment(folder: pathlib.Path) -> Experiment | None:

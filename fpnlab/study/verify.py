@@ -17,7 +17,7 @@ from fpnlab.records.json_files import JsonObject, read_json
 from fpnlab.records.run_records import MetricRecord, RunResult, read_result, scan_records
 from fpnlab.records.study_records import read_study_file
 from fpnlab.run.folder import RunFolder, StoredConfig, in_use
-from fpnlab.study.ledger import Entry, Ledger, Row, copy_ledger
+from fpnlab.study.ledger import Ledger, Row, copy_ledger
 from fpnlab.train.checkpoint import read_checkpoint
 
 RERUN = "run the same command again"
@@ -211,20 +211,20 @@ def _check_study(folder: pathlib.Path, found: Verification) -> None:
         raise FolderLockedError(f"{folder}: locked by a process; wait until it has ended")
     if (folder / "summary.json").exists():
         _table(folder / "summary.json", RERUN, found)
-    entries, rows = _check_ledger(folder / "ledger.sqlite", found)
+    rows = _check_ledger(folder / "ledger.sqlite", found)
     results = {
-        name: _result(folder / entry.path, rows[name].status)
-        for name, entry in entries.items()
-        if rows[name].status in ENDED
+        name: _result(folder / row.path, row.status)
+        for name, row in rows.items()
+        if row.status in ENDED
     }
-    metric, experiments = _check_plan(folder / "study.json", entries, results, found)
-    known = {folder / entry.path for entry in entries.values()}
-    for name, entry in entries.items():
-        run = folder / entry.path
+    metric, experiments = _check_plan(folder / "study.json", rows, results, found)
+    known = {folder / row.path for row in rows.values()}
+    for name, row in rows.items():
+        run = folder / row.path
         if (run / "config.json").exists():
             _check_run(run, found)
         if name in results:
-            _check_row(run, rows[name], results[name], metric, found)
+            _check_row(run, row, results[name], metric, found)
             _check_trial(run, experiments.get(name), found)
     for run in sorted([*folder.glob("trials/*"), *folder.glob("tuning/*")]):
         if run not in known:
@@ -233,30 +233,29 @@ def _check_study(folder: pathlib.Path, found: Verification) -> None:
                 _check_run(run, found)
 
 
-def _check_ledger(
-    path: pathlib.Path, found: Verification
-) -> tuple[dict[str, Entry], dict[str, Row]]:
-    """Returns the trials of a ledger and their status."""
+def _check_ledger(path: pathlib.Path, found: Verification) -> dict[str, Row]:
+    """Returns the trials of a ledger."""
     remedy = f"remove it and {RERUN}; finished trials are not run again"
     if not path.exists():
         found.note(path, "is missing", remedy)
-        return {}, {}
+        return {}
     # Check a copy, because opening a ledger of an older version migrates it.
     with tempfile.TemporaryDirectory() as scratch:
         copy = pathlib.Path(scratch) / path.name
         try:
             copy_ledger(path, copy)
             ledger = Ledger(copy)
-            return ledger.entries(), ledger.rows()
+            ledger.check()
+            return ledger.rows()
         except RunFolderError as error:
             reason = _reason(error, copy)
             found.note(path, f"cannot be read ({reason})", remedy)
-            return {}, {}
+            return {}
 
 
 def _check_plan(
     path: pathlib.Path,
-    entries: dict[str, Entry],
+    rows: dict[str, Row],
     results: dict[str, RunResult | None],
     found: Verification,
 ) -> tuple[str | None, dict[str, Experiment]]:
@@ -271,13 +270,13 @@ def _check_plan(
         found.note(path, f"not the description of a study ({_reason(error, path)})", RERUN)
         return None, {}
     remedy = f"{RERUN}; if that fails, the folder mixes files of two studies"
-    for name in sorted(planned.keys() ^ entries.keys()) if entries else ():
+    for name in sorted(planned.keys() ^ rows.keys()) if rows else ():
         other = "the ledger" if name in planned else "study.json"
         found.note(path, f"{name} is not in {other}", remedy)
-    both = [name for name in entries if name in planned]
+    both = [name for name in rows if name in planned]
     if plan.config == resolved(study):  # Older versions hashed other fields.
         for name in both:
-            if entries[name].hash != config_hash(trial(study, planned[name]).experiment):
+            if rows[name].hash != config_hash(trial(study, planned[name]).experiment):
                 found.note(path, f"{name} has another config in the ledger", remedy)
     tuned = {name: result.tuned for name, result in results.items() if result is not None}
     experiments = {n: trial(study, planned[n], tuned.get(n)).experiment for n in both}

@@ -11,9 +11,9 @@ import threading
 import pytest
 
 from fpnlab.errors import RunFolderError
-from fpnlab.study.ledger import MOST_ATTEMPTS, Entry, Ledger
+from fpnlab.study.ledger import MOST_ATTEMPTS, Ledger, Row
 
-ENTRIES = [Entry("b", "1"), Entry("a", "2"), Entry("c", "3")]
+ENTRIES = [Row("b", "1"), Row("a", "2"), Row("c", "3")]
 DONE = ("done", None, 0.5)
 
 
@@ -71,7 +71,7 @@ def test_only_the_owner_changes_a_trial_and_records_one_outcome(ledger):
         lambda: ledger.renew(name, "y", 60.0),
     ):
         assert not change()
-    assert ledger.rows()[name] == ("running", "x", 1, None, None)
+    assert ledger.rows()[name][5:] == ("running", "x", 1, None, None)
     assert ledger.finish(name, "x", *DONE)
     assert not ledger.finish(name, "x", "diverged", None, None)
     assert ledger.rows()[name].status == "done"
@@ -148,7 +148,7 @@ def test_a_claim_that_waited_for_the_lock_skips_a_trial_claimed_meanwhile(
 def test_a_released_claim_does_not_count_as_an_attempt(ledger):
     name = ledger.claim("x", 60.0)
     assert ledger.release(name, "x")
-    assert ledger.rows()[name] == ("waiting", None, 0, None, None)
+    assert ledger.rows()[name][5:] == ("waiting", None, 0, None, None)
     assert ledger.claim("y", 60.0) == name
 
 
@@ -161,7 +161,7 @@ def test_a_trial_that_kills_its_workers_fails_after_most_attempts(ledger):
     assert row.status == "failed"
     assert row.error == "3 workers died while running it (killed, or out of memory)"
     ledger.reopen(["b"])
-    assert ledger.rows()["b"] == ("waiting", None, 0, None, None)
+    assert ledger.rows()["b"][5:] == ("waiting", None, 0, None, None)
 
 
 def test_a_reopened_trial_has_no_score(ledger):
@@ -176,11 +176,11 @@ def test_a_trial_waits_only_for_the_tuning_trials_of_its_cell(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.expect(
         [
-            Entry("tune-1", "0", "one", "validation"),
-            Entry("tune-2", "0", "one", "validation"),
-            Entry("tune-3", "0", "two", "validation"),
-            Entry("first", "0", "one"),
-            Entry("second", "0", "two"),
+            Row("tune-1", "0", "one", "validation"),
+            Row("tune-2", "0", "one", "validation"),
+            Row("tune-3", "0", "two", "validation"),
+            Row("first", "0", "one"),
+            Row("second", "0", "two"),
         ]
     )
     assert [ledger.claim("x", 60.0) for _ in range(4)] == ["tune-1", "tune-2", "tune-3", None]
@@ -196,7 +196,7 @@ def test_a_trial_waits_only_for_the_tuning_trials_of_its_cell(tmp_path):
 def cells(tmp_path, clock):
     """Four seeds of one cell and two of another."""
     ledger = Ledger(tmp_path / "ledger.sqlite", clock=clock)
-    ledger.expect(Entry(f"{cell}{i}", "0", cell) for i in range(4) for cell in "pq"[: 2 - i // 2])
+    ledger.expect(Row(f"{cell}{i}", "0", cell) for i in range(4) for cell in "pq"[: 2 - i // 2])
     return ledger
 
 
@@ -274,10 +274,10 @@ def test_a_reopened_ledger_keeps_its_trials(ledger):
 @pytest.mark.parametrize(
     ("other", "names"),
     [
-        ([Entry("b", "1"), Entry("a", "9"), Entry("c", "3")], "1 .* e.g. a"),
-        ([*ENTRIES, Entry("d", "4")], "1 .* e.g. d"),
-        ([Entry("b", "1", "cell"), *ENTRIES[1:]], "1 .* e.g. b"),
-        ([Entry("b", "1")], "2 "),
+        ([Row("b", "1"), Row("a", "9"), Row("c", "3")], "1 .* e.g. a"),
+        ([*ENTRIES, Row("d", "4")], "1 .* e.g. d"),
+        ([Row("b", "1", "cell"), *ENTRIES[1:]], "1 .* e.g. b"),
+        ([Row("b", "1")], "2 "),
     ],
 )
 def test_expect_rejects_the_trials_of_another_study(other, names, ledger):
@@ -317,7 +317,7 @@ def test_a_version_3_ledger_is_migrated(tmp_path):
         database.executescript(OLD)
     for ledger in (Ledger(tmp_path / "ledger.sqlite"), Ledger(tmp_path / "ledger.sqlite")):
         assert statuses(ledger) == {"a": "done", "b": "waiting"}
-        assert [e.path for e in ledger.entries().values()] == ["tuning/a", "trials/b"]
+        assert [e.path for e in ledger.rows().values()] == ["tuning/a", "trials/b"]
     assert ledger.claim("x", 60.0) == "b"
     assert ledger.finish("b", "x", *DONE)
 
@@ -331,7 +331,7 @@ def test_ledger_rejects_a_file_that_is_not_a_database(tmp_path):
 @pytest.mark.parametrize("journal", ["wal", "delete"])
 def test_concurrent_claims_never_return_the_same_trial(journal, tmp_path):
     path = tmp_path / "ledger.sqlite"
-    Ledger(path, journal=journal).expect(Entry(f"t{i:03}", "0") for i in range(60))
+    Ledger(path, journal=journal).expect(Row(f"t{i:03}", "0") for i in range(60))
     claimed = {owner: [] for owner in "abcd"}
 
     def take(owner):

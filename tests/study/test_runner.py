@@ -240,7 +240,7 @@ def test_a_new_runner_leaves_a_locked_trial_to_its_owner(whole, study, dataset, 
 
 def test_the_ledger_has_the_score_and_folder_of_each_result(whole):
     ledger = Ledger(whole[0] / "ledger.sqlite")
-    for name, entry in ledger.entries().items():
+    for name, entry in ledger.rows().items():
         result = read_result(whole[0] / entry.path / "result.json")
         assert ledger.rows()[name].score == result.metrics["precise"]["AP50"]
 

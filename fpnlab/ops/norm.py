@@ -36,14 +36,14 @@ zero (``rms_norm``, ``filter_response_norm``), a single value keeps its sign.
 
 import functools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from fpnlab.ops.moments import local_moments, mean_square, merge_moments, merge_over, rescale
 from fpnlab.ops.sharding import compiler_sharded
@@ -51,7 +51,7 @@ from fpnlab.types import Moments
 
 AxisName = str | tuple[str, ...]
 _AXES = {"hwc": (1, 2, 3), "c": (3,)}
-NOT_SHARDED: PyTree = PartitionSpec()
+NOT_SHARDED: Any = PartitionSpec()  # Takes the place of an array in `Moments`.
 _same = compiler_sharded(lambda spec: spec)
 _same_and_moments = compiler_sharded(
     lambda spec: (spec, Moments(count=NOT_SHARDED, mean=NOT_SHARDED, var=NOT_SHARDED))

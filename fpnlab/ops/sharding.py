@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import PyTreeDef
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def compiler_sharded(out_specs: Callable[[PartitionSpec], PyTree]) -> Callable[[F], F]:
+def compiler_sharded(out_specs: Callable[[PartitionSpec], object]) -> Callable[[F], F]:
     """Returns a decorator for functions with intermediate shardings chosen by the compiler.
 
     Over Explicit axes JAX requires an explicit sharding for every reshape that splits or merges a
@@ -45,7 +45,7 @@ def compiler_sharded(out_specs: Callable[[PartitionSpec], PyTree]) -> Callable[[
 
 def _over_auto_axes(
     function: Callable[..., object],
-    out_specs: Callable[[PartitionSpec], PyTree],
+    out_specs: Callable[[PartitionSpec], object],
     structure: PyTreeDef,
     static: tuple[object, ...],
     x: Array,
@@ -80,7 +80,7 @@ def _over_auto_axes(
 @functools.lru_cache(maxsize=256)
 def _jitted(
     function: Callable[..., object],
-    out_specs: Callable[[PartitionSpec], PyTree],
+    out_specs: Callable[[PartitionSpec], object],
     structure: PyTreeDef,
     static: tuple[object, ...],
 ) -> Callable[..., object]:

@@ -164,7 +164,7 @@ def test_ops_load_nothing_but_jax_and_flax():
     before = {name.partition(".")[0] for name in loaded_by("jax.numpy", "jaxtyping", "flax.struct")}
     after = loaded_by(*ops)
     assert {name.partition(".")[0] for name in after} - sys.stdlib_module_names == (
-        before | {"fpnlab", "lazy_loader", "wadler_lindig"}  # The last by jaxtyping, for PyTree.
+        before | {"fpnlab", "lazy_loader"}
     ) - sys.stdlib_module_names
     assert {name for name in after if name.startswith("fpnlab.")} == {
         "fpnlab.compiler",

@@ -129,7 +129,7 @@ def test_evaluating_a_checkpoint_again_gives_the_same_numbers(experiment, datase
 
 def test_a_runs_page_has_its_pictures_with_labels_and_no_boxes(folder):
     page = write_run_report(folder).read_text()
-    assert "under each its class" in page
+    assert "Test images, each with its class, and the predicted class" in page
     assert "true box" not in page
     assert "loss (nats)" in page
     assert (folder / "figures" / "gallery.png").stat().st_size > 2000
@@ -197,7 +197,7 @@ def test_an_ended_study_has_bootstrap_intervals_from_its_trials_items(finished):
     assert verify(finished).problems == []
     page = write_report(finished).read_text()
     assert all(row["sentence"] in page for row in summary["claim_bootstrap"])
-    assert page.count(">bootstrap</th>") == 1
+    assert page.count(">bootstrap interval</th>") == 1
 
 
 def test_an_old_study_without_items_is_reported_without_bootstrap_intervals(
@@ -226,7 +226,7 @@ def test_the_error_of_damaged_items_says_how_to_evaluate_them_again(
     assert f"{run.name} (items.npz cannot be used (" in write_report(folder).read_text()
     assert [row.place[-1] for row in summary.claim_bootstrap] == ["4"]
     [problem] = verify(folder).problems
-    assert str(problem).startswith(f"{run / 'items.npz'}: is not what was saved")
+    assert str(problem).startswith(f"{run / 'items.npz'}: does not match its checksums")
     (run / "result.json").unlink()
     assert len(study(studied, dataset, folder).claim_bootstrap) == 2
     assert verify(folder).problems == []

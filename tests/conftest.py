@@ -34,6 +34,20 @@ CACHE = os.environ.get("FPNLAB_CACHE") or pathlib.Path.home() / ".cache" / "fpnl
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(CACHE) / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
+MAPPINGS = pathlib.Path("/proc/self/maps")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_compiled_programs():
+    """Frees the compiled programs of a module of tests when the process holds many.
+
+    Linux gives a process 65,530 memory mappings (``vm.max_map_count``), of which each compiled
+    program takes several; a process that asks for one more is killed.
+    """
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+
 
 @pytest.fixture
 def key():

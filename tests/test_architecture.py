@@ -1,6 +1,7 @@
 """The house keeps its rooms apart: who imports whom, what loads what, and that all is described."""
 
 import ast
+import collections
 import importlib
 import importlib.metadata
 import inspect
@@ -99,6 +100,17 @@ def test_the_table_has_no_upward_import():
 def test_no_two_modules_have_one_name():
     names = [path.stem for path in PACKAGE.rglob("*.py") if path.stem != "__init__"]
     assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
+def test_no_two_classes_have_one_name():
+    names = collections.Counter(
+        node.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+    # One Layer for each library of modules, which a program imports by its room.
+    assert [name for name, count in names.items() if count > 1] == ["Layer"]
 
 
 def test_tests_mirror_the_package():

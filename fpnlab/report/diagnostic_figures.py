@@ -11,8 +11,8 @@ from typing import TypeVar
 from fpnlab.records.json_files import AxisValue
 from fpnlab.records.run_records import Diagnostics, DriftRow, SignalRow
 from fpnlab.report.diagnostic_plots import (
+    LayerRow,
     Line,
-    Row,
     plot_course,
     plot_lines,
     plot_rows,
@@ -123,7 +123,7 @@ def study_sketches(study: StudyFiles, axis_label: str) -> list[Sketch]:
 def run_sketches(trial: TrialFiles) -> list[Sketch]:
     """Returns the figures of one run, layer by layer."""
     drift = [
-        Row(_layer(row), (row.mean_shift, row.log_variance_ratio))
+        LayerRow(_layer(row), (row.mean_shift, row.log_variance_ratio))
         for row in _drift(trial)
         if row.mean_shift is not None and row.log_variance_ratio is not None
     ]
@@ -156,7 +156,7 @@ def _when(
 
 
 def _layers(
-    name: str, rows: list[Row], kinds: tuple[str, ...], labels: Labels, note: str = ""
+    name: str, rows: list[LayerRow], kinds: tuple[str, ...], labels: Labels, note: str = ""
 ) -> list[Sketch]:
     return _when(rows, name, lambda path: plot_rows(rows, kinds, *labels, path), note)
 
@@ -181,10 +181,10 @@ def _complete(rows: list[Diagnosed], field: str) -> list[Diagnosed]:
     return [row for row in rows if getattr(row, field) is not None]
 
 
-def _rates(trial: TrialFiles) -> list[Row]:
+def _rates(trial: TrialFiles) -> list[LayerRow]:
     found = _diagnostics(trial)
     rates = found.effective_rates.rates if found and found.effective_rates else {}
-    return [Row(_short(name), (rate,)) for name, rate in rates.items() if rate is not None]
+    return [LayerRow(_short(name), (rate,)) for name, rate in rates.items() if rate is not None]
 
 
 def _halfway(trial: TrialFiles) -> str:

@@ -36,7 +36,7 @@ Cloud = list[tuple[AxisValue, list[float]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class LayerRow:
     """The row of a layer in a figure."""
 
     name: str
@@ -139,7 +139,7 @@ def plot_lines(
 
 
 def plot_rows(
-    rows: Sequence[Row], names: Sequence[str], title: str, unit: str, path: pathlib.Path
+    rows: Sequence[LayerRow], names: Sequence[str], title: str, unit: str, path: pathlib.Path
 ) -> None:
     """Draws one row per layer, the first one on top, with a marker for each of its numbers.
 

@@ -34,7 +34,7 @@ BATCHES = 3
 """Largest number of batches of test and of training images in a timed evaluation."""
 
 
-class Steps(NamedTuple):
+class TrainingTime(NamedTuple):
     """Time of the training of one kind of trial, in seconds."""
 
     seconds: float
@@ -45,7 +45,7 @@ class Steps(NamedTuple):
     """CPU seconds per second, compilation excluded."""
 
 
-class Evaluation(NamedTuple):
+class EvaluationTime(NamedTuple):
     """Time after the training of one kind of trial, in seconds."""
 
     seconds: float
@@ -74,7 +74,7 @@ class Cost(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class TimeEstimate:
     """The estimated time of each trial of a study."""
 
     plan: list[Trial]
@@ -113,7 +113,7 @@ class Estimate:
         return max(longest, (self.total + self.compilation) / workers)
 
 
-def estimate(experiment: Experiment, dataset: Dataset) -> Estimate:
+def estimate(experiment: Experiment, dataset: Dataset) -> TimeEstimate:
     """Returns the estimated time of a study, measured on the first trial of each kind.
 
     Trials that differ only in seed, learning rate, weight decay and length are of one kind; those
@@ -125,7 +125,7 @@ def estimate(experiment: Experiment, dataset: Dataset) -> Estimate:
     """
     plan = trials(experiment)
     kinds: dict[Experiment, Cost] = {}
-    evaluations: dict[object, Evaluation] = {}
+    evaluations: dict[object, EvaluationTime] = {}
     costs, programs, compilation = {}, set(), {}
     with _empty_cache():
         for trial in plan:
@@ -143,7 +143,7 @@ def estimate(experiment: Experiment, dataset: Dataset) -> Estimate:
             programs.add(key)
             compilation[key] = kinds[kind].compilation - after.compilation
             compilation[e.task, *model] = after.compilation
-    return Estimate(
+    return TimeEstimate(
         plan=plan,
         costs=costs,
         axis=experiment.study.axes[0].name if experiment.study else "",
@@ -152,7 +152,7 @@ def estimate(experiment: Experiment, dataset: Dataset) -> Estimate:
     )
 
 
-def measure_steps(experiment: Experiment, dataset: Dataset) -> Steps:
+def measure_steps(experiment: Experiment, dataset: Dataset) -> TrainingTime:
     """Returns the time of training, from about a second of it."""
     endless = dataclasses.replace(experiment.train, examples=None, updates=ENDLESS)
     experiment = dataclasses.replace(experiment, train=endless)
@@ -176,14 +176,14 @@ def measure_steps(experiment: Experiment, dataset: Dataset) -> Steps:
     took = _seconds(functools.partial(advance, count))
     cpu = (time.process_time() - busy) / took
     recorded = _seconds(record)
-    return Steps(
+    return TrainingTime(
         seconds=took / count + recorded / log_interval(experiment),
         compilation=max(first - took / count - recorded, 0.0),
         cpu=cpu,
     )
 
 
-def measure_evaluation(experiment: Experiment, dataset: Dataset) -> Evaluation:
+def measure_evaluation(experiment: Experiment, dataset: Dataset) -> EvaluationTime:
     """Returns the time of evaluation and diagnostics, from a few batches of images."""
     evaluate, train = experiment.evaluate, experiment.train
     state = initial_state(experiment)
@@ -206,7 +206,7 @@ def measure_evaluation(experiment: Experiment, dataset: Dataset) -> Evaluation:
         if left := whole[name] - batches:
             less = again - timed(**{name: 1})
             seconds += max(less, 0.0) * left / (batches - 1)
-    return Evaluation(seconds, max(first - again, 0.0))
+    return EvaluationTime(seconds, max(first - again, 0.0))
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -215,7 +215,7 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.monotonic() - started
 
 
-def describe(found: Estimate, workers: int) -> str:
+def describe(found: TimeEstimate, workers: int) -> str:
     """Returns the estimate as text: a table of trials, a table of kinds, and the totals."""
     trials = [("trial", "arm", found.axis, "seed", "examples", "steps", "time")]
     for trial in found.plan:

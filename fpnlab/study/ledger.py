@@ -87,7 +87,7 @@ update trials set status = 'running', owner = :owner, lease_until = :now + :seco
 PACK = "select pack from trials where name = :name"
 
 
-class Row(NamedTuple):
+class LedgerRow(NamedTuple):
     """A trial in the ledger: the first five fields never change, the others are its status."""
 
     name: str
@@ -159,7 +159,7 @@ class Ledger:
                 script = f"begin immediate;{MIGRATION}pragma user_version = {VERSION};commit;"
                 database.executescript(script)
 
-    def expect(self, trials: Iterable[Row]) -> None:
+    def expect(self, trials: Iterable[LedgerRow]) -> None:
         """Adds the trials of a study; known trials stay unchanged.
 
         Raises:
@@ -183,7 +183,7 @@ class Ledger:
                 [row[:FIXED] for row in wanted.values()],
             )
 
-    def set_hashes(self, trials: Iterable[Row], *, reopen: bool) -> None:
+    def set_hashes(self, trials: Iterable[LedgerRow], *, reopen: bool) -> None:
         """Replaces the config hashes of known trials whose training is unchanged.
 
         Args:
@@ -324,7 +324,7 @@ class Ledger:
             )
             return [name for (name,) in found]
 
-    def rows(self) -> dict[str, Row]:
+    def rows(self) -> dict[str, LedgerRow]:
         """Returns the trials with their status, in the order of the study."""
         with self._open() as database:
             return _rows(database)
@@ -392,7 +392,7 @@ def copy_ledger(path: pathlib.Path, copy: pathlib.Path) -> None:
         raise RunFolderError(f"{path}: the ledger cannot be used ({error})") from error
 
 
-def _rows(database: sqlite3.Connection) -> dict[str, Row]:
-    columns = ", ".join(Row._fields)
+def _rows(database: sqlite3.Connection) -> dict[str, LedgerRow]:
+    columns = ", ".join(LedgerRow._fields)
     found = database.execute(f"select {columns} from trials order by rowid")
-    return {row[0]: Row(*row) for row in found}
+    return {row[0]: LedgerRow(*row) for row in found}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from fpnlab.errors import ConfigError
 from fpnlab.records.study_records import Summary
 from fpnlab.stats.intervals import paired_power, seeds_needed
-from fpnlab.study.dry_run import Estimate
+from fpnlab.study.dry_run import TimeEstimate
 
 USUAL_SEEDS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 30, 50, 100)
 """Numbers of seeds in the table, up to the number needed."""
@@ -42,7 +42,7 @@ class PowerPlan:
 
 
 def plan_seeds(
-    found: Estimate,
+    found: TimeEstimate,
     seeds: Sequence[int],
     *,
     effect: float,

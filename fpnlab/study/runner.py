@@ -28,7 +28,7 @@ from fpnlab.run.folder import in_use, locked
 from fpnlab.run.interrupts import Stop
 from fpnlab.study.context import StudyContext, StudyListener, run_path
 from fpnlab.study.executors.local import worker_command
-from fpnlab.study.ledger import OPEN, Ledger, Row
+from fpnlab.study.ledger import OPEN, Ledger, LedgerRow
 from fpnlab.study.worker import owner_name, work
 
 LOOK_SECONDS = 0.5
@@ -143,7 +143,9 @@ def _enter_trials(study: StudyContext, plan: list[Trial], description: StudyFile
       RunFolderError: The folder holds another study, or trials that ended under other claims.
     """
     rows = [
-        Row(t.name, config_hash(t.experiment), t.cell, t.split, run_path(study.points[t.name]))
+        LedgerRow(
+            t.name, config_hash(t.experiment), t.cell, t.split, run_path(study.points[t.name])
+        )
         for t in plan
     ]
     stored = _stored_experiment(study.folder)

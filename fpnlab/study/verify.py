@@ -17,7 +17,7 @@ from fpnlab.records.json_files import JsonObject, read_json
 from fpnlab.records.run_records import MetricRecord, RunResult, read_result, scan_records
 from fpnlab.records.study_records import read_study_file
 from fpnlab.run.folder import RunFolder, StoredConfig, in_use
-from fpnlab.study.ledger import Ledger, Row, copy_ledger
+from fpnlab.study.ledger import Ledger, LedgerRow, copy_ledger
 from fpnlab.train.checkpoint import read_checkpoint
 
 RERUN = "run the same command again"
@@ -28,7 +28,7 @@ ENDED = ("done", "diverged")
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class FileProblem:
     """A problem of a file or folder."""
 
     path: pathlib.Path
@@ -48,7 +48,7 @@ class Verification:
 
     folder: pathlib.Path
     """The folder of a run or a study."""
-    problems: list[Problem] = dataclasses.field(default_factory=list)
+    problems: list[FileProblem] = dataclasses.field(default_factory=list)
     """All problems."""
     runs: int = 0
     """Number of checked runs."""
@@ -59,7 +59,7 @@ class Verification:
 
     def note(self, path: pathlib.Path, what: str, remedy: str) -> None:
         """Adds a problem."""
-        self.problems.append(Problem(path, what, remedy))
+        self.problems.append(FileProblem(path, what, remedy))
 
     def __str__(self) -> str:
         verdict = f"problems: {len(self.problems)}" if self.problems else "sound"
@@ -233,7 +233,7 @@ def _check_study(folder: pathlib.Path, found: Verification) -> None:
                 _check_run(run, found)
 
 
-def _check_ledger(path: pathlib.Path, found: Verification) -> dict[str, Row]:
+def _check_ledger(path: pathlib.Path, found: Verification) -> dict[str, LedgerRow]:
     """Returns the trials of a ledger."""
     remedy = f"remove it and {RERUN}; finished trials are not run again"
     if not path.exists():
@@ -255,7 +255,7 @@ def _check_ledger(path: pathlib.Path, found: Verification) -> dict[str, Row]:
 
 def _check_plan(
     path: pathlib.Path,
-    rows: dict[str, Row],
+    rows: dict[str, LedgerRow],
     results: dict[str, RunResult | None],
     found: Verification,
 ) -> tuple[str | None, dict[str, Experiment]]:
@@ -303,7 +303,7 @@ def _result(run: pathlib.Path, status: str) -> RunResult | None:
 
 def _check_row(
     run: pathlib.Path,
-    row: Row,
+    row: LedgerRow,
     result: RunResult | None,
     metric: str | None,
     found: Verification,

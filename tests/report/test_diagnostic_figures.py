@@ -172,7 +172,7 @@ def test_values_of_any_magnitude_can_be_drawn(values, drawn):
     low, high = axes.get_ylim()
     assert low <= values[0] <= values[1] < high
     axes = drawn(
-        lambda path: plots.plot_rows([plots.Row("a", tuple(values))], "mv", "t", "u", path)
+        lambda path: plots.plot_rows([plots.LayerRow("a", tuple(values))], "mv", "t", "u", path)
     )
     low, high = axes.get_xlim()
     assert low <= values[0] <= values[1] < high
@@ -187,7 +187,7 @@ def test_spread_can_be_drawn_over_any_axis(values, drawn):
 
 @pytest.mark.parametrize(("layers", "named"), [(50, 50), (51, 26), (200, 50)])
 def test_a_network_with_many_layers_labels_only_some_rows(layers, named, drawn):
-    rows = [plots.Row(f"stage 2/{i}/branch/0", (0.1 + i, 0.2 + i)) for i in range(layers)]
+    rows = [plots.LayerRow(f"stage 2/{i}/branch/0", (0.1 + i, 0.2 + i)) for i in range(layers)]
     axes = drawn(lambda path: plots.plot_rows(rows, ("mean", "variance"), "t", "u", path))
     assert len(axes.get_yticklabels()) == named
     assert len(axes.lines[0].get_ydata()) == layers

@@ -15,9 +15,9 @@ from fpnlab.run.programs import Training
 from fpnlab.study import dry_run
 from fpnlab.study.dry_run import (
     Cost,
-    Estimate,
-    Evaluation,
-    Steps,
+    EvaluationTime,
+    TimeEstimate,
+    TrainingTime,
     clock,
     describe,
     estimate,
@@ -50,8 +50,8 @@ def measured(monkeypatch):
             lambda experiment, dataset: done[name].append(experiment.train.batch_size) or cost,
         )
 
-    put("steps", Steps(seconds=0.5, compilation=15.0, cpu=1.5))
-    put("evaluation", Evaluation(seconds=3.0, compilation=5.0))
+    put("steps", TrainingTime(seconds=0.5, compilation=15.0, cpu=1.5))
+    put("evaluation", EvaluationTime(seconds=3.0, compilation=5.0))
     return done
 
 
@@ -90,7 +90,7 @@ def test_the_time_of_a_trial_is_its_steps_plus_its_evaluation(study, dataset, me
 
 def test_the_longest_trial_bounds_the_wall_clock_time(study):
     plan = trials(study)
-    found = Estimate(plan, {t.name: COST for t in plan}, "batch_size", 0, 0.0)
+    found = TimeEstimate(plan, {t.name: COST for t in plan}, "batch_size", 0, 0.0)
     assert found.wall(1000) == 9.0
 
 
@@ -143,7 +143,7 @@ def test_evaluation_time_is_extrapolated_from_a_few_batches(experiment, dataset,
         dataclasses.replace(dataset, test=whole),
     )
     assert images == [(12, 12), (12, 12), (4, 12), (12, 4)]
-    assert found == Evaluation(seconds=10.0 + 4 * 10.0, compilation=100.0)
+    assert found == EvaluationTime(seconds=10.0 + 4 * 10.0, compilation=100.0)
 
 
 def test_step_time_includes_its_share_of_the_logging(experiment, dataset, monkeypatch):

@@ -11,9 +11,9 @@ import threading
 import pytest
 
 from fpnlab.errors import RunFolderError
-from fpnlab.study.ledger import MOST_ATTEMPTS, Ledger, Row
+from fpnlab.study.ledger import MOST_ATTEMPTS, Ledger, LedgerRow
 
-ENTRIES = [Row("b", "1"), Row("a", "2"), Row("c", "3")]
+ENTRIES = [LedgerRow("b", "1"), LedgerRow("a", "2"), LedgerRow("c", "3")]
 DONE = ("done", None, 0.5)
 
 
@@ -176,11 +176,11 @@ def test_a_trial_waits_only_for_the_tuning_trials_of_its_cell(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.expect(
         [
-            Row("tune-1", "0", "one", "validation"),
-            Row("tune-2", "0", "one", "validation"),
-            Row("tune-3", "0", "two", "validation"),
-            Row("first", "0", "one"),
-            Row("second", "0", "two"),
+            LedgerRow("tune-1", "0", "one", "validation"),
+            LedgerRow("tune-2", "0", "one", "validation"),
+            LedgerRow("tune-3", "0", "two", "validation"),
+            LedgerRow("first", "0", "one"),
+            LedgerRow("second", "0", "two"),
         ]
     )
     assert [ledger.claim("x", 60.0) for _ in range(4)] == ["tune-1", "tune-2", "tune-3", None]
@@ -196,7 +196,9 @@ def test_a_trial_waits_only_for_the_tuning_trials_of_its_cell(tmp_path):
 def cells(tmp_path, clock):
     """Four seeds of one cell and two of another."""
     ledger = Ledger(tmp_path / "ledger.sqlite", clock=clock)
-    ledger.expect(Row(f"{cell}{i}", "0", cell) for i in range(4) for cell in "pq"[: 2 - i // 2])
+    ledger.expect(
+        LedgerRow(f"{cell}{i}", "0", cell) for i in range(4) for cell in "pq"[: 2 - i // 2]
+    )
     return ledger
 
 
@@ -274,10 +276,10 @@ def test_a_reopened_ledger_keeps_its_trials(ledger):
 @pytest.mark.parametrize(
     ("other", "names"),
     [
-        ([Row("b", "1"), Row("a", "9"), Row("c", "3")], "1 .* e.g. a"),
-        ([*ENTRIES, Row("d", "4")], "1 .* e.g. d"),
-        ([Row("b", "1", "cell"), *ENTRIES[1:]], "1 .* e.g. b"),
-        ([Row("b", "1")], "2 "),
+        ([LedgerRow("b", "1"), LedgerRow("a", "9"), LedgerRow("c", "3")], "1 .* e.g. a"),
+        ([*ENTRIES, LedgerRow("d", "4")], "1 .* e.g. d"),
+        ([LedgerRow("b", "1", "cell"), *ENTRIES[1:]], "1 .* e.g. b"),
+        ([LedgerRow("b", "1")], "2 "),
     ],
 )
 def test_expect_rejects_the_trials_of_another_study(other, names, ledger):
@@ -331,7 +333,7 @@ def test_ledger_rejects_a_file_that_is_not_a_database(tmp_path):
 @pytest.mark.parametrize("journal", ["wal", "delete"])
 def test_concurrent_claims_never_return_the_same_trial(journal, tmp_path):
     path = tmp_path / "ledger.sqlite"
-    Ledger(path, journal=journal).expect(Row(f"t{i:03}", "0") for i in range(60))
+    Ledger(path, journal=journal).expect(LedgerRow(f"t{i:03}", "0") for i in range(60))
     claimed = {owner: [] for owner in "abcd"}
 
     def take(owner):

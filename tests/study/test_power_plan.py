@@ -10,7 +10,7 @@ from fpnlab.config.trials import trials
 from fpnlab.errors import ConfigError
 from fpnlab.records.study_records import Summary, SummaryRow
 from fpnlab.stats.intervals import paired_power, seeds_needed
-from fpnlab.study.dry_run import Cost, Estimate
+from fpnlab.study.dry_run import Cost, TimeEstimate
 from fpnlab.study.power_plan import plan_seeds, pooled_deviation
 
 
@@ -24,7 +24,7 @@ def found(experiment):
     plan = trials(dataclasses.replace(experiment, study=study))
     steps = plan[0].experiment.train.steps
     cost = Cost("a", 90.0 / steps, 10.0, 20.0, 1.0)
-    return Estimate(plan, {trial.name: cost for trial in plan}, "batch", 2, 40.0)
+    return TimeEstimate(plan, {trial.name: cost for trial in plan}, "batch", 2, 40.0)
 
 
 def planned(found, **changed):

@@ -16,7 +16,7 @@ from fpnlab.records.run_records import RunResult, write_result
 from fpnlab.run.interrupts import Stop
 from fpnlab.study import context, lease, worker
 from fpnlab.study.context import StudyContext, StudyListener, open_study
-from fpnlab.study.ledger import Ledger, Row
+from fpnlab.study.ledger import Ledger, LedgerRow
 from fpnlab.study.worker import work
 from fpnlab.types import Batch
 
@@ -48,7 +48,7 @@ def make_study(experiment, dataset, tmp_path):
         studied = dataclasses.replace(base, study=grid)
         ledger = Ledger(tmp_path / "ledger.sqlite", journal="wal")
         ledger.expect(
-            Row(t.name, config_hash(t.experiment), t.cell, t.split) for t in trials(studied)
+            LedgerRow(t.name, config_hash(t.experiment), t.cell, t.split) for t in trials(studied)
         )
         return StudyContext(
             tmp_path, studied, {p.name: p for p in points(studied)}, dataset, ledger

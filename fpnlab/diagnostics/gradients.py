@@ -71,7 +71,7 @@ def effective_rates(before: PyTree, after: PyTree) -> dict[str, float]:
     return dict(zip(old, map(float, ratios)))
 
 
-def _kernels(params: PyTree) -> dict[str, Array]:
+def _kernels(params: PyTree) -> dict[str, Array | np.ndarray]:
     """Returns the kernels by their paths, in the order of the parameters."""
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
     return {

@@ -23,25 +23,19 @@ from fpnlab.data.dataset import Problem
 from fpnlab.stats.intervals import paired_power
 from fpnlab.study.ledger import Ledger
 
+from ..small_config import MODEL
+
 CONFIGURED = ("train", "study", "plan", "show", "config")
 COMMANDS = (*CONFIGURED, "evaluate", "predict", "report", "verify", "doctor")
 
-CONFIG = """
+CONFIG = (
+    """
 question = "Does the command line work?"
 log_examples = 4
 
-[data]
-kind = "scenes"
-image_size = 32
-train_size = 32
-test_size = 8
-
-[model]
-classes = 4
-backbone = { depths = [1, 1], widths = [4, 8], norm = { kind = "batch_norm" } }
-neck = { channels = 8, min_level = 3, max_level = 4 }
-head = { depth = 1 }
-
+"""
+    + MODEL
+    + """
 [train]
 examples = 1600
 batch_size = 4
@@ -56,6 +50,7 @@ axes = [{ field = "train.batch_size", values = [4] }]
 seeds = [0]
 arms = { BN = {} }
 """
+)
 
 
 @pytest.fixture(scope="module")

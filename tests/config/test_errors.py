@@ -12,42 +12,12 @@ from fpnlab.config.trials import trials
 from fpnlab.config.validate import validate
 from fpnlab.errors import ConfigError
 
+from ..small_config import RUN, STUDY
+
 SNAPSHOT = pathlib.Path(__file__).parent / "data" / "errors.txt"
 
-RUN = """
-[data]
-kind = "scenes"
-image_size = 32
-train_size = 32
-test_size = 8
-
-[model]
-classes = 4
-backbone = { depths = [1, 1], widths = [4, 8], norm = { kind = "batch_norm" } }
-neck = { channels = 8, min_level = 3, max_level = 4 }
-head = { depth = 1 }
-
-[train]
-examples = 48
-batch_size = 4
-learning_rate = 0.1
-"""
-
-STUDY = """
-[study]
-seeds = [0]
-
-[[study.axes]]
-field = "train.batch_size"
-values = [2, 4]
-
-[study.arms.BN]
-
-[study.arms.LN]
-"model.backbone.norm" = { kind = "layer_norm", axes = "hwc" }
-"""
-
-CONFIGS = {"run": RUN, "study": RUN + STUDY}
+ONE_SEED = STUDY.replace("seeds = [0, 1]", "seeds = [0]")
+CONFIGS = {"run": RUN, "study": RUN + ONE_SEED}
 
 
 def message(config, lines):

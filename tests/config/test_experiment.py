@@ -20,45 +20,14 @@ from fpnlab.nn.resnet import resnet
 from fpnlab.run.folder import RunFolder
 from fpnlab.train.step import AdamW
 
+from ..small_config import RUN, STUDY
+
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").rglob("*.toml"))
-
-BASE = """
-[data]
-kind = "scenes"
-image_size = 32
-train_size = 32
-test_size = 8
-
-[model]
-classes = 4
-backbone = { depths = [1, 1], widths = [4, 8], norm = { kind = "batch_norm" } }
-neck = { channels = 8, min_level = 3, max_level = 4 }
-head = { depth = 1 }
-
-[train]
-examples = 48
-batch_size = 4
-learning_rate = 0.1
-"""
-
-STUDY = """
-[study]
-seeds = [0, 1]
-
-[[study.axes]]
-field = "train.batch_size"
-values = [2, 4]
-
-[study.arms.BN]
-
-[study.arms.LN]
-"model.backbone.norm" = { kind = "layer_norm", axes = "hwc" }
-"""
 
 
 @pytest.fixture
 def table():
-    return tomllib.loads(BASE)
+    return tomllib.loads(RUN)
 
 
 @pytest.fixture
@@ -137,7 +106,7 @@ def test_the_error_of_a_folder_says_that_it_is_not_a_toml_file(tmp_path):
 
 def test_errors_of_a_config_are_headed_by_the_name_of_its_file(write):
     with pytest.raises(ConfigError, match=r"given\.toml:\ntrain\.rule: is 'x'"):
-        load_config(write(BASE + 'rule = "x"'))
+        load_config(write(RUN + 'rule = "x"'))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +132,7 @@ def test_errors_of_a_config_are_headed_by_the_name_of_its_file(write):
     ],
 )
 def test_overrides_replace_values_of_the_file(overrides, field, value, write):
-    found = load_config(write(BASE), overrides)
+    found = load_config(write(RUN), overrides)
     for name in field.split("."):
         found = getattr(found, name)
     assert found == value
@@ -172,18 +141,18 @@ def test_overrides_replace_values_of_the_file(overrides, field, value, write):
 
 def test_an_override_of_an_unknown_field_is_an_error(write):
     with pytest.raises(ConfigError, match=r"train\.batchsize: unknown field 'batchsize'"):
-        load_config(write(BASE), [("train.batchsize", "8")])
+        load_config(write(RUN), [("train.batchsize", "8")])
 
 
 def test_an_override_with_none_is_an_error_for_a_field_that_needs_a_value(write):
     with pytest.raises(
         ConfigError, match=r"train\.batch_size: is 'none'; it must be a valid integer"
     ):
-        load_config(write(BASE), [("train.batch_size", "none")])
+        load_config(write(RUN), [("train.batch_size", "none")])
 
 
 def test_none_as_text_in_a_file_and_in_an_arm_is_none(write):
-    text = BASE.replace("learning_rate", 'clip_norm = "none"\nlearning_rate') + STUDY
+    text = RUN.replace("learning_rate", 'clip_norm = "none"\nlearning_rate') + STUDY
     study = load_config(
         write(text + '"train.ema_examples" = "none"\n"model.head.norm.kind" = "none"')
     )
@@ -192,7 +161,7 @@ def test_none_as_text_in_a_file_and_in_an_arm_is_none(write):
     assert ln.model.head.norm == NoNorm()
 
 
-@pytest.mark.parametrize("text", [BASE, BASE + STUDY], ids=["run", "study"])
+@pytest.mark.parametrize("text", [RUN, RUN + STUDY], ids=["run", "study"])
 def test_a_resolved_experiment_validates_to_the_same_experiment(text, write):
     experiment = load_config(write(text))
     again = validate(json.loads(json.dumps(resolved(experiment))))
@@ -230,7 +199,7 @@ def test_the_config_hash_does_not_depend_on_the_order_of_fields(table):
 
 @pytest.fixture
 def study(write):
-    return load_config(write(BASE + STUDY))
+    return load_config(write(RUN + STUDY))
 
 
 def test_a_study_has_one_trial_for_each_seed_value_and_arm_in_this_order(study):
@@ -259,7 +228,7 @@ def test_paired_trials_differ_only_in_the_fields_that_their_arms_set(study):
 def test_errors_of_trials_name_the_trial_and_come_all_at_once(write):
     with pytest.raises(ConfigError) as caught:
         load_config(
-            write(BASE + STUDY.replace('axes = "hwc"', 'axes = "hw"') + "\n[study.arms.GN]\nx = 1")
+            write(RUN + STUDY.replace('axes = "hwc"', 'axes = "hw"') + "\n[study.arms.GN]\nx = 1")
         )
     lines = str(caught.value).splitlines()[1:]
     assert len(lines) == 8
@@ -279,7 +248,7 @@ def test_names_of_trials_are_names_of_folders(study):
 def test_a_second_axis_multiplies_the_arms_and_names_them(write):
     more = '[[study.axes]]\nfield = "train.learning_rate"\nvalues = [0.1, 0.3]\n'
     plan = trials(
-        load_config(write(BASE + STUDY.replace("[study.arms.BN]", f"{more}[study.arms.BN]")))
+        load_config(write(RUN + STUDY.replace("[study.arms.BN]", f"{more}[study.arms.BN]")))
     )
     assert [(t.arm, t.experiment.train.learning_rate) for t in plan[:4]] == [
         ("BN learning_rate=0.1", 0.1),
@@ -294,7 +263,7 @@ def test_a_second_axis_multiplies_the_arms_and_names_them(write):
 @pytest.mark.parametrize(("place", "value"), [("0", "[8]"), ("0.values", "[8]")])
 def test_an_override_sets_an_entry_of_a_list(place, value, write):
     given = value if "." in place else '{ field = "train.batch_size", values = [8] }'
-    experiment = load_config(write(BASE + STUDY), [(f"study.axes.{place}", given)])
+    experiment = load_config(write(RUN + STUDY), [(f"study.axes.{place}", given)])
     assert [t.experiment.train.batch_size for t in trials(experiment)] == [8] * 4
 
 
@@ -307,7 +276,7 @@ def test_a_norm_batch_reaches_the_check_of_shapes(table):
 
 
 def test_tuning_without_validation_images_is_an_error(write):
-    text = BASE + STUDY.replace("[study.arms.BN]", "[study.tune]\n\n[study.arms.BN]")
+    text = RUN + STUDY.replace("[study.arms.BN]", "[study.tune]\n\n[study.arms.BN]")
     with pytest.raises(ConfigError, match=r"study\.tune: the data hold no images out for validati"):
         load_config(write(text))
 
@@ -359,7 +328,7 @@ def test_a_config_and_all_its_trials_are_valid(path):
 
 def test_the_value_in_an_error_is_cut_if_it_is_long(write):
     with pytest.raises(ConfigError, match=r"train.batch_size: is '9+\.\.\. \(5002 characters\);"):
-        load_config(write(BASE), [("train.batch_size", "9" * 5000)])
+        load_config(write(RUN), [("train.batch_size", "9" * 5000)])
 
 
 def test_the_error_of_a_missing_table_shows_a_minimal_one(write):
@@ -380,7 +349,7 @@ def test_minimal_tables_and_presets_make_an_experiment(write):
 
 
 def test_an_override_with_the_name_of_a_kind_is_a_table_of_that_kind(write):
-    assert load_config(write(BASE), [("train.optimizer", "adamw")]).train.optimizer == AdamW()
+    assert load_config(write(RUN), [("train.optimizer", "adamw")]).train.optimizer == AdamW()
 
 
 def test_text_fields_keep_words_that_look_like_numbers_or_none(write):
@@ -394,16 +363,16 @@ def test_text_fields_keep_words_that_look_like_numbers_or_none(write):
 def test_names_of_arms_keep_their_hyphens(arm, write):
     overrides = [(f"study.arms.{arm}", '{ "train.weight-decay" = 0.0 }')]
     with pytest.raises(ConfigError, match="weight-decay"):
-        load_config(write(BASE + STUDY), overrides)
+        load_config(write(RUN + STUDY), overrides)
     overrides = [(f"study.arms.{arm}", '{ "train.weight_decay" = 0.0 }')]
-    assert arm in load_config(write(BASE + STUDY), overrides).study.arms
+    assert arm in load_config(write(RUN + STUDY), overrides).study.arms
 
 
 def test_a_byte_order_mark_is_skipped_and_utf_16_is_an_error(tmp_path):
     path = tmp_path / "config.toml"
-    path.write_bytes(b"\xef\xbb\xbf" + BASE.encode())
+    path.write_bytes(b"\xef\xbb\xbf" + RUN.encode())
     assert load_config(path) == load_config(path)
-    path.write_text(BASE, encoding="utf-16")
+    path.write_text(RUN, encoding="utf-16")
     with pytest.raises(ConfigError, match="encoded as UTF-16; save it as UTF-8"):
         load_config(path)
     path.write_text("a = " + "[" * 5000)
@@ -412,7 +381,7 @@ def test_a_byte_order_mark_is_skipped_and_utf_16_is_an_error(tmp_path):
 
 
 def test_an_axis_may_set_a_field_inside_a_table_of_an_arm():
-    table = tomllib.loads(BASE) | {
+    table = tomllib.loads(RUN) | {
         "study": {
             "axes": [{"field": "model.head.norm.eps", "values": [1e-3, 1e-5]}],
             "arms": {"A": {"model.head.norm": {"kind": "batch_norm"}}},
@@ -422,7 +391,7 @@ def test_an_axis_may_set_a_field_inside_a_table_of_an_arm():
 
 
 def test_the_training_hash_ignores_fields_that_do_not_change_the_weights(write):
-    path = write(BASE)
+    path = write(RUN)
     one = load_config(path)
     for override in (("evaluate.batch_size", "8"), ("question", "why?"), ("log_examples", "8")):
         other = load_config(path, [override])

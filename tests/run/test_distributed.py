@@ -16,22 +16,16 @@ from click.testing import CliRunner
 from fpnlab.cli.main import main
 from fpnlab.run.measure import restored_run
 
-CONFIG = """
+from ..small_config import MODEL
+
+CONFIG = (
+    """
 question = "Do two processes compute what one does?"
 log_examples = 4
 
-[data]
-kind = "scenes"
-image_size = 32
-train_size = 32
-test_size = 8
-
-[model]
-classes = 4
-backbone = { depths = [1, 1], widths = [4, 8], norm = { kind = "batch_norm" } }
-neck = { channels = 8, min_level = 3, max_level = 4 }
-head = { depth = 1 }
-
+"""
+    + MODEL
+    + """
 [train]
 examples = 800
 batch_size = 4
@@ -43,6 +37,7 @@ ema_examples = 100
 batch_size = 8
 population_examples = 8
 """
+)
 PATIENCE = 600
 
 

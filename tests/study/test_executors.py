@@ -25,6 +25,8 @@ from fpnlab.study.ledger import Ledger
 from fpnlab.study.runner import run_study
 from fpnlab.study.worker import work
 
+from ..small_config import MODEL
+
 LAYER = {"kind": "layer_norm", "axes": "hwc"}
 GRID = Study(
     axes=(Axis(field="train.batch_size", values=(2, 4)),),
@@ -310,23 +312,20 @@ def test_a_killed_worker_has_ended_with_its_signal(tmp_path):
     assert "no output" in local.last_output("one")
 
 
-CONFIG = """
+CONFIG = (
+    """
 log_examples = 4
-data = { kind = "scenes", image_size = 32, train_size = 32, test_size = 8 }
 evaluate = { batch_size = 8, population_examples = 8 }
 train = { examples = 800, batch_size = 4, learning_rate = 0.05 }
-
-[model]
-classes = 4
-backbone = { depths = [1, 1], widths = [4, 8], norm = { kind = "batch_norm" } }
-neck = { channels = 8, min_level = 3, max_level = 4 }
-head = { depth = 1 }
-
+"""
+    + MODEL
+    + """
 [study]
 seeds = [0, 1, 2, 3]
 axes = [{ field = "train.batch_size", values = [4] }]
 arms = { BN = {} }
 """
+)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -131,6 +132,7 @@ def main():
     print(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_every_layer_trains_over_four_devices_as_on_one():
     """Loss, parameters after a step, and running statistics, to 5e-6 of the largest or of 1."""
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4"]

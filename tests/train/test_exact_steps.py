@@ -138,14 +138,14 @@ def compare_steps(kind, norm, train=TRAIN, before=0, kernel="free"):
     check_close(after.state, exact.state, state.state) if jax.tree.leaves(state.state) else None
 
 
-@pytest.mark.parametrize("kind", ["classifier", "detector"])
-def test_a_compiled_step_equals_eager_float64(kind):
-    compare_steps(kind, BatchNorm())
+STEPS = [(norm, kind) for norm in NORMS for kind in ("classifier", "detector")]
+FEW = [("batch", "classifier")]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["classifier", "detector"])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("norm", "kind"),
+    [pytest.param(*step, marks=[] if step in FEW else pytest.mark.slow) for step in STEPS],
+)
 def test_a_compiled_step_equals_eager_float64_for_every_norm(norm, kind):
     compare_steps(kind, NORMS[norm], kernel="standardized" if norm == "standardized" else "free")
 

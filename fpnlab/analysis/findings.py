@@ -44,7 +44,7 @@ def number(value: float | None) -> str:
     """Returns ``value`` to one decimal, without the sign of a negative zero."""
     if value is None:
         return "-"
-    return f"{value:.1f}".replace("-0.0", "0.0")
+    return f"{value:z.1f}"
 
 
 def count(n: int, noun: str) -> str:

@@ -322,7 +322,7 @@ def _environment() -> jinja2.Environment:
         "mean": tables.mean_and_half_width,
         "bounds": tables.bounds_note,
         "points": _points,
-        "fixed": lambda value, digits: "-" if value is None else f"{value:,.{digits}f}",
+        "fixed": lambda value, digits: "-" if value is None else f"{value:z,.{digits}f}",
         "groups": _groups,
         "count": lambda value: "-" if value is None else f"{value:,}",
         "speed": tables.examples_per_second,

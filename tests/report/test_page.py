@@ -3,6 +3,7 @@
 import csv
 import html.parser
 import json
+import re
 import shutil
 
 import numpy as np
@@ -61,6 +62,14 @@ def test_the_page_has_question_findings_and_state(study_dir):
     assert all(finding in page.text for finding in summary["findings"])
     assert "12 of 12 trials are done." in page.text
     assert study["dataset"]["problems"][0]["what"] in page.text
+
+
+def test_a_difference_that_rounds_to_zero_has_no_sign(study_dir):
+    summary = json.loads((study_dir / "summary.json").read_text())
+    for row in summary["differences"]:
+        row["mean"] = -0.01
+    (study_dir / "summary.json").write_text(json.dumps(summary))
+    assert not re.search(r"-0\.0\b", read(write_report(study_dir)).text)
 
 
 def test_claims_come_first_with_verdict_rules_and_figure(claiming_dir):

@@ -183,18 +183,37 @@ def _draw_truth(tile: Image.Image, boxes: np.ndarray) -> None:
 
 
 def _draw_found(tile: Image.Image, boxes: np.ndarray, labels: list[str], colors: list[str]) -> None:
-    """Draws all boxes before the labels, which end with the best, so that no box hides a label."""
+    """Draws all boxes, then all labels, each in reverse order, so that the best is on top."""
     pen = ImageDraw.Draw(tile)
     font = ImageFont.load_default(size=12)
-    for box, color in zip(boxes, colors):
+    for box, color in reversed(list(zip(boxes, colors))):
         pen.rectangle(_corners(box), outline=color, width=2)
-    for box, label, color in reversed(list(zip(boxes, labels, colors))):
-        x1, y1, _, _ = _corners(box)
+    places: list[tuple[float, float, float, float]] = []
+    for box, label in zip(boxes, labels):
         _, _, width, height = pen.textbbox((0, 0), label, font=font)
-        x = max(min(x1, tile.width - width - 4), 0)
-        y = y1 - height - 3 if y1 > height + 3 else max(y1, 0)
-        pen.rectangle((x, y, x + width + 4, y + height + 3), fill=color)
-        pen.text((x + 2, y + 1), label, fill=SHADOW, font=font)
+        places.append(_free_place(box, width + 4.0, height + 3.0, tile, places))
+    for place, label, color in reversed(list(zip(places, labels, colors))):
+        pen.rectangle(place, fill=color)
+        pen.text((place[0] + 2, place[1] + 1), label, fill=SHADOW, font=font)
+
+
+def _free_place(
+    box: np.ndarray,
+    width: float,
+    height: float,
+    tile: Image.Image,
+    taken: Sequence[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float]:
+    """Returns the rectangle of a label: above its box, or below the labels that are there."""
+    x1, y1, _, _ = _corners(box)
+    x = max(min(x1, tile.width - width), 0.0)
+    y = start = y1 - height if y1 > height else max(y1, 0.0)
+    for left, top, right, bottom in sorted(taken, key=lambda place: place[1]):
+        if x <= right and left <= x + width and y <= bottom and top <= y + height:
+            y = bottom + 1
+    if y + height > tile.height:
+        y = start
+    return x, y, x + width, y + height
 
 
 def _grid(tiles: list[Image.Image], columns: int) -> Image.Image:

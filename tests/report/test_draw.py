@@ -62,6 +62,20 @@ def test_a_score_widens_the_label():
     assert above_box[1] > above_box[0] + 10
 
 
+def test_of_two_equal_boxes_both_labels_show_and_the_better_color():
+    """The labels of boxes in one place are below each other, none hidden by another."""
+    one = draw_boxes(GRAY[:1], BOX[:1], CLASS[:1], VALID[:1], NAMES, scale=4)
+    boxes, classes = BOX[:1].repeat(2, axis=1), np.array([[1, 0]])
+    both = draw_boxes(GRAY[:1], boxes, classes, np.ones((1, 2), bool), NAMES, scale=4)
+    label, below = slice(76), slice(100, None)
+    for part in (label, below):
+        found, expected = (pixels(picture)[part] for picture in (both, one))
+        np.testing.assert_array_equal(found, expected)
+    rows, _ = where(both, PALETTE[0])
+    assert len(rows) > 200
+    assert 76 < rows.min() < rows.max() < 100
+
+
 def test_images_are_arranged_in_a_grid():
     images = GRAY[:1].repeat(3, axis=0)
     rest = [part[:1].repeat(3, axis=0) for part in (BOX, CLASS, VALID)]

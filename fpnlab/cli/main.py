@@ -72,7 +72,7 @@ def worker(folder: pathlib.Path, owner: str | None, parent: int | None, pack: in
 def evaluate(run: pathlib.Path) -> None:
     """Measure the last checkpoint of the run folder RUN again, and print its metrics.
 
-    Batch norm is measured three ways: by running, population and batch statistics.
+    Batch norm is measured three ways: by running, precise and batch statistics.
     """
     from fpnlab.run.folder import RunFolder
     from fpnlab.run.measure import evaluate_run

@@ -107,8 +107,9 @@ KEPT = {
     # Keys of summaries of 0.1, which are read.
     ("fpnlab/records/study_records.py", "second_opinion"),
     ("fpnlab/records/study_records.py", "second_opinions"),
-    # An old name in the list of renamed ones.
+    # Old names in the list of renamed ones.
     ("CHANGELOG.md", "Organ"),
+    ("CHANGELOG.md", "refused"),
     # The name of a key: another one would draw other colors.
     ("fpnlab/data/sources/scenes.py", "colour"),
 }

@@ -12,10 +12,11 @@ import statistics
 
 from turns import rounds, serve, started
 
-from fpnlab.cli.allocator import M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
+from fpnlab.cli.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD
 
 RESULTS = pathlib.Path(__file__).parents[1] / "docs" / "results" / "speed_allocator.csv"
 STEPS = (("detector", 2), ("detector", 8), ("detector", 32), ("resnet20", 8), ("resnet20", 128))
+M_ARENA_MAX = -8  # From glibc's malloc.h.
 KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1}
 SETTINGS = {
     "default": {},

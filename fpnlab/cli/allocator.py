@@ -26,6 +26,7 @@ def keep_freed_memory() -> bool:
     if not glibc:
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # M_ARENA_MAX stays as it is: with one arena threads wait for each other (docs/performance.md).
+    # M_ARENA_MAX stays as it is: one arena would keep blocks above 64 MiB in threads as well, but
+    # make the threads wait for each other (docs/performance.md).
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1}
     return all([mallopt(name, value) == 1 for name, value in settings.items()])

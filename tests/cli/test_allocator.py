@@ -8,6 +8,7 @@ import pytest
 
 from fpnlab.cli import allocator
 
+# Blocks above 32 MiB, which glibc maps whatever it has seen before, and below the 64 MiB of a heap.
 PROGRAM = """
 import resource, sys, threading
 from fpnlab.cli.allocator import keep_freed_memory
@@ -15,7 +16,7 @@ if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def work():
     for _ in range(20):
-        bytearray(64 * 2**20)
+        bytearray(40 * 2**20)
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()

@@ -232,7 +232,14 @@ def assert_close(mine, theirs, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-3))
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.constants])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "detector" else [])
+        for name, case in CASES.items()
+        if not case.constants
+    ],
+)
 def test_tangents_equal_finite_differences(name):
     found, narrow = derivatives(name), CASES[name].narrow
     # Float32 rounding limits the digits of differences, and ReLU limits the length of the step.

@@ -119,6 +119,7 @@ def test_experiments_share_a_program_only_if_they_differ_in_seed_or_learning_rat
     assert len({compiled_step(other) for other in [one, *others]}) == 4
 
 
+@pytest.mark.slow
 def test_training_in_microbatches_equals_training_on_the_full_batch(experiment, dataset):
     ends = []
     for micro_batch in (None, 2):

@@ -108,6 +108,7 @@ def test_the_tables_list_each_trial_with_its_steps_and_time(study, dataset, meas
     assert "With 2 workers: about 0:50, and 0.04 CPU hours." in text
 
 
+@pytest.mark.slow
 def test_a_real_measurement_is_positive_and_leaves_no_files(study, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(dry_run, "SECONDS", 0.05)

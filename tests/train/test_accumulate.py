@@ -72,8 +72,11 @@ def stepped(detector, train, batch, state=None, **options):
 
 @pytest.mark.parametrize(
     ("norm", "norm_batch", "micro_batch"),
-    [(LayerNorm(axes="hwc"), None, 1), (BatchNorm(), 2, 2), (BatchNorm(norm_batch=2), None, 2)],
-    ids=["layer_norm", "batch_norm", "batch_norm_of_its_own"],
+    [
+        pytest.param(LayerNorm(axes="hwc"), None, 1, marks=pytest.mark.slow, id="layer_norm"),
+        pytest.param(BatchNorm(), 2, 2, id="batch_norm"),
+        pytest.param(BatchNorm(norm_batch=2), None, 2, id="batch_norm_of_its_own"),
+    ],
 )
 def test_a_step_in_microbatches_equals_the_step_of_the_batch(
     norm, norm_batch, micro_batch, make_detector, batch

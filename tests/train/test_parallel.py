@@ -35,9 +35,10 @@ NORMS = {
     "layer": LayerNorm(axes="hwc"),
     "microbatches": BatchNorm(norm_batch=2),
 }
-FEW = [("pairs", 8), ("eights", 4), ("whole", 8)]
-"""Norms and devices: groups within a device, of two devices, and of all."""
-MANY = [("pairs", 2), ("pairs", 4), ("eights", 8), ("whole", 2), ("whole", 4), ("layer", 8)]
+FEW = [("pairs", 8), ("eights", 4)]
+"""Norms and devices: groups within a device, and of two devices."""
+WHOLE = [("whole", 2), ("whole", 4), ("whole", 8)]
+MANY = [("pairs", 2), ("pairs", 4), ("eights", 8), *WHOLE, ("layer", 8)]
 MICROBATCHES = ("microbatches", 4)
 """A batch in two microbatches, each over all devices."""
 ONE_MAP = (SIZE // 2) ** 2 * 4

@@ -25,7 +25,11 @@ TRAIN = Train(
 )
 
 
-@pytest.mark.parametrize("optimizer", [Sgd(momentum=0.0), AdamW()], ids=lambda o: o.kind)
+@pytest.mark.parametrize(
+    "optimizer",
+    [Sgd(momentum=0.0), pytest.param(AdamW(), marks=pytest.mark.slow)],
+    ids=lambda o: o.kind,
+)
 def test_weight_decay_changes_only_kernels_with_separate_norm_parameters_per_level(
     optimizer, detector, batch
 ):

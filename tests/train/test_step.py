@@ -252,6 +252,7 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32(stepping, batch):
     np.testing.assert_allclose(logs["loss"], exact["loss"], rtol=0.03)
 
 
+@pytest.mark.slow
 def test_vmapped_seeds_equal_separate_runs_of_each_seed(detector, stepping, batch):
     _, step = stepping(TRAIN)
     make = lambda seed: init_train(jax.random.key(seed), task_of(detector, Objective()), TRAIN)

@@ -12,10 +12,10 @@ demo: $(VENV)/ready
 	$(VENV)/bin/fpnlab study configs/demo.toml
 
 test: $(VENV)/ready-test
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
 
 test-all: $(VENV)/ready-test
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2
 
 check: $(VENV)/ready-test
 	$(VENV)/bin/ruff check .

@@ -42,7 +42,7 @@ def free_compiled_programs():
     """Frees the compiled programs of a module of tests when the process holds many.
 
     Linux gives a process 65,530 memory mappings (``vm.max_map_count``), of which each compiled
-    program takes several; a process that asks for one more is killed.
+    program takes several; XLA aborts a process that asks for one more.
     """
     yield
     if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > 30_000:

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "records": {"spec", "errors"},
     "ops": {"types"},
     "nn": {"types", "ops"},
-    "data": {"types", "ops"},
+    "data": {"types", "ops", "records"},
     "train": {"types", "ops", "nn", "compiler", "errors"},
     "evaluate": {"types", "ops", "nn"},
     "diagnostics": {"types", "ops", "nn"},

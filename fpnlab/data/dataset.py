@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
+from fpnlab.records.data_files import DataFile
 from fpnlab.spec import Bounds, SpecError
 from fpnlab.types import Batch, LabeledBatch
 
@@ -54,6 +55,8 @@ class Dataset(Generic[Images]):
     """All held-out images."""
     problems: tuple[Problem, ...] = ()
     """Objects and images that loading left out or changed; empty for clean data."""
+    files: tuple[DataFile, ...] = ()
+    """The files that were read; empty for generated data."""
 
 
 def too_many_pixels(images: int, size: tuple[int, int]) -> str | None:

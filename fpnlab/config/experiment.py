@@ -34,6 +34,8 @@ class Experiment:
     """Loss function that training minimizes."""
     train: Train
     """Training recipe: length, batch size, optimizer and learning rate."""
+    initial_run: str | None = None
+    """Folder of a run of the same model whose last weights are the initial ones; none: random."""
     evaluate: Evaluate = Evaluate()
     """Options of the evaluation on the test images after training."""
     log_examples: Annotated[int, Bounds(least=1.0)] = 256

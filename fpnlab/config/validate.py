@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pydantic
 
@@ -29,8 +29,10 @@ PRESETS: dict[str, Callable[[], ResNet]] = {
 """Published backbones by name, with batch norm; ``model.backbone.norm`` sets another norm."""
 
 
-MEASURED_ONLY = ("question", "evaluate", "log_examples", "checkpoint_seconds", "study")
-"""Fields that do not change the weights; neither does ``data.root``, the data's folder."""
+DESCRIPTIVE = ("question", "log_examples", "checkpoint_seconds", "study")
+"""Fields that change neither weights nor metrics; neither does ``data.root``, the data's folder."""
+MEASURED_ONLY = (*DESCRIPTIVE, "evaluate")
+"""Fields that do not change the weights."""
 
 
 def validate(table: JsonObject) -> Experiment:
@@ -84,7 +86,7 @@ def hash_of(table: JsonObject) -> str:
 
 def training_hash_of(table: JsonObject) -> str:
     """Returns the `training_hash` of a resolved experiment, given as JSON values."""
-    return hash_of(_trained(table))
+    return hash_of(_without(MEASURED_ONLY, table))
 
 
 def differences(old: object, new: object, prefix: str = "") -> list[str]:
@@ -99,15 +101,20 @@ def differences(old: object, new: object, prefix: str = "") -> list[str]:
 
 def same_training(there: JsonObject, here: JsonObject) -> bool:
     """Returns whether two resolved experiments, as JSON values, train the same weights."""
-    return _trained(there) == _trained(here)
+    return _without(MEASURED_ONLY, there) == _without(MEASURED_ONLY, here)
 
 
-def _trained(table: JsonObject) -> JsonObject:
-    """Returns the part of a resolved experiment that decides the weights."""
-    kept = {name: value for name, value in table.items() if name not in MEASURED_ONLY}
+def same_result(there: JsonObject, here: JsonObject) -> bool:
+    """Returns whether two resolved experiments, as JSON values, give the same metrics."""
+    return _without(DESCRIPTIVE, there) == _without(DESCRIPTIVE, here)
+
+
+def _without(fields: Collection[str], table: JsonObject) -> JsonObject:
+    """Returns a resolved experiment without some fields and without the folder of its data."""
+    kept = {name: value for name, value in table.items() if name not in fields}
     data = table["data"]
-    fields = data.items() if isinstance(data, dict) else ()
-    return kept | {"data": {name: value for name, value in fields if name != "root"}}
+    parts = data.items() if isinstance(data, dict) else ()
+    return kept | {"data": {name: value for name, value in parts if name != "root"}}
 
 
 @functools.cache

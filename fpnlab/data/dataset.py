@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from fpnlab.records.data_files import DataFile
+from fpnlab.records.data_files import DataFile, DataFingerprint, fingerprint
 from fpnlab.spec import Bounds, SpecError
 from fpnlab.types import Batch, LabeledBatch
 
@@ -57,6 +57,11 @@ class Dataset(Generic[Images]):
     """Objects and images that loading left out or changed; empty for clean data."""
     files: tuple[DataFile, ...] = ()
     """The files that were read; empty for generated data."""
+
+    @functools.cached_property
+    def fingerprint(self) -> DataFingerprint | None:
+        """The fingerprint of the files; None for generated data."""
+        return fingerprint(self.files)
 
 
 def too_many_pixels(images: int, size: tuple[int, int]) -> str | None:

@@ -100,8 +100,11 @@ def _signals(
 
 
 def _halfway(records: Sequence[MetricRecord]) -> EffectiveRates | None:
-    """Returns the rates logged halfway through training; None where it ended before."""
-    for record in records:
+    """Returns the rates logged halfway through training; None where it ended before.
+
+    A run that was trained longer has logged them twice; the last ones are those of the whole run.
+    """
+    for record in reversed(records):
         if record.effective_rates is not None:
             return EffectiveRates(
                 step=record.step,

@@ -3,25 +3,16 @@
 import contextlib
 import dataclasses
 import fcntl
-import logging
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from fpnlab.config.experiment import Experiment
 from fpnlab.config.trials import Trial
-from fpnlab.config.validate import (
-    differences,
-    hash_of,
-    resolved,
-    same_training,
-    training_hash_of,
-    validate,
-)
+from fpnlab.config.validate import training_hash_of, validate
 from fpnlab.errors import ConfigError, FolderLockedError, RunFolderError
-from fpnlab.records.json_files import JsonObject, read_json, write_json, writing
+from fpnlab.records.json_files import JsonObject, read_json, writing
 from fpnlab.records.run_records import MetricRecord, RunResult, read_result
-from fpnlab.run.environment import environment
 from fpnlab.train.checkpoint import Checkpoints
 
 
@@ -29,7 +20,8 @@ from fpnlab.train.checkpoint import Checkpoints
 class RunFolder:
     """The files of one training run.
 
-    ``config.json`` (resolved) and ``env.json`` are written before the first step. Training writes
+    ``config.json`` (resolved), ``env.json`` and, for data read from files, ``data.json`` with
+    their fingerprint are written before the first step. Training writes
     ``metrics.jsonl``, one record per line, and ``checkpoints/``. At the end come ``gallery.npz``,
     for a classifier ``items.npz``, and last ``result.json``.
     """
@@ -45,6 +37,11 @@ class RunFolder:
     def environment(self) -> pathlib.Path:
         """Versions, device and flags of the run."""
         return self.path / "env.json"
+
+    @property
+    def data(self) -> pathlib.Path:
+        """The fingerprint of the data; absent for generated data."""
+        return self.path / "data.json"
 
     @property
     def metrics(self) -> pathlib.Path:
@@ -68,7 +65,9 @@ class RunFolder:
             if not isinstance(tables, dict) or not isinstance(digest, str):
                 raise TypeError("experiment or hash has the wrong type")
             training = table.get("training_hash") or training_hash_of(tables)
-            return StoredConfig(validate(tables), digest, str(training), tables)
+            initial = table.get("initial")
+            initial = initial if isinstance(initial, dict) else None
+            return StoredConfig(validate(tables), digest, str(training), tables, initial)
         except (RunFolderError, KeyError, TypeError, ConfigError) as error:
             raise ConfigError(f"{self.config}: not the config of a run ({error})") from None
 
@@ -94,6 +93,8 @@ class StoredConfig(NamedTuple):
     """SHA-256 of the fields that determine the weights, as first stored."""
     table: JsonObject
     """The resolved experiment, as stored."""
+    initial: JsonObject | None = None
+    """Run, hash of its training fields, and step of the initial weights; None: random ones."""
 
 
 class Run(NamedTuple):
@@ -103,57 +104,15 @@ class Run(NamedTuple):
     folder: pathlib.Path
     report: Callable[[MetricRecord], None] = lambda record: None
     """Called with each record of metrics."""
+    phase: Callable[[str], None] = lambda phase: None
+    """Called with the name of each phase without records, such as "evaluating"."""
+    list_files: bool = True
+    """If true, the folder's fingerprint of the data lists the files."""
 
     @property
     def files(self) -> RunFolder:
         """The files of the folder."""
         return RunFolder(self.folder)
-
-
-def claim_folder(path: pathlib.Path, experiment: Experiment) -> None:
-    """Writes the config into a new run folder, or checks it against the stored config.
-
-    A config that differs only in evaluation fields replaces the stored one: the weights are kept,
-    and the run is evaluated again.
-
-    Raises:
-      RunFolderError: The folder cannot be written, or holds a study or a run with another config.
-    """
-    files = RunFolder(path)
-    here = resolved(experiment)
-    if not files.config.exists():
-        if (path / "study.json").exists():
-            raise RunFolderError(f"{path}: this folder holds a study; choose another with --out")
-        write_json(files.environment, environment())
-        _write_config(files, here, training_hash_of(here))
-        return
-    try:
-        stored = files.stored()
-    except ConfigError as error:
-        raise RunFolderError(
-            f"{error}; choose another folder with --out, or remove this one"
-        ) from None
-    if stored.experiment == experiment:
-        return
-    there = resolved(stored.experiment)
-    changed = ", ".join(differences(there, here))
-    if not same_training(there, here):
-        raise RunFolderError(
-            f"{path}: this folder holds a run with another config; the fields that differ: "
-            f"{changed}; choose another folder with --out, or remove this one"
-        )
-    logging.getLogger(__name__).warning(
-        "%s: the config has changed in %s, which does not affect the weights; keeping them and "
-        "evaluating again",
-        path,
-        changed,
-    )
-    _write_config(files, here, stored.training_hash)
-
-
-def _write_config(files: RunFolder, table: JsonObject, training: str) -> None:
-    content = {"hash": hash_of(table), "training_hash": training, "experiment": table}
-    write_json(files.config, content)
 
 
 @contextlib.contextmanager

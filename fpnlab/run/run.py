@@ -13,7 +13,9 @@ from fpnlab.data.dataset import Dataset
 from fpnlab.errors import Interrupted
 from fpnlab.records.json_files import read_json, write_json, writing
 from fpnlab.records.run_records import MetricRecord, RunResult, read_result, write_result
-from fpnlab.run.folder import Run, RunFolder, claim_folder, locked
+from fpnlab.run.enter_folder import enter_folder
+from fpnlab.run.first_state import first_state
+from fpnlab.run.folder import Run, RunFolder, locked
 from fpnlab.run.hooks import (
     LogMetrics,
     Pack,
@@ -76,7 +78,7 @@ def run_trials(runs: Sequence[Run], dataset: Dataset, *, stop: Stop) -> list[Run
             with writing(run.folder):
                 run.folder.mkdir(parents=True, exist_ok=True)
             locks.enter_context(locked(run.folder))
-            claim_folder(run.folder, run.trial.experiment)
+            enter_folder(run.folder, run.trial.experiment, dataset, list_files=run.list_files)
         left = [run for run in runs if not of_first(run.files.finished() is not None)]
         if left:
             _check_backend([run.files for run in left])
@@ -98,7 +100,7 @@ def follow_trial(trial: Trial, dataset: Dataset, *, stop: Stop) -> None:
     # The hooks write the same files as in process 0; these copies are discarded.
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
-        claim_folder(folder, trial.experiment)
+        enter_folder(folder, trial.experiment, dataset)
         try:
             _train([Run(trial, folder)], dataset, stop)
         except Interrupted:
@@ -135,7 +137,7 @@ def _restored(runs: Sequence[Run]) -> list[tuple[int, TrainState]]:
         found = []
         for run, own in zip(runs, checkpoints):
             saved = own.restore(like, newest)
-            step, state = of_first(saved or (0, initial_state(run.trial.experiment)))
+            step, state = of_first(saved or (0, first_state(run)))
             found.append((int(step), state))
         steps = [
             step for run, (step, state) in zip(runs, found) if not _has_ended(run, step, state)

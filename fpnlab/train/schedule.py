@@ -3,7 +3,9 @@
 import itertools
 from typing import Annotated, Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fpnlab.spec import Fraction, Inside, Positive, SpecError, spec
@@ -68,3 +70,23 @@ def scheduled(
             limits = [round(milestone * examples) for milestone in schedule.milestones]
             drops = (jnp.asarray(seen, jnp.int32) >= jnp.asarray(limits, jnp.int32)).sum()
             return rise * schedule.factor ** drops.astype(jnp.float32)
+
+
+def first_other_rate(
+    schedule: Schedule, examples: tuple[int, int], batch: int, steps: int
+) -> int | None:
+    """Returns the first step at which runs of two lengths differ in their rate; None if none does.
+
+    Args:
+      schedule: The schedule.
+      examples: Training images seen in either whole run.
+      batch: Images in a step.
+      steps: Number of steps that are compared, from step 0.
+    """
+    seen = batch * jnp.arange(steps)
+    rates = [
+        np.asarray(jax.vmap(lambda at, n=n: scheduled(schedule, n, at, batch))(seen))
+        for n in examples
+    ]
+    differing = np.flatnonzero(rates[0] != rates[1])
+    return int(differing[0]) if differing.size else None

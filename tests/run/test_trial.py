@@ -29,7 +29,7 @@ from fpnlab.nn.norm_specs import NoNorm
 from fpnlab.records.run_records import read_result
 from fpnlab.run import measure
 from fpnlab.run.batches import batch_at, training_view
-from fpnlab.run.folder import claim_folder
+from fpnlab.run.enter_folder import enter_folder
 from fpnlab.run.measure import evaluate_run, first_of_step, restored_run
 from fpnlab.run.programs import initial_state
 from fpnlab.study.verify import verify
@@ -413,7 +413,7 @@ def test_updates_are_skipped_from_the_first_non_finite_batch_whose_step_is_repor
 def test_evaluate_rejects_a_folder_without_a_run_or_checkpoint(experiment, dataset, tmp_path):
     with pytest.raises(ConfigError, match="not the config of a run"):
         evaluate_run(tmp_path, dataset)
-    claim_folder(tmp_path, experiment)
+    enter_folder(tmp_path, experiment, dataset)
     with pytest.raises(RunFolderError, match="no checkpoint found; give a folder"):
         evaluate_run(tmp_path, dataset)
 

@@ -48,6 +48,22 @@ class DatasetInfo:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Addition:
+    """A change of a study after it was begun."""
+
+    date: str
+    """Date and time in UTC, ISO 8601."""
+    what: str
+    """The added or changed parts in words, such as "seeds 3, 4"."""
+    trials: int
+    """Number of added trials."""
+    ended: int
+    """Number of trials that had ended before."""
+    seeds: list[int] = dataclasses.field(default_factory=list)
+    """The added seeds."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyFile:
     """The content of ``study.json``: the plan of a study, written before its first trial."""
 
@@ -85,6 +101,8 @@ class StudyFile:
     """Versions, device and flags, as in ``env.json``."""
     config: JsonObject = dataclasses.field(default_factory=dict)
     """The resolved experiment with its study."""
+    additions: list[Addition] = dataclasses.field(default_factory=list)
+    """Trials that were added after the study was begun, and other changes, in order."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

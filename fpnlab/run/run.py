@@ -40,6 +40,7 @@ def run_trial(
     *,
     stop: Stop,
     report: Callable[[MetricRecord], None],
+    phase: Callable[[str], None] = lambda phase: None,
 ) -> RunResult:
     """Returns the result of a trial, resuming from what ``folder`` holds of it.
 
@@ -49,11 +50,12 @@ def run_trial(
       folder: The run folder; created if absent.
       stop: Checked after each step.
       report: Called with each record of metrics.
+      phase: Called with the name of each phase without records, such as "evaluating".
 
     Raises:
       FpnlabError: As in ``run_trials``.
     """
-    return run_trials([Run(trial, folder, report)], dataset, stop=stop)[0]
+    return run_trials([Run(trial, folder, report, phase)], dataset, stop=stop)[0]
 
 
 def run_trials(runs: Sequence[Run], dataset: Dataset, *, stop: Stop) -> list[RunResult]:
@@ -83,6 +85,7 @@ def run_trials(runs: Sequence[Run], dataset: Dataset, *, stop: Stop) -> list[Run
         if left:
             _check_backend([run.files for run in left])
             for run, (state, seconds) in zip(left, _train(left, dataset, stop)):
+                run.phase("evaluating")
                 result = measure(run.trial, dataset, run.files, state, seconds)
                 write_result(run.files.result, result)
         return [read_result(run.files.result) for run in runs]
@@ -115,6 +118,8 @@ def _train(runs: Sequence[Run], dataset: Dataset, stop: Stop) -> list[tuple[Trai
     if not live:
         return [(state, cut_log(run, step)) for run, (step, state) in zip(runs, found)]
     start = steps[live[0]]
+    for run in runs:
+        run.phase("compiling")
     training = training_of([run.trial.experiment for run in runs], dataset, states, start)
     pack = Pack(runs, training, live, steps)
     hooks = [

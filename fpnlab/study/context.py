@@ -25,6 +25,9 @@ class StudyListener:
     def begin(self, trial: Trial) -> None:
         """Called when a trial starts or resumes."""
 
+    def phase(self, trial: Trial, phase: str) -> None:
+        """Called when a trial enters a phase without records, such as "evaluating"."""
+
     def record(self, trial: Trial, record: MetricRecord) -> None:
         """Called with each record of a trial's metrics."""
 

@@ -168,10 +168,8 @@ class Ledger:
         wanted = {row.name: row for row in trials}
         with self._transaction() as database:
             known = _rows(database)
-            names = known.keys() | wanted.keys()
-            differ = lambda n: known.get(n, ())[:4] != wanted.get(n, ())[:4]
-            changed = sorted(filter(differ, names))
-            if known and changed:
+            differ = lambda name: name not in wanted or known[name][:4] != wanted[name][:4]
+            if changed := sorted(filter(differ, known)):
                 raise RunFolderError(
                     f"{self.path}: this ledger belongs to another study ({len(changed)} trials "
                     f"differ, e.g. {changed[0]}); choose another folder with --out, or remove "
@@ -183,23 +181,18 @@ class Ledger:
                 [row[:FIXED] for row in wanted.values()],
             )
 
-    def set_hashes(self, trials: Iterable[LedgerRow], *, reopen: bool) -> None:
-        """Replaces the config hashes of known trials whose training is unchanged.
-
-        Args:
-          trials: The trials with their new hashes.
-          reopen: If true, trials with a changed hash are reset to ``waiting``.
-        """
-        state = (
-            ", status = 'waiting', owner = null, lease_until = 0, attempts = 0, error = null, "
-            "score = null"
-        )
+    def set_hashes(self, trials: Iterable[LedgerRow]) -> None:
+        """Replaces the config hashes of known trials, whose training is unchanged."""
         with self._transaction() as database:
             database.executemany(
-                f"update trials set hash = :hash{state if reopen else ''} "
-                "where name = :name and hash != :hash",
+                "update trials set hash = :hash where name = :name and hash != :hash",
                 [{"name": row.name, "hash": row.hash} for row in trials],
             )
+
+    def clear_scores(self) -> None:
+        """Removes all scores, which are those of another metric."""
+        with self._transaction() as database:
+            database.execute("update trials set score = null")
 
     def check(self) -> None:
         """Reads the whole file.

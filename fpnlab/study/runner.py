@@ -10,9 +10,10 @@ from fpnlab.analysis.summary import summarize
 from fpnlab.config.experiment import Experiment
 from fpnlab.config.study import study_file
 from fpnlab.config.trials import Trial, points, trials
-from fpnlab.config.validate import config_hash, differences, resolved, training_hash, validate
+from fpnlab.config.validate import resolved
 from fpnlab.data.dataset import Dataset
-from fpnlab.errors import ConfigError, Interrupted, RunFolderError, WorkersLostError
+from fpnlab.errors import Interrupted, RunFolderError, WorkersLostError
+from fpnlab.records.data_files import write_fingerprint
 from fpnlab.records.json_files import writing
 from fpnlab.records.run_records import MetricRecord, RunResult, last_record, read_result
 from fpnlab.records.study_records import (
@@ -20,15 +21,15 @@ from fpnlab.records.study_records import (
     DatasetInfo,
     StudyFile,
     Summary,
-    read_study_file,
     write_record,
 )
 from fpnlab.run.environment import environment
 from fpnlab.run.folder import in_use, locked
 from fpnlab.run.interrupts import Stop
-from fpnlab.study.context import StudyContext, StudyListener, run_path
+from fpnlab.study.context import StudyContext, StudyListener
+from fpnlab.study.enter_study import check_study_data, enter_study
 from fpnlab.study.executors.local import worker_command
-from fpnlab.study.ledger import OPEN, Ledger, LedgerRow
+from fpnlab.study.ledger import OPEN, Ledger
 from fpnlab.study.worker import owner_name, work
 
 LOOK_SECONDS = 0.5
@@ -114,8 +115,11 @@ def run_study(
             max(min(pack, len(plan) // workers), 1),
         )
         description = _describe(experiment, dataset, plan, command)
-        _enter_trials(study, plan, description)
+        check_study_data(folder, dataset)
+        description = enter_study(study, plan, description)
         _reopen(study)
+        if dataset.fingerprint is not None and not (folder / "data.json").exists():
+            write_fingerprint(folder / "data.json", dataset.fingerprint)
         write_record(folder / "study.json", description)
         listener.start(plan, workers)
         progress = _Progress(study, description, plan, listener)
@@ -131,70 +135,6 @@ def run_study(
         finally:
             summary = progress.summarize(ended=ended)
         return summary
-
-
-def _enter_trials(study: StudyContext, plan: list[Trial], description: StudyFile) -> None:
-    """Adds the trials to the ledger, or checks them against those that it holds.
-
-    Trials that differ from the ledger's only in evaluation fields are evaluated again, with their
-    weights kept.
-
-    Raises:
-      RunFolderError: The folder holds another study, or trials that ended under other claims.
-    """
-    rows = [
-        LedgerRow(
-            t.name, config_hash(t.experiment), t.cell, t.split, run_path(study.points[t.name])
-        )
-        for t in plan
-    ]
-    stored = _stored_experiment(study.folder)
-    if stored == study.experiment:
-        # A new version of the package may add fields, which changes hashes of equal experiments.
-        study.ledger.set_hashes(rows, reopen=False)
-        same_weights = False
-    else:
-        same_weights = stored is not None and _weights_of(stored) == _weights(plan)
-    if not same_weights:
-        study.ledger.expect(rows)
-    _check_claims(study, description)
-    if same_weights:
-        study.ledger.set_hashes(rows, reopen=True)
-        study.ledger.expect(rows)
-
-
-def _stored_experiment(folder: pathlib.Path) -> Experiment | None:
-    """Returns the experiment that a study started with; None in a new folder."""
-    try:
-        return validate(read_study_file(folder / "study.json").config)
-    except (RunFolderError, ConfigError):
-        return None  # A new folder; if it is not, the check against the ledger raises.
-
-
-def _weights_of(experiment: Experiment) -> dict[str, str] | None:
-    try:
-        return _weights(trials(experiment))
-    except ConfigError:
-        return None  # Trials of an older version that are no longer valid.
-
-
-def _weights(plan: list[Trial]) -> dict[str, str]:
-    return {trial.name: training_hash(trial.experiment) for trial in plan}
-
-
-def _check_claims(study: StudyContext, description: StudyFile) -> None:
-    """Raises RunFolderError if trials have ended under other claims (preregistration)."""
-    path = study.folder / "study.json"
-    ended = any(row.status not in OPEN for row in study.ledger.rows().values())
-    ended = ended or any(study.folder.glob("trials/*/result.json"))
-    if not (ended and path.exists()):
-        return
-    fixed = lambda plan: {"claims": plan.claims, "holm_over": plan.holm_over}
-    if changed := differences(fixed(read_study_file(path)), fixed(description), "study"):
-        raise RunFolderError(
-            f"{study.folder}: trials have already ended under other claims, which differ in "
-            f"{', '.join(changed)}; restore the claims, or choose another folder with --out"
-        )
 
 
 def _reopen(study: StudyContext) -> None:
@@ -235,6 +175,10 @@ class _Progress(StudyListener):
         """Forwards the event."""
         self.listener.begin(trial)
 
+    def phase(self, trial: Trial, phase: str) -> None:
+        """Forwards the event."""
+        self.listener.phase(trial, phase)
+
     def record(self, trial: Trial, record: MetricRecord) -> None:
         """Forwards the event."""
         self.listener.record(trial, record)
@@ -274,6 +218,8 @@ class _Progress(StudyListener):
             if record is not None and record.step > self.steps[name]:
                 self.steps[name] = record.step
                 self.listener.record(self.trials[name], record)
+                if record.step == self.trials[name].experiment.train.steps:
+                    self.listener.phase(self.trials[name], "evaluating")
         self.report_ended()
         for name in self.steps.keys() - running:
             del self.steps[name]

@@ -25,6 +25,7 @@ from fpnlab.run.folder import Run
 from fpnlab.run.interrupts import Stop
 from fpnlab.run.run import run_trials
 from fpnlab.study.context import StudyContext, StudyListener
+from fpnlab.study.enter_study import set_aside
 from fpnlab.study.lease import LEASE_SECONDS, TICK_SECONDS, Lease
 from fpnlab.study.packing import packing_pays
 
@@ -106,7 +107,7 @@ def _carry_out(study: StudyContext, claim: _Claim, stop: Stop, listener: StudyLi
     lease = claim.lease
     with lease:
         try:
-            _build(study, claim)
+            _build(study, claim, listener)
             results = _run(study, claim, listener)
         except (Interrupted, FolderLockedError) as error:
             # The previous owner has lost the lease but still holds the lock on the folder: leave it
@@ -130,12 +131,14 @@ def _carry_out(study: StudyContext, claim: _Claim, stop: Stop, listener: StudyLi
     _record(study, claim, results, listener)
 
 
-def _build(study: StudyContext, claim: _Claim) -> None:
+def _build(study: StudyContext, claim: _Claim, listener: StudyListener) -> None:
     """Builds the trials; decides whether to pack them, and if not, releases all but the first."""
     claim.trials = [study.build(name) for name in claim.lease.names]
     if claim.is_pack or len(claim.trials) == 1:
         return
     dataset = _dataset(study, claim.trials[0])
+    count = len(claim.trials)
+    listener.phase(claim.trials[0], f"measuring whether to train {count} trials together")
     together = packing_pays([trial.experiment for trial in claim.trials], dataset)
     study.ledger.set_pack(claim.lease.names, together=together)
     if not together:
@@ -149,9 +152,17 @@ def _run(study: StudyContext, claim: _Claim, listener: StudyListener) -> list[Ru
         listener.begin(trial)
     claim.started = True
     runs = [
-        Run(trial, study.run_folder(trial.name), functools.partial(listener.record, trial))
+        Run(
+            trial,
+            study.run_folder(trial.name),
+            functools.partial(listener.record, trial),
+            functools.partial(listener.phase, trial),
+            list_files=False,
+        )
         for trial in claim.trials
     ]
+    for run in runs:
+        set_aside(study, run)
     return run_trials(runs, _dataset(study, claim.trials[0]), stop=claim.lease.stop)
 
 

@@ -99,6 +99,32 @@ out_option = click.option(
 )
 
 
+existing_option = click.option(
+    "--allow-existing",
+    is_flag=True,
+    help="Write into a folder that holds other files.  [default: an error]",
+)
+STOPPING = "stopping after this step, then saving; press Ctrl-C again to end at once, unsaved"
+"""Notice on the first signal."""
+OWN_FILES = {".lock", "config.json", "env.json", "data.json", "study.json", "ledger.sqlite"}
+"""Files of which a used folder of a run or a study has at least one."""
+
+
+def check_out(folder: pathlib.Path, *, allow_existing: bool) -> None:
+    """Raises RunFolderError if a folder for results holds files but no run or study."""
+    from fpnlab.errors import RunFolderError
+
+    if allow_existing or not folder.is_dir():
+        return
+    names = sorted(path.name for path in folder.iterdir())
+    if names and not OWN_FILES & set(names):
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise RunFolderError(
+            f"{folder}: holds other files ({shown}); give a new or empty folder with --out, or "
+            "add --allow-existing"
+        )
+
+
 def given_experiment(ctx: click.Context, path: pathlib.Path) -> "Experiment":
     """Returns the experiment of a config with the overrides of the command line."""
     from fpnlab.config.load import load_config

@@ -22,8 +22,9 @@ from fpnlab.cli.train_command import train
 
 EXIT_CODES = """\b
 Exit codes: 0 done; 2 a config or command line that cannot be right; 3 data that cannot be
-read; 4 the run diverged; 5 a folder or checkpoint that cannot be used, or a backend that
-computes wrong numbers; 75 interrupted and saved: run the same command again to go on."""
+read; 4 the run diverged, or every trial of the study diverged or failed; 5 a folder or checkpoint
+that cannot be used, or a backend that computes wrong numbers; 75 interrupted and saved: run the
+same command again to go on."""
 
 
 @click.group(
@@ -69,17 +70,34 @@ def worker(folder: pathlib.Path, owner: str | None, parent: int | None, pack: in
 
 @main.command("evaluate", short_help="Measure the last checkpoint of a run again.")
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path))
-def evaluate(run: pathlib.Path) -> None:
+@click.option(
+    "--data.root",
+    "root",
+    metavar="PATH",
+    help="Folder of the data, where they were moved.  [default: as in the run's config]",
+)
+def evaluate(run: pathlib.Path, root: str | None) -> None:
     """Measure the last checkpoint of the run folder RUN again, and print its metrics.
 
     Batch norm is measured three ways: by running, precise and batch statistics.
     """
+    from fpnlab.config.trials import varied
+    from fpnlab.run.enter_folder import data_changes, named
     from fpnlab.run.folder import RunFolder
     from fpnlab.run.measure import evaluate_run
 
     use_compilation_cache()
     experiment = RunFolder(run).stored().experiment
-    print_metrics(evaluate_run(run, loaded_data(experiment)))
+    if root is not None:
+        experiment = varied(experiment, {"data.root": root})
+    dataset = loaded_data(experiment)
+    if changed := data_changes(run, dataset):
+        click.echo(
+            f"data: changed since the run: {named(changed)}; the metrics below are on the data as "
+            "they are now",
+            err=True,
+        )
+    print_metrics(evaluate_run(run, dataset))
 
 
 @main.command("predict", short_help="Predict image files with a trained run.")

@@ -86,8 +86,7 @@ def plan(
     else:
         source = "as given"
     dataset = loaded_data(counted(experiment))
-    click.echo("measuring a few steps of each kind of trial ...", err=True)
-    found = estimate(experiment, dataset)
+    found = estimate(experiment, dataset, report=lambda line: click.echo(line, err=True))
     assert experiment.study is not None
     study = experiment.study
     planned = plan_seeds(

@@ -1,6 +1,7 @@
 """Progress of a run or a study: a bar on a terminal, plain lines elsewhere; on stderr."""
 
 import dataclasses
+import threading
 import time
 
 from rich.console import Console
@@ -13,6 +14,8 @@ from fpnlab.study.context import StudyListener
 from fpnlab.study.dry_run import clock
 
 SECONDS_BETWEEN_LINES = 15.0
+PHASE_SECONDS = 2.0
+"""Duration from which a phase without records has a line of its own."""
 
 
 @dataclasses.dataclass
@@ -45,12 +48,14 @@ class ProgressDisplay(StudyListener):
         self.seconds: dict[AxisValue, list[float]] = {}
         self.done = self.examples_done = 0
         self.printed = 0.0
+        self.timer: threading.Timer | None = None
 
     def __enter__(self) -> "ProgressDisplay":
         self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end_phase()
         self.bar.stop()
 
     def start(self, plan: list[Trial], workers: int = 1) -> None:
@@ -63,21 +68,37 @@ class ProgressDisplay(StudyListener):
         """Shows that a trial starts or goes on."""
         self.later.pop(trial.name, None)
         self.running[trial.name] = Running(trial, time.monotonic())
-        self._show("compiling")
+        self._show("starting")
+
+    def phase(self, trial: Trial, phase: str) -> None:
+        """Shows a phase without records; prints a line if it lasts."""
+        self._show(phase)
+        self._end_phase()
+        place = f"{self.done + 1}/{self.trials}  " if self.trials > 1 else ""
+        line = f"{place}{trial.name}  {phase} ..."
+        self.timer = threading.Timer(PHASE_SECONDS, self._line, [line])
+        self.timer.daemon = True
+        self.timer.start()
+
+    def _end_phase(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
 
     def record(self, trial: Trial, record: MetricRecord) -> None:
         """Shows the speed and loss that a trial has logged."""
+        self._end_phase()
         self.running[trial.name].record = record
         if len(self.running) == 1:
-            numbers = (
-                f"{record.examples}/{_examples(trial)} examples  "
-                f"{record.examples_per_second:.0f}/s  loss {_loss(record)}"
-            )
+            speed = f"{rate:.0f}/s  " if (rate := record.examples_per_second) else ""
+            done = f"{record.examples}/{_examples(trial)} examples"
+            numbers = f"{done}  {speed}loss {_loss(record)}"
         else:
             # Trials of a pack share a worker, and each has the speed of its share of the time.
-            rates = [_rate(ran) for ran in self.running.values()]
-            numbers = f"{_mean(rates) * min(self.workers, len(rates)):.0f} examples/s"
-        numbers += f"  {clock(self._left())} left"
+            rates = [rate for rate in map(_rate, self.running.values()) if rate]
+            busy = min(self.workers, len(self.running))
+            numbers = f"{_mean(rates) * busy:.0f} examples/s" if rates else "compiling"
+        if (left := self._left()) is not None:
+            numbers += f"  {clock(left)} left"
         self._show(numbers)
         if time.monotonic() - self.printed > SECONDS_BETWEEN_LINES:
             self._line(f"{self._title()}  {numbers}")
@@ -89,6 +110,7 @@ class ProgressDisplay(StudyListener):
 
     def end(self, trial: Trial, result: RunResult) -> None:
         """Shows what came of a trial; one that was found finished says so."""
+        self._end_phase()
         self.later.pop(trial.name, None)
         ran = self.running.pop(trial.name, None)
         took = time.monotonic() - ran.begun if ran and ran.record else None
@@ -108,14 +130,16 @@ class ProgressDisplay(StudyListener):
         self.console.print(f"{title}  {text}", markup=False)
         self.printed = time.monotonic()
 
-    def _left(self) -> float:
-        """Returns the expected seconds until all trials have ended.
+    def _left(self) -> float | None:
+        """Returns the expected seconds until all trials have ended; None before any was timed.
 
         Trials are taken to last as those of their kind did; before any has ended, as long as
         their examples take at the speed of those that run.
         """
         every = [s for group in self.seconds.values() for s in group]
         rates = [rate for rate in map(_rate, self.running.values()) if rate]
+        if not (every or rates):
+            return None
 
         def whole(trial: Trial) -> float:
             if every:
@@ -123,7 +147,7 @@ class ProgressDisplay(StudyListener):
             return _examples(trial) / max(_mean(rates), 1e-9)
 
         def rest(ran: Running) -> float:
-            if ran.record is None:
+            if ran.record is None or not ran.record.examples_per_second:
                 return whole(ran.trial)
             return (_examples(ran.trial) - ran.record.examples) / max(_rate(ran), 1e-9)
 

@@ -9,8 +9,11 @@ from typing import Any
 import click
 
 from fpnlab.cli.command_line import (
+    STOPPING,
+    check_out,
     config_argument,
     configured,
+    existing_option,
     given_experiment,
     loaded_data,
     out_option,
@@ -20,6 +23,7 @@ from fpnlab.cli.command_line import (
 @configured("study", "Run the grid of trials of [study], write a report.")
 @config_argument
 @out_option
+@existing_option
 @click.option(
     "--workers",
     type=click.IntRange(1),
@@ -58,6 +62,7 @@ def study(
     ctx: click.Context,
     config: pathlib.Path,
     out: pathlib.Path | None,
+    allow_existing: bool,
     workers: int,
     ray: str | None,
     slurm: str | None,
@@ -66,11 +71,14 @@ def study(
 ) -> None:
     """Run every trial of CONFIG's [study], and write a report.
 
-    Run it again to go on after an interruption: finished trials are not run again.
+    Run it again to go on after an interruption: finished trials are not run again. Seeds, arms,
+    axis values and tuned values may be added to CONFIG: only their trials are run.
     """
     from fpnlab.study.executors.local import SHARED_ACCELERATOR, machine_share
 
     folder = out or pathlib.Path("runs") / config.stem
+    if not dry_run:
+        check_out(folder, allow_existing=allow_existing)
     if workers > 1:
         # Before JAX starts. A dry run measures what a worker will have.
         own = machine_share(workers) if dry_run else SHARED_ACCELERATOR
@@ -84,7 +92,8 @@ def study(
     if dry_run:
         from fpnlab.study.dry_run import describe, estimate
 
-        click.echo(describe(estimate(experiment, dataset), workers))
+        report = lambda line: click.echo(line, err=True)
+        click.echo(describe(estimate(experiment, dataset, report=report), workers))
         return
     from rich.console import Console
 
@@ -93,7 +102,7 @@ def study(
     from fpnlab.run.interrupts import Stop
     from fpnlab.study.runner import run_study
 
-    with Stop() as stop, ProgressDisplay() as display:
+    with Stop(notice=STOPPING) as stop, ProgressDisplay() as display:
         summary = run_study(
             experiment,
             dataset,
@@ -111,6 +120,14 @@ def study(
     for finding in summary.findings:
         console.print(f"- {finding}", markup=False, highlight=False)
     click.echo(f"report: {write_report(folder)}")
+    if not summary.counts["done"]:
+        first = summary.left_out[0]
+        click.echo(
+            f"fpnlab study: all {len(summary.left_out)} trials failed or diverged, e.g. "
+            f"{first.trial}: {first.error}",
+            err=True,
+        )
+        sys.exit(4)
 
 
 def _executor(workers: int, ray: str | None, slurm: str | None, folder: pathlib.Path) -> Any:

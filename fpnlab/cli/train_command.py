@@ -1,13 +1,17 @@
 """The command ``fpnlab train``."""
 
+import functools
 import pathlib
 import sys
 
 import click
 
 from fpnlab.cli.command_line import (
+    STOPPING,
+    check_out,
     config_argument,
     configured,
+    existing_option,
     given_experiment,
     loaded_data,
     out_option,
@@ -18,6 +22,7 @@ from fpnlab.cli.command_line import (
 @configured("train", "Train one network, measure it, write a report.")
 @config_argument
 @out_option
+@existing_option
 @click.option(
     "--distributed",
     is_flag=True,
@@ -41,6 +46,7 @@ def train(
     ctx: click.Context,
     config: pathlib.Path,
     out: pathlib.Path | None,
+    allow_existing: bool,
     distributed: bool,
     coordinator: str | None,
     processes: int | None,
@@ -48,8 +54,10 @@ def train(
 ) -> None:
     """Train one network as CONFIG says, measure it, and write a report.
 
-    Run it again to go on after an interruption; a finished run is not run again.
+    Run it again to go on after an interruption; a finished run is not run again, unless CONFIG has
+    more examples than before: then it trains longer, where its schedule allows it.
     """
+    check_out(_folder(config, out), allow_existing=allow_existing)
     given = [value is not None for value in (coordinator, processes, process)]
     if any(given) and not all(given):
         raise click.UsageError("--coordinator, --processes and --process go together; give all")
@@ -60,6 +68,10 @@ def train(
 
     with joined(coordinator, processes, process) as first:
         _train(ctx, config, out, first=first)
+
+
+def _folder(config: pathlib.Path, out: pathlib.Path | None) -> pathlib.Path:
+    return out or pathlib.Path("runs") / config.stem
 
 
 def _train(
@@ -75,21 +87,27 @@ def _train(
 
     trial = single(given_experiment(ctx, config), config.stem)
     experiment = trial.experiment
-    folder = out or pathlib.Path("runs") / config.stem
+    folder = _folder(config, out)
     try:
         data_mesh(experiment.train.batch_size)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     dataset = loaded_data(experiment)
     if not first:
-        with Stop() as stop:
+        with Stop(notice=STOPPING) as stop:
             follow_trial(trial, dataset, stop=stop)
         return
-    with Stop() as stop, ProgressDisplay() as display:
+    with Stop(notice=STOPPING) as stop, ProgressDisplay() as display:
         display.start([trial])
         display.begin(trial)
-        report = lambda record: display.record(trial, record)
-        result = run_trial(trial, dataset, folder, stop=stop, report=report)
+        result = run_trial(
+            trial,
+            dataset,
+            folder,
+            stop=stop,
+            report=functools.partial(display.record, trial),
+            phase=functools.partial(display.phase, trial),
+        )
         display.end(trial, result)
     print_metrics(result.metrics)
     click.echo(f"report: {write_run_report(folder)}")

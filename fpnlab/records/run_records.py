@@ -36,7 +36,8 @@ class MetricRecord:
     seconds: float = 0.0
     """Training time of all sessions so far; in a pack, this trial's share."""
     examples_per_second: float = 0.0
-    """Speed since the previous record; in a pack, based on this trial's share of the time."""
+    """Speed since the previous record, without the first step of a session, which compiles (0 if
+    that is the only one); in a pack, based on this trial's share of the time."""
     logs: dict[str, float | None] = dataclasses.field(default_factory=dict)
     """``loss`` and its parts, ``gradient_norm``, ``learning_rate``; None: not finite."""
     effective_rate: float | None = None

@@ -98,6 +98,10 @@ class LogMetrics(Hook[TrainState, Logs]):
     def after_step(self, step: int, state: TrainState, logs: Logs) -> bool:
         """Writes the records; never ends training."""
         pack = self.pack
+        if step == pack.start + 1:
+            # The first step of a session includes compilation, which no speed should.
+            jax.block_until_ready(logs)
+            self._step, self._time = step, time.monotonic()
         if not pack.is_logged(step):
             return False
         train, every = pack.experiment.train, log_interval(pack.experiment)
@@ -108,7 +112,7 @@ class LogMetrics(Hook[TrainState, Logs]):
         now = time.monotonic()
         # Like `seconds`, the speed is based on a trial's share of the pack's time.
         examples = (step - self._step) * train.batch_size * len(pack.runs)
-        speed = examples / (now - self._time)
+        speed = examples / (now - self._time) if examples else 0.0
         for i in pack.live:
             rates = rounded_rates(self._params[i], after[i])
             record = MetricRecord(

@@ -1,5 +1,6 @@
 """Graceful stopping: the first SIGINT or SIGTERM sets a flag, a second one ends the process."""
 
+import os
 import signal
 import types
 
@@ -9,10 +10,11 @@ class Stop:
 
     Args:
       outer: Another flag that also stops this one.
+      notice: Text that is printed to stderr when a signal requests a stop.
     """
 
-    def __init__(self, outer: "Stop | None" = None) -> None:
-        self._outer, self._requested = outer, False
+    def __init__(self, outer: "Stop | None" = None, *, notice: str = "") -> None:
+        self._outer, self._requested, self._notice = outer, False, notice
 
     @property
     def requested(self) -> bool:
@@ -34,6 +36,9 @@ class Stop:
     def _set(self, *_: int | types.FrameType | None) -> None:
         self.requested = True
         self._restore()
+        if self._notice:
+            # Unbuffered: the signal may have interrupted a write to the buffered stream.
+            os.write(2, f"\n{self._notice}\n".encode())
 
     def _restore(self) -> None:
         while self._before:

@@ -113,17 +113,25 @@ class TimeEstimate:
         return max(longest, (self.total + self.compilation) / workers)
 
 
-def estimate(experiment: Experiment, dataset: Dataset) -> TimeEstimate:
+def estimate(
+    experiment: Experiment, dataset: Dataset, *, report: Callable[[str], object] = lambda line: None
+) -> TimeEstimate:
     """Returns the estimated time of a study, measured on the first trial of each kind.
 
     Trials that differ only in seed, learning rate, weight decay and length are of one kind; those
     that differ only in seed and learning rate share a program. Evaluation is measured once per
     model, because the statistics groups of training hardly change its cost.
 
+    Args:
+      experiment: The experiment, with its ``study``.
+      dataset: The data of the main trials.
+      report: Called with a line of progress before each measurement.
+
     Raises:
       ConfigError: The experiment has no study, or trials are invalid.
     """
     plan = trials(experiment)
+    count = len({_kind(trial.experiment) for trial in plan})
     kinds: dict[Experiment, Cost] = {}
     evaluations: dict[object, EvaluationTime] = {}
     costs, programs, compilation = {}, set(), {}
@@ -131,6 +139,8 @@ def estimate(experiment: Experiment, dataset: Dataset) -> TimeEstimate:
         for trial in plan:
             e = trial.experiment
             kind, model = _kind(e), (e.model, e.evaluate, e.augment, e.train.precision)
+            if kind not in kinds:
+                report(f"measuring a few steps, {len(kinds) + 1} of {count}: {trial.name}")
             if model not in evaluations:
                 evaluations[model] = measure_evaluation(e, dataset)
             after = evaluations[model]
@@ -216,14 +226,19 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def describe(found: TimeEstimate, workers: int) -> str:
-    """Returns the estimate as text: a table of trials, a table of kinds, and the totals."""
-    trials = [("trial", "arm", found.axis, "seed", "examples", "steps", "time")]
+    """Returns the estimate as text: a table of cells, a table of kinds, and the totals."""
+    cells: dict[tuple[str, str], list[Trial]] = {}
     for trial in found.plan:
-        train = trial.experiment.train
-        value = "-" if trial.axis_value is None else str(trial.axis_value)
-        counts = f"{train.steps * train.batch_size:,}", f"{train.steps:,}"
-        place = (trial.name, trial.arm, value, str(trial.seed))
-        trials.append((*place, *counts, clock(found.seconds(trial))))
+        cells.setdefault((trial.split, trial.cell), []).append(trial)
+    trials = [("arm", found.axis, "trials", "examples", "steps", "a trial", "all")]
+    for (split, _), own in cells.items():
+        first = own[0]
+        train = first.experiment.train
+        arm = first.arm + (" (tuning)" if split == "validation" else "")
+        value = "-" if first.axis_value is None else str(first.axis_value)
+        counts = str(len(own)), f"{train.steps * train.batch_size:,}", f"{train.steps:,}"
+        total = sum(map(found.seconds, own))
+        trials.append((arm, value, *counts, clock(total / len(own)), clock(total)))
 
     kinds = [("measured", "trials", "ms a step", "examples/s", "evaluation", "compilation")]
     for cost in dict.fromkeys(found.costs.values()):
@@ -241,7 +256,7 @@ def describe(found: TimeEstimate, workers: int) -> str:
         f"{found.programs} {programs}: {clock(found.compilation)} of additional compilation.",
         f"With {many}: about {clock(found.wall(workers))}, and {found.cpu_hours:.2f} CPU hours.",
     ]
-    return "\n".join([*_columns(trials, 2), "", *_columns(kinds, 1), "", *sums])
+    return "\n".join([*_columns(trials, 1), "", *_columns(kinds, 1), "", *sums])
 
 
 def _columns(rows: Sequence[Sequence[str]], left: int) -> Iterator[str]:

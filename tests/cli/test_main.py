@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
@@ -356,13 +357,70 @@ def test_a_dry_run_lists_the_trials_and_what_they_take_and_writes_nothing(
     axes = '[{ field = "train.learning_rate", values = [0.05, 0.1] }]'
     result = call("study", config_file, "--study.axes", axes, "--dry-run", "--workers", 2)
     assert result.exit_code == 0
-    rows = [line.split()[:6] for line in result.stdout.splitlines()]
+    rows = [line.split()[:5] for line in result.stdout.splitlines()]
     for rate in ("0.05", "0.1"):
-        assert [f"bn-learning_rate-{rate}-seed-0", "BN", rate, "0", "1,600", "400"] in rows
+        assert ["BN", rate, "1", "1,600", "400"] in rows
+    assert "measuring a few steps, 1 of 1: bn-learning_rate-0.05-seed-0" in result.stderr
     assert "2 trials of 800 steps: " in result.stdout
     assert re.search(r"1 program: .* of additional compilation", result.stdout)
     assert re.search(r"With 2 workers: about .*, and \d+\.\d\d CPU hours", result.stdout)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_of_which_every_trial_failed_exits_with_4(config_file, tmp_path):
+    wild = ("--train.learning_rate", "1e20", "--model.backbone.norm.kind", "none")
+    result = call("study", config_file, *wild, "--train.examples", 48, "--out", tmp_path)
+    assert result.exit_code == 4
+    assert (
+        "all 1 trials failed or diverged, e.g. bn-batch_size-4-seed-0: loss or gr" in result.stderr
+    )
+    assert "</html>" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("command", ["train", "study"])
+def test_a_folder_with_other_files_needs_the_word_of_the_user(command, config_file, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    result = call(command, config_file, "--out", tmp_path)
+    assert result.exit_code == 5
+    assert "holds other files (thesis.tex); give a new or empty folder" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    words = ("--allow-existing", "--train.examples", 48)
+    assert call(command, config_file, "--out", tmp_path, *words).exit_code == 0
+
+
+def test_evaluate_says_that_the_data_have_changed_or_moved(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 8, 8, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        folder = tmp_path / "data" / ("train", "test")[i % 2] / "ab"[i // 2 % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i}.png")
+    (tmp_path / "c.toml").write_text(
+        f"""
+        data = {{ kind = "image_folder", root = "{tmp_path / "data"}", image_size = [8, 8],
+          class_names = ["a", "b"] }}
+        model = {{ classes = 2, backbone = {{ depths = [1], widths = [4],
+          stem = {{ size = 3, stride = 1, pool = false }}, norm = {{ kind = "batch_norm" }} }} }}
+        train = {{ examples = 8, batch_size = 4, learning_rate = 0.1 }}
+        """.replace("\n          ", " ")
+    )
+    run = tmp_path / "run"
+    assert call("train", tmp_path / "c.toml", "--out", run).exit_code == 0
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert call("evaluate", run).exit_code == 3
+    moved = call("evaluate", run, "--data.root", tmp_path / "moved")
+    assert (moved.exit_code, moved.stderr) == (0, "")
+    root = ("--data.root", tmp_path / "moved")
+    again = call("train", tmp_path / "c.toml", "--out", run, *root)
+    assert (again.exit_code, "was finished" in again.stderr) == (0, True)
+
+    Image.fromarray(pixels[0] // 2).save(tmp_path / "moved/train/a/0.png")
+    changed = call("evaluate", run, *root)
+    assert changed.exit_code == 0
+    assert "data: changed since the run: train/a/0.png (other content)" in changed.stderr
+    assert table(changed.stdout).keys() == table(moved.stdout).keys()
+    again = call("train", tmp_path / "c.toml", "--out", run, *root)
+    assert again.exit_code == 5
+    assert "the data have changed since this run began: train/a/0.png" in again.stderr
 
 
 def test_a_worker_of_no_study_exits_with_5(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+import time
 
 import pytest
 from rich.console import Console
@@ -121,6 +122,36 @@ def test_the_trials_of_a_pack_share_one_worker_and_its_time(plan, console, monke
         now[0] = 12.0
         listener.end(plan[0], done(0.5, pack=2))
         assert listener.seconds == {4: [6.0]}
+
+
+def test_no_time_left_is_shown_before_a_step_without_compilation_was_timed(plan, console):
+    with ProgressDisplay(console) as listener:
+        listener.start(plan)
+        listener.begin(plan[0])
+        listener.printed = -1e9
+        listener.record(plan[0], dataclasses.replace(RECORD, examples_per_second=0.0))
+    assert console.file.getvalue() == "1/3  bn-seed-0  20/100 examples  loss 1.250\n"
+
+
+def test_a_phase_without_records_has_a_line_if_it_lasts(plan, console, monkeypatch):
+    monkeypatch.setattr("fpnlab.cli.progress.PHASE_SECONDS", 0.05)
+    with ProgressDisplay(console) as listener:
+        listener.start(plan)
+        listener.phase(plan[0], "measuring whether to train 2 trials together")
+        time.sleep(0.2)
+        listener.begin(plan[0])
+        listener.phase(plan[0], "compiling")
+        listener.phase(plan[0], "evaluating")
+        listener.timer.join()
+        listener.phase(plan[0], "compiling")
+        listener.end(plan[0], done(0.5))
+        time.sleep(0.2)
+    lines = console.file.getvalue().splitlines()
+    assert lines[:2] == [
+        "1/3  bn-seed-0  measuring whether to train 2 trials together ...",
+        "1/3  bn-seed-0  evaluating ...",
+    ]
+    assert [line.split()[2] for line in lines[2:]] == ["done"]
 
 
 def test_a_trial_that_is_put_back_is_not_lost_from_the_time_left(plan, console):

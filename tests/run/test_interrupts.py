@@ -33,6 +33,12 @@ def test_a_second_interrupt_ends_the_process():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_the_first_signal_prints_the_notice(capfd):
+    with Stop(notice="stopping after this step"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert capfd.readouterr().err == "\nstopping after this step\n"
+
+
 def test_an_outer_stop_stops_the_inner_ones_but_not_the_reverse():
     outer = Stop()
     one, other = Stop(outer), Stop(outer)

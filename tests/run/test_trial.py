@@ -27,7 +27,7 @@ from fpnlab.errors import CheckpointError, ConfigError, Interrupted, RunFolderEr
 from fpnlab.evaluate.average_precision import Evaluation
 from fpnlab.nn.norm_specs import NoNorm
 from fpnlab.records.run_records import read_result
-from fpnlab.run import measure
+from fpnlab.run import measure, programs
 from fpnlab.run.batches import batch_at, training_view
 from fpnlab.run.enter_folder import enter_folder
 from fpnlab.run.measure import evaluate_run, first_of_step, restored_run
@@ -121,6 +121,33 @@ def test_a_finished_run_has_all_files_and_a_complete_result(unbroken, experiment
     assert (found.effective_rates.step, found.effective_rates.examples) == (6, 24)
     assert found.effective_rates.rates == records(unbroken)[2]["effective_rates"]
     assert found.gradient_noise is None
+
+
+def test_the_speed_of_a_record_excludes_compilation(
+    experiment, dataset, run, tmp_path, monkeypatch
+):
+    """Simulates steps of a second, of which the first takes a minute more."""
+    now = [0.0]
+    monkeypatch.setattr("fpnlab.run.hooks.time.monotonic", lambda: now[0])
+
+    def training(*args):
+        found = programs.training_of(*args)
+        count = iter(range(100))
+
+        def slow(state, batch):
+            now[0] += 1.0 if next(count) else 61.0
+            return found.step(state, batch)
+
+        return found._replace(step=slow)
+
+    monkeypatch.setattr("fpnlab.run.run.training_of", training)
+    run(experiment, dataset, tmp_path)
+    speeds = [record["examples_per_second"] for record in records(tmp_path)]
+    assert speeds == [4.0] * 6
+    every = dataclasses.replace(experiment, log_examples=4)
+    run(every, dataset, tmp_path / "every")
+    speeds = [record["examples_per_second"] for record in records(tmp_path / "every")]
+    assert speeds == [0.0] + [4.0] * 11
 
 
 def test_result_metrics_equal_an_evaluation_of_the_last_checkpoint(unbroken, experiment, dataset):

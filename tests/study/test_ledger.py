@@ -277,7 +277,6 @@ def test_a_reopened_ledger_keeps_its_trials(ledger):
     ("other", "names"),
     [
         ([LedgerRow("b", "1"), LedgerRow("a", "9"), LedgerRow("c", "3")], "1 .* e.g. a"),
-        ([*ENTRIES, LedgerRow("d", "4")], "1 .* e.g. d"),
         ([LedgerRow("b", "1", "cell"), *ENTRIES[1:]], "1 .* e.g. b"),
         ([LedgerRow("b", "1")], "2 "),
     ],
@@ -286,6 +285,14 @@ def test_expect_rejects_the_trials_of_another_study(other, names, ledger):
     with pytest.raises(RunFolderError, match=f"another study \\({names}.*choose another folder"):
         ledger.expect(other)
     assert set(ledger.rows()) == {"a", "b", "c"}
+
+
+def test_expect_adds_trials_after_those_that_the_ledger_holds(ledger):
+    ledger.claim("x", 60.0)
+    ledger.finish("b", "x", *DONE)
+    ledger.expect([LedgerRow("d", "4"), *ENTRIES])
+    assert statuses(ledger) == {"b": "done", "a": "waiting", "c": "waiting", "d": "waiting"}
+    assert list(ledger.rows()) == ["b", "a", "c", "d"]
 
 
 def test_ledger_rejects_an_unknown_version(tmp_path):

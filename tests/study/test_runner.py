@@ -249,7 +249,7 @@ def test_run_study_rejects_the_folder_of_another_study_before_writing(whole, stu
     folder = whole[0]
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
     other = dataclasses.replace(study, study=dataclasses.replace(study.study, seeds=(0, 2)))
-    with pytest.raises(RunFolderError, match=r"belongs to another study .* choose another folder"):
+    with pytest.raises(RunFolderError, match=r"4 trials .* not in this config.* another folder"):
         start(other, dataset, folder)
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.json")} == before
 

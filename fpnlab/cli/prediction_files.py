@@ -7,7 +7,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from fpnlab.data.image_io import decode_rgb
+from fpnlab.data.image_io import read_image
 from fpnlab.errors import DataError
 from fpnlab.records.json_files import write_json
 from fpnlab.report.draw import draw_boxes, draw_labels
@@ -92,7 +92,7 @@ def _readable(files: Iterable[pathlib.Path], read: list[pathlib.Path]) -> Iterat
     """Yields the images that decode, and appends their paths to ``read``."""
     for file in files:
         try:
-            image = decode_rgb(file, upright=True)
+            image = read_image(file)
         except (OSError, ValueError) as error:
             click.echo(f"{file}: left out: {error}", err=True)
             continue

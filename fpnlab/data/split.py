@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from fpnlab.data.dataset import Dataset, take
+from fpnlab.records.data_files import DataFile
 from fpnlab.spec import Count, Fraction, NonNegative, SpecError, spec
 from fpnlab.types import LabeledBatch
 
@@ -54,6 +55,7 @@ def split_dataset(
     split: Split,
     train: LabeledBatch,
     held: LabeledBatch,
+    files: tuple[DataFile, ...],
 ) -> Dataset[LabeledBatch]:
     """Returns the data set of the images that ``split`` chooses, with their numbers as ``index``.
 
@@ -63,6 +65,7 @@ def split_dataset(
       split: The split.
       train: All training images.
       held: All images that held-out images are chosen from, as in ``draw_split``.
+      files: The files that were read.
     """
     numbers = draw_split(split, np.asarray(train.labels), np.asarray(held.labels))
     return Dataset(
@@ -70,6 +73,7 @@ def split_dataset(
         class_names=class_names,
         train=take(train, numbers[0]),
         test=take(held, numbers[1]),
+        files=files,
     )
 
 

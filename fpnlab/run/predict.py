@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from fpnlab.config.experiment import Experiment
-from fpnlab.data.image_io import decode_rgb
+from fpnlab.data.image_io import read_image
 from fpnlab.errors import RunFolderError
 from fpnlab.run.measure import restored_run, weights
 from fpnlab.tasks.predictions import Prediction
@@ -109,7 +109,7 @@ def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
 def _as_array(image: ImageLike, number: int) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         try:
-            return decode_rgb(image, upright=True)
+            return read_image(image)
         except ValueError as error:
             raise ValueError(f"{os.fspath(image)}: {error}") from error
     array = np.asarray(image)

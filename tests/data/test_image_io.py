@@ -21,12 +21,12 @@ def turned(tmp_path):
 
 def test_an_exif_orientation_is_applied_on_request(turned):
     path, pixels = turned
-    np.testing.assert_array_equal(decode_rgb(path), pixels)
-    np.testing.assert_array_equal(decode_rgb(path, upright=True), np.rot90(pixels, -1))
+    np.testing.assert_array_equal(decode_rgb(path.read_bytes()), pixels)
+    np.testing.assert_array_equal(decode_rgb(path.read_bytes(), upright=True), np.rot90(pixels, -1))
 
 
 def test_decoding_a_file_that_is_not_an_image_is_an_error(tmp_path):
     path = tmp_path / "text.png"
     path.write_text("no image")
     with pytest.raises(ValueError, match="does not decode"):
-        decode_rgb(path)
+        decode_rgb(path.read_bytes())

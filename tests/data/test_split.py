@@ -92,7 +92,7 @@ def test_a_split_data_set_keeps_the_original_numbers_of_its_images():
         labels=TEN.astype(np.int32),
         index=np.arange(500, dtype=np.int32),
     )
-    data = split_dataset("x", tuple("abcdefghij"), Split(train_images=20), whole, whole)
+    data = split_dataset("x", tuple("abcdefghij"), Split(train_images=20), whole, whole, ())
     train, test = draw_split(Split(train_images=20), TEN, TEN)
     np.testing.assert_array_equal(data.train.index, train)
     np.testing.assert_array_equal(data.test.index, test)

@@ -1,11 +1,11 @@
 """CIFAR-10 and CIFAR-100 in their official binary format, for C programs."""
 
-import pathlib
 from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
+from fpnlab.data.data_folder import MOST_ARRAY_BYTES, DataFolder
 from fpnlab.data.dataset import Dataset, raise_errors
 from fpnlab.data.split import Split, split_dataset
 from fpnlab.spec import spec
@@ -73,38 +73,43 @@ def load_cifar(spec: CifarBinary) -> Dataset[LabeledBatch]:
         class names are others; or the split needs more images than there are. All errors of the
         files are raised at once.
     """
-    root = pathlib.Path(spec.root).expanduser()
+    folder = DataFolder(spec.root)
     if spec.classes == 10:
         names, train = "batches.meta.txt", [f"data_batch_{i}.bin" for i in range(1, 6)]
         test = ["test_batch.bin"]
     else:
         names, train, test = "fine_label_names.txt", ["train.bin"], ["test.bin"]
     errors: list[Exception] = []
-    _check_names(spec, root / names, errors)
-    whole = _read(spec, root, train, errors)
-    held = whole if spec.split.validation else _read(spec, root, test, errors)
+    _check_names(spec, folder, names, errors)
+    whole = _read(spec, folder, train, errors)
+    held = whole if spec.split.validation else _read(spec, folder, test, errors)
     raise_errors(f"CIFAR-{spec.classes} data in {spec.root}", errors)
-    return split_dataset(f"cifar{spec.classes}", spec.class_names, spec.split, whole, held)
+    name = f"cifar{spec.classes}"
+    return split_dataset(name, spec.class_names, spec.split, whole, held, folder.files)
 
 
-def _check_names(spec: CifarBinary, path: pathlib.Path, errors: list[Exception]) -> None:
+def _check_names(spec: CifarBinary, folder: DataFolder, file: str, errors: list[Exception]) -> None:
     """Adds an error if the list of class names is there and has other names."""
-    if not path.is_file():
+    try:
+        found = tuple(folder.read_text(file).split())
+    except FileNotFoundError:
         return
-    found = tuple(path.read_text(errors="replace").split())
+    except ValueError as error:
+        errors.append(ValueError(f"{file}: {error}"))
+        return
     if found != spec.class_names:
         near = next((k for k, names in CLASS_NAMES.items() if names == found), None)
         remedy = f"set classes = {near}" if near else "read other data with image_folder"
         errors.append(
             ValueError(
-                f"{path.name}: names {len(found)} classes ({', '.join(found[:3])}, ...), which are "
+                f"{file}: names {len(found)} classes ({', '.join(found[:3])}, ...), which are "
                 f"not those of CIFAR-{spec.classes}; {remedy}"
             )
         )
 
 
 def _read(
-    spec: CifarBinary, root: pathlib.Path, files: list[str], errors: list[Exception]
+    spec: CifarBinary, folder: DataFolder, files: list[str], errors: list[Exception]
 ) -> LabeledBatch:
     """Returns all records of ``files`` but those of invalid files, whose errors are added."""
     # CIFAR-100 has a coarse label before the fine one.
@@ -112,7 +117,7 @@ def _read(
     parts = [np.zeros((0, len(limits) + PIXELS), np.uint8)]
     for name in files:
         try:
-            parts.append(_records(root / name, limits))
+            parts.append(_records(folder, name, limits))
         except (FileNotFoundError, ValueError) as error:
             errors.append(error)
     records = np.concatenate(parts)
@@ -124,22 +129,26 @@ def _read(
     )
 
 
-def _records(path: pathlib.Path, limits: tuple[int, ...]) -> UInt8[np.ndarray, "n record"]:
+def _records(
+    folder: DataFolder, name: str, limits: tuple[int, ...]
+) -> UInt8[np.ndarray, "n record"]:
     """Returns the records of a file.
 
     Args:
-      path: The file.
+      folder: The folder of the file.
+      name: Its name.
       limits: Number of classes for each label of a record.
     """
-    if not path.is_file():
-        there = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
-        remedy = f"there are: {', '.join(there)}" if there else "no such folder, or it is empty"
-        raise FileNotFoundError(f"{path.name}: missing; {remedy}")
-    content = np.fromfile(path, np.uint8)
+    try:
+        content = np.frombuffer(folder.read(name, MOST_ARRAY_BYTES), np.uint8)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{name}: missing; {folder.listing()}") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     record = len(limits) + PIXELS
     if not content.size or content.size % record:
         raise ValueError(
-            f"{path.name}: has {content.size} bytes, {content.size % record} more than "
+            f"{name}: has {content.size} bytes, {content.size % record} more than "
             f"{content.size // record} records of {record}; it is truncated or of another format"
         )
     records = content.reshape(-1, record)
@@ -147,7 +156,7 @@ def _records(path: pathlib.Path, limits: tuple[int, ...]) -> UInt8[np.ndarray, "
         wrong = np.flatnonzero(records[:, column] >= limit)
         if wrong.size:
             raise ValueError(
-                f"{path.name}, record {wrong[0] + 1}: label {records[wrong[0], column]} is not "
+                f"{name}, record {wrong[0] + 1}: label {records[wrong[0], column]} is not "
                 f"from 0 to {limit - 1} ({wrong.size} such records); it is damaged or of another "
                 "format"
             )

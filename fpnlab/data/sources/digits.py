@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from fpnlab.data.data_folder import data_file
 from fpnlab.data.dataset import Dataset, take
 from fpnlab.data.split import Split, split_dataset, stratified_order
 from fpnlab.spec import spec
@@ -68,4 +69,6 @@ def load_digits(spec: Digits) -> Dataset[LabeledBatch]:
     order = stratified_order(labels, 0)
     train = take(whole, np.sort(order[TEST_SIZE:]))
     held = train if spec.split.validation else take(whole, np.sort(order[:TEST_SIZE]))
-    return split_dataset("digits", spec.class_names, spec.split, train, held)
+    arrays = np.asarray(found.images, "<f8").tobytes() + np.asarray(found.target, "<i8").tobytes()
+    files = (data_file("scikit-learn digits", arrays),)
+    return split_dataset("digits", spec.class_names, spec.split, train, held, files)

@@ -1,8 +1,8 @@
 """IDX files, the format of MNIST: a magic number, sizes, and bytes."""
 
 import gzip
+import io
 import math
-import pathlib
 import struct
 import zlib
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from jaxtyping import UInt8
 
+from fpnlab.data.data_folder import MOST_ARRAY_BYTES, DataFolder
 from fpnlab.data.dataset import Dataset, Side, check_class_names, raise_errors
 from fpnlab.data.split import Split, check_sources_differ, split_dataset
 from fpnlab.spec import spec
@@ -18,6 +19,8 @@ from fpnlab.types import LabeledBatch
 
 UNSIGNED_BYTE = 0x08
 """Code of the type of values in the magic number."""
+CHUNK = 2**20
+"""Bytes that are decompressed at once."""
 
 
 @spec
@@ -56,20 +59,22 @@ def load_idx(spec: Idx) -> Dataset[LabeledBatch]:
         of another size, or labels without a name; or the split needs more images than there are.
         All errors of the files are raised at once.
     """
-    root = pathlib.Path(spec.root).expanduser()
+    folder = DataFolder(spec.root)
     errors: list[Exception] = []
-    train = _read(spec, root, spec.train, errors)
-    held = train if spec.split.validation else _read(spec, root, spec.test, errors)
+    train = _read(spec, folder, spec.train, errors)
+    held = train if spec.split.validation else _read(spec, folder, spec.test, errors)
     raise_errors(f"Idx data in {spec.root}", errors)
-    return split_dataset(root.resolve().name, spec.class_names, spec.split, train, held)
+    name = folder.root.resolve().name
+    return split_dataset(name, spec.class_names, spec.split, train, held, folder.files)
 
 
-def _read(spec: Idx, root: pathlib.Path, prefix: str, errors: list[Exception]) -> LabeledBatch:
+def _read(spec: Idx, folder: DataFolder, prefix: str, errors: list[Exception]) -> LabeledBatch:
     """Returns the images of one split; no images if a file is invalid, whose errors are added."""
     arrays: list[np.ndarray] = []
     for what, dimensions in (("images", 3), ("labels", 1)):
         try:
-            arrays.append(_parse(_find(root, f"{prefix}-{what}", dimensions), dimensions))
+            name = _find(folder, f"{prefix}-{what}", dimensions)
+            arrays.append(_parse(folder, name, dimensions))
         except (FileNotFoundError, ValueError) as error:
             errors.append(error)
     if len(arrays) == 2:
@@ -107,40 +112,63 @@ def _mismatches(
         )
 
 
-def _find(root: pathlib.Path, start: str, dimensions: int) -> pathlib.Path:
-    """Returns the path of a file, whose separator and compression differ by distributor."""
+def _find(folder: DataFolder, start: str, dimensions: int) -> str:
+    """Returns the name of a file, whose separator and compression differ by distributor."""
     names = [f"{start}{dot}idx{dimensions}-ubyte{gz}" for gz in ("", ".gz") for dot in "-."]
     for name in names:
-        if (root / name).is_file():
-            return root / name
-    there = sorted(path.name for path in root.glob("*")) if root.is_dir() else []
-    remedy = f"there are: {', '.join(there)}" if there else "no such folder, or it is empty"
-    raise FileNotFoundError(f"{names[0]} (or .gz): missing; {remedy}")
+        if (folder.root / name).exists():
+            return name
+    raise FileNotFoundError(f"{names[0]} (or .gz): missing; {folder.listing()}")
 
 
-def _parse(path: pathlib.Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
+def _parse(folder: DataFolder, name: str, dimensions: int) -> UInt8[np.ndarray, "..."]:
     """Returns the array in an IDX file of unsigned bytes."""
-    content = path.read_bytes()
+    try:
+        content = folder.read(name, MOST_ARRAY_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    stream: io.BufferedIOBase = io.BytesIO(content)
     # Detected by content, not by name: some browsers decompress a file and keep its name.
     if content.startswith(b"\x1f\x8b"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(
-                f"{path.name}: does not decompress ({error}); it is truncated or damaged"
-            ) from None
-    magic = bytes((0, 0, UNSIGNED_BYTE, dimensions))
-    header = 4 + 4 * dimensions
-    if content[:4] != magic or len(content) < header:
-        found = content[:4].hex(" ") or "nothing"
+        stream = gzip.GzipFile(fileobj=stream)
+    try:
+        shape = _shape(name, stream.read(4 + 4 * dimensions), dimensions)
+        # A small compressed file can hold any number of bytes: read at most one too many.
+        values = _read_at_most(stream, math.prod(shape) + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(
-            f"{path.name}: begins with {found}, not with {magic.hex(' ')} and {dimensions} sizes; "
-            f"expected an IDX file of bytes with {dimensions} dimensions"
-        )
-    shape = struct.unpack(f">{dimensions}I", content[4:header])
-    if len(content) - header != math.prod(shape):
+            f"{name}: does not decompress ({error}); it is truncated or damaged"
+        ) from None
+    if len(values) != math.prod(shape):
+        more = " or more" if len(values) > math.prod(shape) else ""
         raise ValueError(
-            f"{path.name}: has {len(content) - header} bytes after its header, which gives "
+            f"{name}: has {len(values)} bytes{more} after its header, which gives "
             f"{' x '.join(map(str, shape))} = {math.prod(shape)}; it is truncated or damaged"
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def _shape(name: str, header: bytes, dimensions: int) -> tuple[int, ...]:
+    """Returns the sizes in the header of an IDX file, after checking them."""
+    magic = bytes((0, 0, UNSIGNED_BYTE, dimensions))
+    if header[:4] != magic or len(header) < 4 + 4 * dimensions:
+        found = header[:4].hex(" ") or "nothing"
+        raise ValueError(
+            f"{name}: begins with {found}, not with {magic.hex(' ')} and {dimensions} sizes; "
+            f"expected an IDX file of bytes with {dimensions} dimensions"
+        )
+    shape = struct.unpack(f">{dimensions}I", header[4:])
+    if math.prod(shape) > MOST_ARRAY_BYTES:
+        raise ValueError(
+            f"{name}: its header gives {' x '.join(map(str, shape))} bytes; at most "
+            f"{MOST_ARRAY_BYTES:,} are read"
+        )
+    return shape
+
+
+def _read_at_most(stream: io.BufferedIOBase, count: int) -> bytearray:
+    """Returns ``count`` bytes, or fewer at the end of the stream."""
+    values = bytearray()
+    while part := stream.read(min(CHUNK, count - len(values))):
+        values += part
+    return values

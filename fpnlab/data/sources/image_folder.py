@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from fpnlab.data.data_folder import DataFolder
 from fpnlab.data.dataset import (
     Dataset,
     Problem,
@@ -19,7 +20,7 @@ from fpnlab.data.dataset import (
     raise_errors,
 )
 from fpnlab.data.fit_image import center_fit
-from fpnlab.data.image_io import decode_rgb
+from fpnlab.data.image_io import MOST_IMAGE_BYTES, decode_rgb
 from fpnlab.data.split import Split, check_sources_differ, draw_split
 from fpnlab.spec import spec
 from fpnlab.types import LabeledBatch
@@ -82,32 +83,33 @@ def load_image_folder(spec: ImageFolder) -> Dataset[LabeledBatch]:
       ValueError: A class has no image, a split has no readable image, or the split needs more
         images than there are.
     """
-    root = pathlib.Path(spec.root).expanduser()
+    folder = DataFolder(spec.root)
     errors: list[Exception] = []
     problems: list[Problem] = []
     what = f"Image folder {spec.root}"
     sides = spec.train, spec.train if spec.split.validation else spec.test
-    train = _list(spec, root, spec.train, errors, problems)
-    held = train if spec.split.validation else _list(spec, root, spec.test, errors, problems)
+    train = _list(spec, folder, spec.train, errors, problems)
+    held = train if spec.split.validation else _list(spec, folder, spec.test, errors, problems)
     raise_errors(what, errors)
     numbers = draw_split(spec.split, train.labels, held.labels)
     batches = [
-        _decode(spec, root, side, files, picked, errors, problems)
+        _decode(spec, folder, side, files, picked, errors, problems)
         for side, files, picked in zip(sides, (train, held), numbers)
     ]
     raise_errors(what, errors)
     return Dataset(
-        name=root.resolve().name,
+        name=folder.root.resolve().name,
         class_names=spec.class_names,
         train=batches[0],
         test=batches[1],
         problems=tuple(problems),
+        files=folder.files,
     )
 
 
 def _list(
     spec: ImageFolder,
-    root: pathlib.Path,
+    folder: DataFolder,
     split: str,
     errors: list[Exception],
     problems: list[Problem],
@@ -115,13 +117,11 @@ def _list(
     """Returns the files of a split's folder, whose errors and problems are added."""
     paths: list[str] = []
     labels: list[int] = []
-    folder = root / split
-    if not folder.is_dir():
-        there = sorted(p.name for p in root.glob("*")) if root.is_dir() else []
-        remedy = f"there are: {', '.join(there)}" if there else "no such root, or it is empty"
-        errors.append(FileNotFoundError(f"{split}: no such folder; {remedy}"))
+    parent = folder.root / split
+    if not parent.is_dir():
+        errors.append(FileNotFoundError(f"{split}: no such folder; {folder.listing()}"))
         return _Files(paths, np.zeros(0, np.int32))
-    folders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    folders = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir())
     for label, name in enumerate(spec.class_names):
         if name not in folders:
             near = difflib.get_close_matches(name, folders, n=1, cutoff=0.5)
@@ -132,7 +132,7 @@ def _list(
                 )
             )
             continue
-        found = _images(folder / name, f"{split}/{name}", problems)
+        found = _images(parent / name, f"{split}/{name}", problems)
         if not found:
             errors.append(
                 ValueError(f"{split}/{name}: has no image; add {', '.join(SUFFIXES)} files")
@@ -169,7 +169,7 @@ def _images(folder: pathlib.Path, shown: str, problems: list[Problem]) -> list[s
 
 def _decode(
     spec: ImageFolder,
-    root: pathlib.Path,
+    folder: DataFolder,
     split: str,
     files: _Files,
     numbers: Int[np.ndarray, " n"],
@@ -180,7 +180,7 @@ def _decode(
     check_pixels("data", len(numbers), spec.image_size)
     images = np.zeros((len(numbers), *spec.image_size, 3), np.uint8)
     paths = [files.paths[number] for number in numbers]
-    part = lambda first: _fill(images[first : first + CHUNK], root, paths[first : first + CHUNK])
+    part = lambda first: _fill(images[first : first + CHUNK], folder, paths[first : first + CHUNK])
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = list(pool.map(part, range(0, len(paths), CHUNK)))
     outcomes = [outcome for outcomes in parts for outcome in outcomes]
@@ -209,13 +209,13 @@ def _decode(
 
 
 def _fill(
-    images: UInt8[np.ndarray, "n h w 3"], root: pathlib.Path, paths: list[str]
+    images: UInt8[np.ndarray, "n h w 3"], folder: DataFolder, paths: list[str]
 ) -> list[Problem | tuple[int, int]]:
     """Writes decoded files into ``images``; returns the original size of each, or its problem."""
     outcomes: list[Problem | tuple[int, int]] = []
     for row, path in zip(images, paths):
         try:
-            image = decode_rgb(root / path)
+            image = decode_rgb(folder.read(path, MOST_IMAGE_BYTES))
         except FileNotFoundError:
             outcomes.append(Problem(file=path, where="whole file", what="is missing: left out"))
         except ValueError as error:

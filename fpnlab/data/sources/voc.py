@@ -6,13 +6,13 @@ import difflib
 import functools
 import math
 import os
-import pathlib
 from typing import Annotated, Literal
 from xml.etree import ElementTree
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from fpnlab.data.data_folder import DataFolder
 from fpnlab.data.dataset import (
     Dataset,
     Problem,
@@ -22,11 +22,13 @@ from fpnlab.data.dataset import (
     raise_errors,
 )
 from fpnlab.data.fit_image import letterbox, letterbox_boxes
-from fpnlab.data.image_io import decode_rgb
+from fpnlab.data.image_io import MOST_IMAGE_BYTES, decode_rgb
 from fpnlab.spec import Bounds, spec
 from fpnlab.types import Batch
 
 LISTS, ANNOTATIONS, IMAGES = "ImageSets/Main", "Annotations", "JPEGImages"
+MOST_ANNOTATION_BYTES = 10**7
+"""Largest annotation in bytes."""
 
 
 @spec
@@ -92,9 +94,9 @@ def load_voc(spec: Voc) -> Dataset:
       FileNotFoundError: The folder, a list, an annotation or an image is missing.
       ValueError: A file is invalid. All errors are raised at once, the first ten in full.
     """
-    root = pathlib.Path(spec.root).expanduser()
+    folder = DataFolder(spec.root)
     findings = _Findings()
-    lists = [_read_list(root, name, findings) for name in (spec.train, spec.test)]
+    lists = [_read_list(folder, name, findings) for name in (spec.train, spec.test)]
     raise_errors(f"Voc data in {spec.root}", findings.errors)
     train, test = lists
     if shared := sorted(set(train) & set(test)):
@@ -108,7 +110,7 @@ def load_voc(spec: Voc) -> Dataset:
         )
     check_pixels("data", len(train) + len(test), spec.image_size)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        read = list(pool.map(functools.partial(_read_example, spec, root), train + test))
+        read = list(pool.map(functools.partial(_read_example, spec, folder), train + test))
     for _, found in read:
         findings.errors += found.errors
         findings.problems += found.problems
@@ -123,39 +125,42 @@ def load_voc(spec: Voc) -> Dataset:
         )
     raise_errors(f"Voc data in {spec.root}", findings.errors)
     return Dataset(
-        name=root.resolve().name,
+        name=folder.root.resolve().name,
         class_names=spec.class_names,
         train=_stack(spec, examples[: len(train)]),
         test=_stack(spec, examples[len(train) :]),
         problems=tuple(findings.problems),
+        files=folder.files,
     )
 
 
-def _read_list(root: pathlib.Path, name: str, findings: _Findings) -> list[str]:
+def _read_list(folder: DataFolder, name: str, findings: _Findings) -> list[str]:
     """Returns the image names in a list: the first word of each line."""
-    if not root.is_dir():
+    if not folder.root.is_dir():
         findings.errors = [FileNotFoundError("no such folder; set root to that of the data set")]
         return []
-    path = root / LISTS / f"{name}.txt"
-    if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt"))) or "none"
-        findings.errors.append(
-            FileNotFoundError(f"{LISTS}/{name}.txt: no such list; there are: {there}")
-        )
+    file = f"{LISTS}/{name}.txt"
+    try:
+        lines = folder.read_text(file).splitlines()
+    except FileNotFoundError:
+        lists = (folder.root / LISTS).glob("*.txt")
+        there = ", ".join(sorted(path.stem for path in lists)) or "none"
+        findings.errors.append(FileNotFoundError(f"{file}: no such list; there are: {there}"))
         return []
-    names = [
-        line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
+    except ValueError as error:
+        findings.errors.append(ValueError(f"{file}: {error}"))
+        return []
+    names = [line.split()[0] for line in lines if line.strip()]
     if not names:
-        findings.errors.append(ValueError(f"{LISTS}/{name}.txt: names no image; give one per line"))
+        findings.errors.append(ValueError(f"{file}: names no image; give one per line"))
     return names
 
 
-def _read_example(spec: Voc, root: pathlib.Path, name: str) -> tuple[_Example | None, _Findings]:
+def _read_example(spec: Voc, folder: DataFolder, name: str) -> tuple[_Example | None, _Findings]:
     """Returns the image ``name`` with its boxes, ``None`` if there are errors."""
     findings = _Findings()
-    annotation = _read_annotation(spec, root, name, findings)
-    image = _read_image(root, name, findings)
+    annotation = _read_annotation(spec, folder, name, findings)
+    image = _read_image(folder, name, findings)
     if annotation is None or image is None or findings.errors:
         return None, findings
     (height, width), boxes, classes = annotation
@@ -173,11 +178,11 @@ def _read_example(spec: Voc, root: pathlib.Path, name: str) -> tuple[_Example | 
 
 
 def _read_image(
-    root: pathlib.Path, name: str, findings: _Findings
+    folder: DataFolder, name: str, findings: _Findings
 ) -> UInt8[np.ndarray, "h w 3"] | None:
     file = f"{IMAGES}/{name}.jpg"
     try:
-        return decode_rgb(root / file)
+        return decode_rgb(folder.read(file, MOST_IMAGE_BYTES))
     except FileNotFoundError:
         problem = FileNotFoundError(f"{file}: missing; add it, or remove {name} from the list")
     except ValueError as error:
@@ -187,19 +192,23 @@ def _read_image(
 
 
 def _read_annotation(
-    spec: Voc, root: pathlib.Path, name: str, findings: _Findings
+    spec: Voc, folder: DataFolder, name: str, findings: _Findings
 ) -> tuple[tuple[int, int], Float[np.ndarray, "m 4"], Int[np.ndarray, " m"]] | None:
     """Returns the image's height and width, and its boxes and classes; ``None`` if unreadable."""
     file = f"{ANNOTATIONS}/{name}.xml"
     try:
-        tree = ElementTree.parse(root / file).getroot()
+        content = folder.read(file, MOST_ANNOTATION_BYTES)
+        tree = ElementTree.fromstring(content, ElementTree.XMLParser(target=_Tree()))
     except FileNotFoundError:
         findings.errors.append(
             FileNotFoundError(f"{file}: missing; add it (without objects if there are none)")
         )
         return None
-    except (ElementTree.ParseError, UnicodeDecodeError, LookupError) as error:
+    except (ElementTree.ParseError, LookupError) as error:
         findings.errors.append(ValueError(f"{file}: is not XML ({error}); replace it"))
+        return None
+    except ValueError as error:
+        findings.errors.append(ValueError(f"{file}: {error}; replace it"))
         return None
     size = _numbers(tree, ("size/height", "size/width"), file, findings)
     if size is None:
@@ -223,6 +232,14 @@ def _read_annotation(
         np.array(boxes, np.float64).reshape(-1, 4),
         np.array(classes, np.int32),
     )
+
+
+class _Tree(ElementTree.TreeBuilder):
+    """A builder of trees without a document type, whose entities could expand to any size."""
+
+    def doctype(self, name: str, public: str | None, system: str | None) -> None:
+        """Raises ValueError; called at the start of a document type."""
+        raise ValueError(f"declares the document type {name!r}, of which annotations have none")
 
 
 def _numbers(

@@ -62,6 +62,14 @@ def test_labels_and_pixels_are_those_of_the_records(make, classes):
         np.testing.assert_array_equal(image, pixels(train + index))
 
 
+def test_the_files_that_were_read_are_fingerprinted(make, fingerprints):
+    spec = make()
+    assert load(spec).files == fingerprints(spec.root, [*FILES[10], "batches.meta.txt"])
+    validated = make(split=Split(validation=0.1))
+    read = [*FILES[10][:-1], "batches.meta.txt"]
+    assert load(validated).files == fingerprints(spec.root, read)
+
+
 def test_with_validation_the_test_file_is_not_read(make):
     data = load(make(change={"test_batch.bin": lambda _: None}, split=Split(validation=0.1)))
     assert len(data.test.labels) == 10
@@ -107,7 +115,7 @@ def test_the_error_of_missing_files_names_all_of_them_and_those_that_exist(make,
     with pytest.raises(FileNotFoundError, match="2 errors") as caught:
         load(spec)
     assert "data_batch_3.bin: missing; there are: batches.meta.txt, data_" in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="no such folder, or it is empty"):
+    with pytest.raises(FileNotFoundError, match="no such root, or it is empty"):
         load(CifarBinary(root=str(tmp_path / "nowhere")))
 
 

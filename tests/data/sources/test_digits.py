@@ -1,5 +1,6 @@
 """The digits of scikit-learn, and the error without scikit-learn."""
 
+import hashlib
 import sys
 
 import numpy as np
@@ -37,6 +38,16 @@ def test_the_held_out_digits_are_a_fixed_stratified_sample():
         for channel in range(3):
             np.testing.assert_allclose(split.images[..., channel], gray, atol=0.5)
     assert data.train.images.max() == 255
+
+
+def test_the_digits_are_fingerprinted_whatever_the_split():
+    datasets = pytest.importorskip("sklearn.datasets", reason="needs scikit-learn")
+    (file,) = load(Digits()).files
+    assert load(Digits(split=Split(validation=0.25))).files == (file,)
+    found = datasets.load_digits()
+    content = found.images.astype("<f8").tobytes() + found.target.astype("<i8").tobytes()
+    assert (file.name, file.size) == ("scikit-learn digits", len(content))
+    assert file.sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_validation_does_not_use_the_held_out_digits():

@@ -62,6 +62,17 @@ def test_gray_is_repeated_over_three_channels(make, tmp_path):
     assert data.class_names == ("a", "b", "c")
 
 
+def test_the_files_that_were_read_are_fingerprinted(make, fingerprints):
+    spec = make({"train-images-idx3-ubyte.gz": gzip.compress(idx(images(30)))})
+    read = [f"{s}-{w}-ubyte" for s in ("train", "t10k") for w in ("images-idx3", "labels-idx1")]
+    assert load(spec).files == fingerprints(spec.root, read)
+    validated = make(split=Split(validation=0.2))
+    assert load(validated).files == fingerprints(spec.root, read[:2])
+    # The bytes on disk, not those that they decompress to.
+    packed = make({"train-images-idx3-ubyte": gzip.compress(idx(images(30)))})
+    assert load(packed).files == fingerprints(spec.root, read)
+
+
 def test_other_separators_in_names_and_compressed_files_are_read(make):
     packed = gzip.compress(idx(images(30)))
     check(
@@ -164,7 +175,7 @@ def test_all_errors_are_raised_at_once_and_name_the_files_that_exist(make, tmp_p
         "train-labels-idx1-ubyte (or .gz): missing; there are: t10k-images-idx3-ubyte, "
         "train-images-idx3-ubyte"
     ) in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match="no such root"):
         load(Idx(root=str(tmp_path / "nowhere")))
 
 

@@ -61,6 +61,16 @@ def test_every_image_comes_with_its_class(make, tmp_path):
             np.testing.assert_array_equal(image, picture(first + index))
 
 
+def test_the_images_of_the_split_are_fingerprinted(make, fingerprints):
+    spec = make({"train/cat/0.png": b"damaged", "train/cat/notes.txt": b"x"})
+    names = [f"train/{name}/{i}.png" for name in NAMES for i in range(5)]
+    names += [f"test/{name}/{i}.png" for name in NAMES for i in range(3)]
+    assert load(spec).files == fingerprints(spec.root, names)
+    some = load(make(split=Split(train_images=2, test_images=1)))
+    chosen = [names[i] for i in some.train.index] + [names[10:][i] for i in some.test.index]
+    assert some.files == fingerprints(spec.root, chosen)
+
+
 def test_each_of_many_images_has_its_own_row(make):
     few = {f"train/cat/{i}.png": None for i in range(5)}
     data = load(make(few | {f"train/cat/{i:03}.png": png(picture(i)) for i in range(150)}))

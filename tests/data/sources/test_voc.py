@@ -84,6 +84,17 @@ def test_bccd_counts_pixels_from_1(bccd):
     np.testing.assert_array_equal(boxes.max(0)[2:], [80, 60])
 
 
+def test_lists_annotations_and_images_are_fingerprinted(make, fingerprints):
+    spec = make(lists={"test": "c\na\n", "unused": "a\n"})
+    names = ["ImageSets/Main/trainval.txt", "ImageSets/Main/test.txt"]
+    names += [
+        f"{place}.{end}"
+        for n in "abc"
+        for place, end in ((f"Annotations/{n}", "xml"), (f"JPEGImages/{n}", "jpg"))
+    ]
+    assert load(spec).files == fingerprints(spec.root, names)
+
+
 def test_corners_become_edges_and_follow_the_letterbox(make):
     data = load(make())
     # 50 x 40 becomes 25 x 20; VOC's 11..30 is 10 to 30.
@@ -225,13 +236,13 @@ def test_every_color_mode_becomes_rgb(tmp_path):
     modes["P"].info["transparency"] = bytes(range(256))
     for name, image in modes.items():
         image.save(tmp_path / f"{name}.png")
-        decoded = decode_rgb(tmp_path / f"{name}.png")
+        decoded = decode_rgb((tmp_path / f"{name}.png").read_bytes())
         assert decoded.shape == (40, 50, 3)
         assert decoded.dtype == np.uint8
         if name != "1":
             np.testing.assert_allclose(decoded[..., 1], ramp, atol=1)
-    (tmp_path / "cmyk.jpg").write_bytes(jpeg(gray.convert("RGB").convert("CMYK")))
-    np.testing.assert_allclose(decode_rgb(tmp_path / "cmyk.jpg")[..., 0], ramp, atol=6)
+    cmyk = decode_rgb(jpeg(gray.convert("RGB").convert("CMYK")))
+    np.testing.assert_allclose(cmyk[..., 0], ramp, atol=6)
 
 
 def test_an_exif_orientation_is_not_applied(make):

@@ -10,6 +10,7 @@ from fpnlab.cli.command_line import (
     configured,
     given_experiment,
     loaded_data,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def plan(
     else:
         source = "as given"
     dataset = loaded_data(counted(experiment))
-    click.echo("measuring a few steps of each kind of trial ...", err=True)
+    say("measuring a few steps of each kind of trial ...", err=True)
     found = estimate(experiment, dataset)
     assert experiment.study is not None
     study = experiment.study
@@ -99,9 +100,7 @@ def plan(
         alpha=alpha,
         workers=workers,
     )
-    click.echo(
-        _describe(planned, metric=study.metric, seeds=len(study.seeds), power=power, source=source)
-    )
+    say(_describe(planned, metric=study.metric, seeds=len(study.seeds), power=power, source=source))
 
 
 def _describe(plan: "PowerPlan", *, metric: str, seeds: int, power: float, source: str) -> str:

@@ -14,6 +14,7 @@ from fpnlab.cli.command_line import (
     given_experiment,
     loaded_data,
     out_option,
+    say,
 )
 
 
@@ -84,11 +85,10 @@ def study(
     if dry_run:
         from fpnlab.study.dry_run import describe, estimate
 
-        click.echo(describe(estimate(experiment, dataset), workers))
+        say(describe(estimate(experiment, dataset), workers))
         return
-    from rich.console import Console
-
-    from fpnlab.cli.progress import ProgressDisplay
+    from fpnlab.cli.progress import ProgressDisplay, TerminalConsole
+    from fpnlab.records.plain_text import visible
     from fpnlab.report import summary_table, verdict_text, write_report
     from fpnlab.run.interrupts import Stop
     from fpnlab.study.runner import run_study
@@ -104,13 +104,14 @@ def study(
             executor=executor,
             pack=pack,
         )
-    console = Console()
+    page = write_report(folder)  # Before printing, which a closed pipe ends.
+    console = TerminalConsole()
     console.print(summary_table(summary))
     if summary.verdicts:
         console.print(verdict_text(summary))
     for finding in summary.findings:
-        console.print(f"- {finding}", markup=False, highlight=False)
-    click.echo(f"report: {write_report(folder)}")
+        console.print(visible(f"- {finding}"), markup=False, highlight=False)
+    say(f"report: {page}")
 
 
 def _executor(workers: int, ray: str | None, slurm: str | None, folder: pathlib.Path) -> Any:

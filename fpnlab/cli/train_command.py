@@ -12,6 +12,7 @@ from fpnlab.cli.command_line import (
     loaded_data,
     out_option,
     print_metrics,
+    say,
 )
 
 
@@ -91,8 +92,9 @@ def _train(
         report = lambda record: display.record(trial, record)
         result = run_trial(trial, dataset, folder, stop=stop, report=report)
         display.end(trial, result)
+    page = write_run_report(folder)  # Before printing, which a closed pipe ends.
     print_metrics(result.metrics)
-    click.echo(f"report: {write_run_report(folder)}")
+    say(f"report: {page}")
     if result.status == "diverged":
-        click.echo(f"diverged: {result.error}; try a lower train.learning_rate", err=True)
+        say(f"diverged: {result.error}; try a lower train.learning_rate", err=True)
         sys.exit(4)

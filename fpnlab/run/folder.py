@@ -4,9 +4,10 @@ import contextlib
 import dataclasses
 import fcntl
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from fpnlab.config.experiment import Experiment
 from fpnlab.config.trials import Trial
@@ -164,7 +165,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
       FolderLockedError: Another process holds the lock.
     """
     with writing(folder):
-        file = (folder / ".lock").open("w")
+        file = _open_lock(folder, os.O_RDWR | os.O_CREAT)
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -176,12 +177,23 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def _open_lock(folder: pathlib.Path, flags: int) -> IO[bytes]:
+    """Returns the open file of the lock, without waiting for a pipe or following a link."""
+    path = folder / ".lock"
+    try:
+        return open(os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "rb")
+    except OSError as error:
+        if path.is_symlink():
+            raise OSError(error.errno, "is a link; remove it", str(path)) from None
+        raise
+
+
 def in_use(folder: pathlib.Path) -> bool:
     """Returns whether a process holds the lock on ``folder``, without writing to the folder."""
     try:
-        file = (folder / ".lock").open()
+        file = _open_lock(folder, os.O_RDONLY)
     except OSError:
-        return False
+        return False  # Nobody holds a lock that does not exist, or that is a link.
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -6,6 +6,7 @@ imported when the first figure is drawn, and used without its global state.
 
 import contextlib
 import io
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -240,7 +241,7 @@ def _metric_panel(
 ) -> contextlib.AbstractContextManager["matplotlib.axes.Axes"]:
     """Returns a panel with room for all series beside each tick."""
     inches = width(len(series), summary.axis_values)
-    return panel(file, title, height=3.8 if inches < 2 * WIDTH else 5.2, width=inches)
+    return panel(file, title, height=3.8 if inches < 2 * WIDTH else 6.5, width=inches)
 
 
 def _draw(axes: "matplotlib.axes.Axes", summary: Summary, series: Sequence[Series]) -> None:
@@ -255,15 +256,17 @@ def _draw(axes: "matplotlib.axes.Axes", summary: Summary, series: Sequence[Serie
         x = [place[row.axis_value] + between * (i - (len(series) - 1) / 2) for row in rows]
         half = [_half_width(row) for row in rows]
         means = [math.nan if row.mean is None else row.mean for row in rows]
-        settings = {"color": style.color, "label": label, **size}
-        bars = axes.errorbar(x, means, half, fmt=style.marker + style.dashes, **settings)
-        for line in bars.lines[2] if not few else ():
-            line.set_linewidth(1.2)
-        handles.append(bars)
+        marker = {"mfc": style.color, "mec": style.color, "ecolor": style.color, **size}
+        # Many lines would cover the means, to which they only lead from tick to tick.
+        line = {"fmt": style.marker + style.dashes, "color": (style.color, 1.0 if few else 0.45)}
+        handles.append(axes.errorbar(x, means, half, label=label, **line, **marker))
         dots = [(at + 0.45 * between, value) for row, at in zip(rows, x) for value in _seeds(row)]
         if dots:
             settings = {"color": style.color, "alpha": 0.55, "linewidths": 0, "zorder": 3}
             axes.scatter(*zip(*dots), s=14 if few else 5, **settings)
+    if not few:
+        for a, b in itertools.pairwise(sorted(place.values())):
+            axes.axvline((a + b) / 2, color="#d0d0d0", lw=0.8, zorder=0)
     _limit(axes, [row for one in series for row in one.rows])
     show_values(axes, values, summary.axis_label)
     if len(series) > 1:

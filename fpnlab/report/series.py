@@ -64,7 +64,7 @@ def is_logarithmic(values: Sequence[AxisValue]) -> bool:
         return False
     places = sorted({math.log2(float(n or 0)) for n in numbers})
     even = (places[-1] - places[0]) / max(len(places) - 1, 1)
-    return all(b - a >= even / 4 for a, b in itertools.pairwise(places))
+    return all(b - a >= even / 3 for a, b in itertools.pairwise(places))
 
 
 def positions(values: Sequence[AxisValue]) -> dict[AxisValue, float]:
@@ -103,13 +103,24 @@ def show_values(axes: "matplotlib.axes.Axes", values: Sequence[AxisValue], label
     texts = names([str(value) for value in values], 20)
     shown = [text if i % every == 0 else "" for i, text in enumerate(texts)]
     axes.set_xticks(places, shown)
-    if max(map(columns, shown)) + 1 > LETTERS * room * every:
+    longest = max(map(columns, shown))
+    if longest + 1 > LETTERS * room * every:
         axes.tick_params("x", rotation=90 if room * every < 0.35 else 40)
         for text in axes.get_xticklabels():
             text.set(ha="right", va="center", rotation_mode="anchor")
+        axes.figure.set_figheight(axes.figure.get_figheight() + 0.06 * longest)
     axes.set_xlim(min(places) - between / 2, max(places) + between / 2)
-    axes.set_xlabel(label + (" (log scale)" if is_logarithmic(values) else ""))
+    axes.set_xlabel(f"{label}{_scale_note(values)}")
     axes.grid(visible=False, axis="x")
+
+
+def _scale_note(values: Sequence[AxisValue]) -> str:
+    """Returns a note on how numbers are placed, unless it is in proportion."""
+    if is_logarithmic(values):
+        return " (log scale)"
+    numbers = [float(value) for value in values if type(value) in (int, float)]
+    steps = {round(b - a, 9) for a, b in itertools.pairwise(numbers)}
+    return " (not to scale)" if len(numbers) == len(values) and len(steps) > 1 else ""
 
 
 def add_legend(

@@ -26,6 +26,8 @@ INSIDE = 6
 """Largest number of series with a legend inside the axes."""
 LEGEND_INCHES = 0.2
 """Height of a row of a legend."""
+ENTRY, LETTER = 50.0, 6.4
+"""Width of an entry of a legend without its text, and of a letter, in points."""
 LETTERS = 11.5
 """Columns of text per inch of an axis."""
 
@@ -96,11 +98,14 @@ def show_values(axes: "matplotlib.axes.Axes", values: Sequence[AxisValue], label
     Labels that do not fit beside each other are turned, and of very many only some are shown.
     """
     place, between = positions(values), gap(values)
-    places = [place[value] for value in values]
+    at: dict[float, list[str]] = {}
+    for value in values:  # Equal values, such as 1 and 1.0, share a tick.
+        at.setdefault(place[value], []).append(str(value))
+    places = list(at)
     inches = axes.figure.get_figwidth() - 0.8
     room = inches * between / (max(places) - min(places) + between)
     every = max(math.ceil(0.16 / room), 1)
-    texts = names([str(value) for value in values], 20)
+    texts = names([", ".join(labels) for labels in at.values()], 20)
     shown = [text if i % every == 0 else "" for i, text in enumerate(texts)]
     axes.set_xticks(places, shown)
     longest = max(map(columns, shown))
@@ -149,7 +154,7 @@ def add_legend(
         legend = axes.legend(handles, numbers, title=title, loc=inside)
     else:
         figure = axes.figure
-        beside = max(int(figure.get_figwidth() * LETTERS / (longest + 6)), 1)
+        beside = max(int(72 * figure.get_figwidth() / (ENTRY + LETTER * longest)), 1)
         rows = math.ceil(len(labels) / beside)
         figure.set_figheight(figure.get_figheight() + LEGEND_INCHES * (rows - 1))
         settings = {"loc": "outside lower center", "ncols": math.ceil(len(labels) / rows)}

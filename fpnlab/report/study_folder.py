@@ -7,7 +7,6 @@ is a problem of the trial or of the study.
 
 import dataclasses
 import functools
-import math
 import os
 import pathlib
 from typing import Literal
@@ -28,6 +27,7 @@ from fpnlab.records.study_records import (
 )
 from fpnlab.report.figure_text import shortened
 
+LARGEST = float(np.finfo(np.float32).max)
 Status = Literal["done", "diverged", "failed", "unfinished", "unreadable"]
 
 
@@ -65,9 +65,12 @@ class TrialFiles:
         return _read_table(self.folder / "env.json")
 
     def curve(self, field: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns examples seen and values of ``field``, for the records in which it is finite."""
+        """Returns examples seen and values of ``field``, for the records in which it is finite.
+
+        Training computes in 32 bits, so that a larger number is damage, too.
+        """
         points = [(record.examples, record.value(field)) for record in self.records]
-        finite = [(x, y) for x, y in points if y is not None and math.isfinite(y)]
+        finite = [(x, y) for x, y in points if y is not None and abs(y) <= LARGEST]
         x, y = np.array(finite, dtype=np.float64).reshape(-1, 2).T
         return x, y
 
@@ -155,7 +158,7 @@ def read_trial(folder: str | pathlib.Path) -> TrialFiles:
         status=status,
         error=error,
         result=result,
-        records=_read_log(folder / "metrics.jsonl", problems),
+        records=_read_log(folder / "metrics.jsonl", problems, ended=result is not None),
         folder=folder,
         gallery=gallery if _is_file(gallery := folder / "gallery.npz", problems) else None,
         doubt=doubt,
@@ -171,8 +174,8 @@ def _read_any(folder: pathlib.Path) -> TrialFiles:
         return TrialFiles(folder.name, "unreadable", one_line(error), None, [], folder, None)
 
 
-def _read_log(path: pathlib.Path, problems: list[str]) -> list[MetricRecord]:
-    """Returns the complete records of a log."""
+def _read_log(path: pathlib.Path, problems: list[str], *, ended: bool) -> list[MetricRecord]:
+    """Returns the complete records of a log; only a run that goes on may have a torn last line."""
     if not _is_file(path, problems):
         return []
     try:
@@ -180,9 +183,11 @@ def _read_log(path: pathlib.Path, problems: list[str]) -> list[MetricRecord]:
     except OSError as error:
         problems.append(f"{path}: cannot be read ({error})")
         return []
-    if lines := [problem.number for problem in damaged if not problem.torn]:
+    if lines := [problem.number for problem in damaged if ended or not problem.torn]:
         total = len(records) + len(damaged)
         problems.append(f"{path}: {len(lines)} of {total} lines are no records, from {lines[0]} on")
+    elif ended and not records:
+        problems.append(f"{path}: empty")
     return records
 
 

@@ -178,21 +178,18 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _open_lock(folder: pathlib.Path, flags: int) -> IO[bytes]:
-    """Returns the open file of the lock, without waiting for a pipe or following a link."""
+    """Returns the open file of the lock, without following a link or waiting for a pipe."""
     path = folder / ".lock"
-    try:
-        return open(os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "rb")
-    except OSError as error:
-        if path.is_symlink():
-            raise OSError(error.errno, "is a link; remove it", str(path)) from None
-        raise
+    if path.is_symlink():
+        raise RunFolderError(f"{path}: a link, which is not followed; remove it")
+    return open(os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "rb")
 
 
 def in_use(folder: pathlib.Path) -> bool:
     """Returns whether a process holds the lock on ``folder``, without writing to the folder."""
     try:
         file = _open_lock(folder, os.O_RDONLY)
-    except OSError:
+    except (OSError, RunFolderError):
         return False  # Nobody holds a lock that does not exist, or that is a link.
     with file:
         try:

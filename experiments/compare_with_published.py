@@ -8,7 +8,8 @@ from statistics import fmean
 import matplotlib
 from matplotlib.figure import Figure
 
-from fpnlab.report.figures import ARM_COLORS, MARKERS, STYLE
+from fpnlab.report.figures import STYLE
+from fpnlab.report.series import ARM_COLORS, MARKERS
 
 RESULTS = pathlib.Path("docs/results")
 PANELS = {

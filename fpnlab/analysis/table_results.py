@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from fpnlab.analysis.summary import judge_results
 from fpnlab.config.study import Study, study_file
+from fpnlab.records.plain_text import from_table_cell
 from fpnlab.records.run_records import RunResult
 from fpnlab.records.study_records import ClaimResult, DatasetInfo
 from fpnlab.records.trial_table import axis_column
@@ -36,6 +37,7 @@ def results_from_table(study: Study, rows: Iterable[Mapping[str, str]]) -> list[
     Raises:
       ValueError: A row has an axis value that is not in the study.
     """
+    rows = [{from_table_cell(k): from_table_cell(v) for k, v in row.items()} for row in rows]
     axis = axis_column(study.axes[0].paths[0])
     labels = {str(value): value for value in study.axis_values} | {"": None}
     results: dict[str, RunResult] = {}

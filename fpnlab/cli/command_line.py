@@ -6,14 +6,37 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from fpnlab.records.plain_text import visible
+
 if TYPE_CHECKING:
     from fpnlab.config.experiment import Experiment
     from fpnlab.data.dataset import Dataset, Problem
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Prints text, with characters that would steer the terminal as escapes.
+
+    Where nobody reads on, as after ``| head -1``, the command goes on without output: it may have
+    trials to run, or a report to write, and its exit code counts.
+
+    Args:
+      text: A message, in which names and errors may hold anything.
+      err: If true, prints to standard error.
+    """
+    try:
+        click.echo(visible(text, keep="\n\t"), err=err)
+    except BrokenPipeError:
+        drop_output(sys.stderr if err else sys.stdout)
+
+
+def drop_output(stream: IO[str]) -> None:
+    """Sends all further output of a stream nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Command(click.Command):
@@ -43,13 +66,16 @@ class Laboratory(click.Group):
         """Runs the command."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.ClickException as error:
+            error.message = visible(error.message, keep="\n\t")
+            raise
+        except (click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
             code = getattr(error, "exit_code", None)
             if code is None:
                 raise
-            click.echo(f"fpnlab {ctx.invoked_subcommand}: {error}", err=True)
+            say(f"fpnlab {ctx.invoked_subcommand}: {error}", err=True)
             sys.exit(code)
 
 
@@ -63,7 +89,7 @@ class Configured(Command):
             if word in ctx.help_option_names and re.fullmatch(r"[a-z_0-9]+(\.[a-z_0-9]+)*", path):
                 from fpnlab.cli.field_help import describe_field
 
-                click.echo(describe_field(path))
+                say(describe_field(path))
                 ctx.exit()
         return super().parse_args(ctx, args)
 
@@ -164,12 +190,10 @@ def loaded_data(experiment: "Experiment") -> "Dataset":
     try:
         dataset = load(experiment.data)
     except (OSError, ValueError) as error:
-        click.echo(
-            f"fpnlab: {error}\nThe folder is the field data.root: --data.root PATH", err=True
-        )
+        say(f"fpnlab: {error}\nThe folder is the field data.root: --data.root PATH", err=True)
         sys.exit(3)
     for line in problem_lines(dataset.problems):
-        click.echo(f"data: {line}", err=True)
+        say(f"data: {line}", err=True)
     return dataset
 
 
@@ -197,8 +221,8 @@ def print_metrics(metrics: "Mapping[str, Mapping[str, float | None]]") -> None:
     """Prints metrics in points, a row a metric and a column a source of statistics."""
     names = list(metrics["running"])
     width = max(map(len, names))
-    click.echo(f"{'points':{width}}" + "".join(f"{source:>10}" for source in metrics))
+    say(f"{'points':{width}}" + "".join(f"{source:>10}" for source in metrics))
     for name in names:
         row = [metrics[source][name] for source in metrics]
         cells = "".join(f"{'-' if v is None or v != v else f'{100 * v:.1f}':>10}" for v in row)
-        click.echo(f"{name:{width}}{cells}")
+        say(f"{name:{width}}{cells}")

@@ -7,8 +7,10 @@ import shutil
 
 import jax
 import rich.table
+import rich.text
 
 from fpnlab import compiler
+from fpnlab.records.plain_text import visible
 from fpnlab.run.environment import environment
 
 
@@ -27,11 +29,12 @@ def examine(*, freed_memory_kept: bool) -> tuple[rich.table.Table, bool]:
     table.add_row("devices", f"{found['devices']} x {found['device']} ({found['platform']})")
     table.add_row("cores", str(found["cores"]))
     flags = ", ".join(f"{name}={value}" for name, value in found["flags"].items())
-    table.add_row("flags", flags or "none")
+    table.add_row("flags", _plain(flags or "none"))
     allocator = "keeps freed memory" if freed_memory_kept else "the system's default"
-    table.add_row("allocator", f"{allocator}{_preloaded()}")
+    table.add_row("allocator", _plain(f"{allocator}{_preloaded()}"))
     cache = jax.config.values["jax_compilation_cache_dir"]
-    table.add_row("cache", f"{cache} ({_size(pathlib.Path(cache))})" if cache else "none")
+    size = f"{cache} ({_size(pathlib.Path(cache))})" if cache else "none"
+    table.add_row("cache", _plain(size))
     table.add_row("free disk", f"{shutil.disk_usage('.').free / 1e9:.1f} GB here")
     for check in compiler.checks():
         verdict = (
@@ -46,6 +49,11 @@ def examine(*, freed_memory_kept: bool) -> tuple[rich.table.Table, bool]:
         "[green]all right[/]" if right else f"[red]Do not trust it. {compiler.remedy()}[/]",
     )
     return table, right
+
+
+def _plain(text: str) -> rich.text.Text:
+    """Returns text of the environment verbatim: brackets in a path are no markup."""
+    return rich.text.Text(visible(text))
 
 
 def _preloaded() -> str:

@@ -14,6 +14,7 @@ from fpnlab.cli.command_line import (
     given_experiment,
     loaded_data,
     print_metrics,
+    say,
     use_compilation_cache,
 )
 from fpnlab.cli.plan_command import plan
@@ -62,7 +63,7 @@ def worker(folder: pathlib.Path, owner: str | None, parent: int | None, pack: in
 
     use_compilation_cache()
     name = owner or owner_name()
-    click.echo(f"{name}: process {os.getpid()}")
+    say(f"{name}: process {os.getpid()}")
     orphaned = lambda: parent is not None and os.getppid() != parent
     with Stop() as stop:
         work(open_study(folder, pack), name, stop=stop, listener=StudyListener(), orphaned=orphaned)
@@ -92,7 +93,7 @@ def evaluate(run: pathlib.Path, root: str | None) -> None:
         experiment = varied(experiment, {"data.root": root})
     dataset = loaded_data(experiment)
     if changed := data_changes(run, dataset):
-        click.echo(
+        say(
             f"data: changed since the run: {named(changed)}; the metrics below are on the data as "
             "they are now",
             err=True,
@@ -147,13 +148,14 @@ def report(folder: pathlib.Path) -> None:
     gc.disable()
     write = write_report if (folder / "study.json").exists() else write_run_report
     try:
-        click.echo(f"report: {write(folder)}")
+        page = write(folder)
     except (OSError, ValueError) as error:
-        click.echo(f"fpnlab report: {error}", err=True)
+        say(f"fpnlab report: {error}", err=True)
         sys.exit(5)
     finally:
         if collecting:
             gc.enable()
+    say(f"report: {page}")
 
 
 @main.command("verify", short_help="Check a run or study against its checksums.")
@@ -164,8 +166,8 @@ def verify(folder: pathlib.Path) -> None:
 
     found = check(folder)
     for problem in found.problems:
-        click.echo(str(problem))
-    click.echo(str(found))
+        say(str(problem))
+    say(str(found))
     if found.problems:
         sys.exit(5)
 
@@ -234,7 +236,7 @@ def show(
     dataset = loaded_data(experiment)
     picture = draw_preview(experiment, dataset, run, split=split, count=count, score=score)
     picture.save(out)
-    click.echo(str(out))
+    say(str(out))
 
 
 @configured("config", "Print every field of a config as JSON.")
@@ -244,7 +246,7 @@ def config_command(ctx: click.Context, config: pathlib.Path) -> None:
     """Print CONFIG resolved: every field of the experiment, defaults included, as JSON."""
     from fpnlab.config.validate import resolved
 
-    click.echo(json.dumps(resolved(given_experiment(ctx, config)), indent=2))
+    say(json.dumps(resolved(given_experiment(ctx, config)), indent=2))
 
 
 for command in (train, study, plan, show, config_command):

@@ -1,5 +1,6 @@
 """The command ``fpnlab plan``."""
 
+import functools
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from fpnlab.cli.command_line import (
     configured,
     given_experiment,
     loaded_data,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def plan(
     else:
         source = "as given"
     dataset = loaded_data(counted(experiment))
-    found = estimate(experiment, dataset, report=lambda line: click.echo(line, err=True))
+    found = estimate(experiment, dataset, report=functools.partial(say, err=True))
     assert experiment.study is not None
     study = experiment.study
     planned = plan_seeds(
@@ -98,9 +100,7 @@ def plan(
         alpha=alpha,
         workers=workers,
     )
-    click.echo(
-        _describe(planned, metric=study.metric, seeds=len(study.seeds), power=power, source=source)
-    )
+    say(_describe(planned, metric=study.metric, seeds=len(study.seeds), power=power, source=source))
 
 
 def _describe(plan: "PowerPlan", *, metric: str, seeds: int, power: float, source: str) -> str:

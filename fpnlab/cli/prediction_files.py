@@ -3,10 +3,10 @@
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
-import click
 import numpy as np
 from PIL import Image
 
+from fpnlab.cli.command_line import say
 from fpnlab.data.image_io import read_image
 from fpnlab.errors import DataError
 from fpnlab.records.json_files import write_json
@@ -54,11 +54,11 @@ def predict_files(
         _draw(image, prediction, trained.class_names).save(pictures[file])
         size = {"file": str(file), "height": image.shape[0], "width": image.shape[1]}
         table.append(size | prediction.table())
-        click.echo(f"{file}: {_sentence(prediction)}")
+        say(f"{file}: {_sentence(prediction)}")
     write_json(out / "predictions.json", {"run": str(run), "images": table})
     failed = len(files) - len(read)
     count = lambda n: f"{n} image" if n == 1 else f"{n} images"
-    click.echo(
+    say(
         f"{count(len(table))} predicted{f', {failed} left out' if failed else ''}: "
         f"{out / 'predictions.json'}"
     )
@@ -94,7 +94,7 @@ def _readable(files: Iterable[pathlib.Path], read: list[pathlib.Path]) -> Iterat
         try:
             image = read_image(file)
         except (OSError, ValueError) as error:
-            click.echo(f"{file}: left out: {error}", err=True)
+            say(f"{file}: left out: {error}", err=True)
             continue
         read.append(file)
         yield image

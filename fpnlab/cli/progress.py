@@ -7,8 +7,10 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from fpnlab.cli.command_line import drop_output
 from fpnlab.config.trials import Trial
 from fpnlab.records.json_files import AxisValue
+from fpnlab.records.plain_text import visible
 from fpnlab.records.run_records import MetricRecord, RunResult
 from fpnlab.study.context import StudyListener
 from fpnlab.study.dry_run import clock
@@ -28,15 +30,24 @@ class Running:
     """The last that it has logged."""
 
 
+class TerminalConsole(Console):
+    """A console that is silent once nobody reads its output, instead of ending the command."""
+
+    def on_broken_pipe(self) -> None:
+        """Drops this and all further output."""
+        self.quiet = True
+        drop_output(self.file)
+
+
 class ProgressDisplay(StudyListener):
     """Shows trials done, speed and loss of those that run, and the time left."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or TerminalConsole(stderr=True, highlight=False)
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal,
             transient=True,
@@ -127,7 +138,7 @@ class ProgressDisplay(StudyListener):
             first = list(found.items())[:2]
             text = "  ".join([result.status, *(f"{n} {_points(v)}" for n, v in first)])
             text += "  (was finished)" if took is None else f"  in {clock(took)}"
-        self.console.print(f"{title}  {text}", markup=False)
+        self.console.print(visible(f"{title}  {text}"), markup=False)
         self.printed = time.monotonic()
 
     def _left(self) -> float | None:
@@ -157,7 +168,8 @@ class ProgressDisplay(StudyListener):
     def _show(self, numbers: str) -> None:
         seen = [ran.record.examples for ran in self.running.values() if ran.record]
         completed = self.examples_done + sum(seen)
-        self.bar.update(self.task, completed=completed, description=self._title(), numbers=numbers)
+        title = visible(self._title())
+        self.bar.update(self.task, completed=completed, description=title, numbers=numbers)
 
     def _title(self) -> str:
         if len(self.running) != 1:
@@ -168,7 +180,7 @@ class ProgressDisplay(StudyListener):
     def _line(self, text: str) -> None:
         self.printed = time.monotonic()
         if not self.console.is_terminal:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(visible(text), markup=False, soft_wrap=True)
 
 
 def _examples(trial: Trial) -> int:

@@ -1,5 +1,6 @@
 """The command ``fpnlab study``."""
 
+import functools
 import os
 import pathlib
 import shlex
@@ -17,6 +18,7 @@ from fpnlab.cli.command_line import (
     given_experiment,
     loaded_data,
     out_option,
+    say,
 )
 
 
@@ -92,12 +94,11 @@ def study(
     if dry_run:
         from fpnlab.study.dry_run import describe, estimate
 
-        report = lambda line: click.echo(line, err=True)
-        click.echo(describe(estimate(experiment, dataset, report=report), workers))
+        report = functools.partial(say, err=True)
+        say(describe(estimate(experiment, dataset, report=report), workers))
         return
-    from rich.console import Console
-
-    from fpnlab.cli.progress import ProgressDisplay
+    from fpnlab.cli.progress import ProgressDisplay, TerminalConsole
+    from fpnlab.records.plain_text import visible
     from fpnlab.report import summary_table, verdict_text, write_report
     from fpnlab.run.interrupts import Stop
     from fpnlab.study.runner import run_study
@@ -113,16 +114,17 @@ def study(
             executor=executor,
             pack=pack,
         )
-    console = Console()
+    page = write_report(folder)  # Before printing, which a closed pipe ends.
+    console = TerminalConsole()
     console.print(summary_table(summary))
     if summary.verdicts:
         console.print(verdict_text(summary))
     for finding in summary.findings:
-        console.print(f"- {finding}", markup=False, highlight=False)
-    click.echo(f"report: {write_report(folder)}")
+        console.print(visible(f"- {finding}"), markup=False, highlight=False)
+    say(f"report: {page}")
     if not summary.counts["done"]:
         first = summary.left_out[0]
-        click.echo(
+        say(
             f"fpnlab study: all {len(summary.left_out)} trials failed or diverged, e.g. "
             f"{first.trial}: {first.error}",
             err=True,

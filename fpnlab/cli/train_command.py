@@ -16,6 +16,7 @@ from fpnlab.cli.command_line import (
     loaded_data,
     out_option,
     print_metrics,
+    say,
 )
 
 
@@ -109,8 +110,9 @@ def _train(
             phase=functools.partial(display.phase, trial),
         )
         display.end(trial, result)
+    page = write_run_report(folder)  # Before printing, which a closed pipe ends.
     print_metrics(result.metrics)
-    click.echo(f"report: {write_run_report(folder)}")
+    say(f"report: {page}")
     if result.status == "diverged":
-        click.echo(f"diverged: {result.error}; try a lower train.learning_rate", err=True)
+        say(f"diverged: {result.error}; try a lower train.learning_rate", err=True)
         sys.exit(4)

@@ -85,7 +85,9 @@ class Axis:
             raise FieldError(
                 ("only", "is empty, so that no arm has the axis; remove it for all arms")
             )
-        if twice := _repeated([str(label) for label, _ in self.points]):
+        labels = [label for label, _ in self.points]
+        # Also 1 and 1.0, or 1 and true, which are one value where results are compared.
+        if twice := [*_repeated([str(label) for label in labels]), *_repeated(labels)]:
             raise FieldError(("values", f"has {twice[0]} twice; it must have each value once"))
 
     @property

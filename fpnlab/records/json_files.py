@@ -27,8 +27,8 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunFolderError(
-            f"{folder}: cannot be written ({error}); free space, or choose another folder with "
-            "--out, then run the same command again"
+            f"{folder}: cannot be written ({error}); free space or allow writing, or choose "
+            "another folder with --out, then run the same command again"
         ) from error
 
 
@@ -47,8 +47,8 @@ def read_json(path: pathlib.Path) -> JsonObject:
       RunFolderError: The file cannot be read, or does not hold an object.
     """
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_bytes(), parse_int=_integer)
+    except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path}: cannot be read ({error})") from error
     if not isinstance(value, dict):
         raise RunFolderError(f"{path}: expected a table; found {type(value).__name__}")
@@ -84,17 +84,36 @@ def json_line(value: object) -> str:
     return json.dumps(_finite(value), allow_nan=False) + "\n"
 
 
-def replace_file(path: pathlib.Path, text: str) -> None:
-    """Replaces a text file atomically."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    with writing(path.parent):
-        with scratch.open("w") as file:
-            file.write(text)
+def replace_file(path: pathlib.Path, content: str | bytes) -> None:
+    """Replaces a file atomically, and never writes to what a link at its place points to.
+
+    Args:
+      path: The file.
+      content: Its bytes, or text, which is encoded as UTF-8.
+
+    Raises:
+      RunFolderError: It cannot be written; the file stays as it was.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path.parent), contextlib.ExitStack() as undo:
+        scratch.unlink(missing_ok=True)
+        with scratch.open("xb") as file:  # Exclusive: not through a link that another process made.
+            undo.callback(scratch.unlink, missing_ok=True)
+            file.write(data)
             file.flush()
             # Otherwise the rename may reach the disk before the content, and a power failure would
             # leave an empty file in place of the old one.
             os.fsync(file.fileno())
         scratch.replace(path)
+
+
+def _integer(digits: str) -> int:
+    """Returns an integer, which like all that is written has at most 64 bits."""
+    value = int(digits)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return value
 
 
 def _finite(value: object) -> object:

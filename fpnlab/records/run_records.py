@@ -1,7 +1,9 @@
 """Files of a run folder: ``result.json`` and ``metrics.jsonl``."""
 
+import array
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
@@ -19,6 +21,8 @@ from fpnlab.records.json_files import (
 
 TAIL_BYTES = 65536
 """Length of the end of a log that `last_record` reads; longer than any record."""
+NO_RECORD = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""Errors of a line that is not a record."""
 Metrics = dict[str, dict[str, float | None]]
 """Metrics from 0 to 1 (None: undefined), by source of statistics and name."""
 
@@ -205,8 +209,12 @@ def write_result(path: pathlib.Path, result: RunResult) -> None:
 
 def append_record(path: pathlib.Path, record: MetricRecord) -> None:
     """Appends a record to a log, and flushes it to the operating system."""
-    with writing(path.parent), path.open("a") as file:
+    with writing(path.parent), open(path, "a", encoding="utf-8", opener=_not_a_link) as file:
         file.write(json_line(_flat(record)))
+
+
+def _not_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def write_records(path: pathlib.Path, records: Iterable[MetricRecord]) -> None:
@@ -218,9 +226,12 @@ def read_records(path: pathlib.Path) -> list[MetricRecord]:
     """Returns the records of a log without a torn last line; an empty list for a missing log.
 
     Raises:
-      RunFolderError: Another line is not a record, so that the file is damaged.
+      RunFolderError: The file cannot be read, or another line is not a record.
     """
-    records, problems = scan_records(path)
+    try:
+        records, problems = scan_records(path)
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read ({error})") from error
     if damaged := [problem.number for problem in problems if not problem.torn]:
         raise RunFolderError(
             f"{path}, line {damaged[0]}: not a complete record; remove the line, or remove the "
@@ -230,19 +241,23 @@ def read_records(path: pathlib.Path) -> list[MetricRecord]:
 
 
 def scan_records(path: pathlib.Path) -> tuple[list[MetricRecord], list[LineProblem]]:
-    """Returns the complete records of a log, and its other lines as problems."""
+    """Returns the complete records of a log, and its other lines as problems.
+
+    Raises:
+      OSError: The file cannot be read.
+    """
     content = path.read_bytes() if path.exists() else b""
     lines = content.splitlines(keepends=True)
     try:
         # Parse all lines at once, which is faster: a study may have hundreds of thousands.
         return [_record(row) for row in json.loads(b"[" + b",".join(lines) + b"]")], []
-    except (ValueError, KeyError, TypeError):
+    except NO_RECORD:
         pass
     records, problems = [], []
     for number, line in enumerate(lines, start=1):
         try:
             records.append(_record(json.loads(line)))
-        except (ValueError, KeyError, TypeError):
+        except NO_RECORD:
             torn = number == len(lines) and not line.endswith(b"\n")
             problems.append(LineProblem(number, torn))
     return records, problems
@@ -255,11 +270,18 @@ def last_record(path: pathlib.Path) -> MetricRecord | None:
             file.seek(max(path.stat().st_size - TAIL_BYTES, 0))
             lines = file.read().split(b"\n")[:-1]
         return _record(json.loads(lines[-1])) if lines else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *NO_RECORD):
         return None
 
 
 def _record(row: JsonObject) -> MetricRecord:
+    """Returns a line as a record; raises one of `NO_RECORD` if it is none."""
+    if not isinstance(row, dict) or not (type(row["step"]) is type(row["examples"]) is int):
+        raise TypeError("expected a table with the integers step and examples")
+    rates = row.get("effective_rates") or {}
+    # Neither texts nor integers of 400 digits are numbers of a figure; an array converts them fast.
+    array.array("d", [v for k, v in row.items() if v is not None and k != "effective_rates"])
+    array.array("d", [rate for rate in rates.values() if rate is not None])  # type: ignore[attr-defined]
     own = {name: row[name] for name in _OWN if name in row}
     logs = {name: value for name, value in row.items() if name not in _OWN}
     return MetricRecord(**own, logs=logs)  # type: ignore[arg-type]

@@ -4,9 +4,10 @@ Diagnostics that a result lacks have no figure.
 """
 
 import dataclasses
-import pathlib
+import io
+import math
 from collections.abc import Callable, Sized
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from fpnlab.records.json_files import AxisValue
 from fpnlab.records.run_records import Diagnostics, DriftRow, SignalRow
@@ -78,8 +79,8 @@ class Sketch:
 
     name: str
     """Name of the file without its suffix."""
-    draw: Callable[[pathlib.Path], None]
-    """Function that draws the figure into a file."""
+    draw: Callable[[io.BytesIO], None]
+    """Function that writes the figure as a PNG."""
     caption: str
     """Content of the figure, and how to read it."""
 
@@ -104,7 +105,7 @@ def study_sketches(study: StudyFiles, axis_label: str) -> list[Sketch]:
             ]
             for arm, own in arms.items()
         }
-        draw = lambda path: plot_spread(clouds, values, axis_label, *labels, path)
+        draw = lambda file: plot_spread(clouds, values, axis_label, *labels, file)
         return _when(any(clouds.values()), name, draw)
 
     bundle = lambda line: {arm: [line(trial) for trial in own] for arm, own in arms.items()}
@@ -125,7 +126,7 @@ def run_sketches(trial: TrialFiles) -> list[Sketch]:
     drift = [
         LayerRow(_layer(row), (row.mean_shift, row.log_variance_ratio))
         for row in _drift(trial)
-        if row.mean_shift is not None and row.log_variance_ratio is not None
+        if _is_number(row.mean_shift) and _is_number(row.log_variance_ratio)
     ]
     kinds = ("mean (standard deviations)", "variance (|log ratio|)")
     signals = {
@@ -137,7 +138,7 @@ def run_sketches(trial: TrialFiles) -> list[Sketch]:
         *_layers("drift", drift, kinds, DRIFT),
         *_layers("rates", _rates(trial), ("rate",), RATE, _halfway(trial)),
         *_lines("signals", signals, (SIGNAL[0], "mean over channels"), DEPTH),
-        *_when(course, "rates_course", lambda path: plot_course(course, *COURSE, path)),
+        *_when(course, "rates_course", lambda file: plot_course(course, *COURSE, file)),
         *_lines("noise", {"": [_noise(trial)]}, NOISE, GROUP),
     ]
 
@@ -149,7 +150,7 @@ def _places(trial: TrialFiles, axis_values: list[AxisValue]) -> list[AxisValue]:
 
 
 def _when(
-    found: Sized | bool, name: str, draw: Callable[[pathlib.Path], None], note: str = ""
+    found: Sized | bool, name: str, draw: Callable[[io.BytesIO], None], note: str = ""
 ) -> list[Sketch]:
     """Returns the figure if there is something to draw."""
     return [Sketch(name, draw, CAPTIONS[name] + note)] if found else []
@@ -158,12 +159,12 @@ def _when(
 def _layers(
     name: str, rows: list[LayerRow], kinds: tuple[str, ...], labels: Labels, note: str = ""
 ) -> list[Sketch]:
-    return _when(rows, name, lambda path: plot_rows(rows, kinds, *labels, path), note)
+    return _when(rows, name, lambda file: plot_rows(rows, kinds, *labels, file), note)
 
 
 def _lines(name: str, bundles: dict[str, list[Line]], labels: Labels, x_label: str) -> list[Sketch]:
     bundles = {label: [line for line in bundle if line] for label, bundle in bundles.items()}
-    draw = lambda path: plot_lines(bundles, *labels, x_label, path)
+    draw = lambda file: plot_lines(bundles, *labels, x_label, file)
     return _when(any(bundles.values()), name, draw)
 
 
@@ -178,13 +179,17 @@ def _drift(trial: TrialFiles) -> list[DriftRow]:
 
 def _complete(rows: list[Diagnosed], field: str) -> list[Diagnosed]:
     """Returns the rows in which a field is finite; others are stored as None."""
-    return [row for row in rows if getattr(row, field) is not None]
+    return [row for row in rows if _is_number(getattr(row, field))]
+
+
+def _is_number(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
 def _rates(trial: TrialFiles) -> list[LayerRow]:
     found = _diagnostics(trial)
     rates = found.effective_rates.rates if found and found.effective_rates else {}
-    return [LayerRow(_short(name), (rate,)) for name, rate in rates.items() if rate is not None]
+    return [LayerRow(_short(name), (rate,)) for name, rate in rates.items() if _is_number(rate)]
 
 
 def _halfway(trial: TrialFiles) -> str:
@@ -206,7 +211,7 @@ def _signals(field: str) -> Callable[[TrialFiles], Line]:
 def _noise(trial: TrialFiles) -> Line:
     found = _diagnostics(trial)
     rows = found.gradient_noise.rows if found and found.gradient_noise else []
-    return [(row.norm_batch, row.noise) for row in rows if row.noise is not None]
+    return [(row.norm_batch, row.noise) for row in rows if _is_number(row.noise)]
 
 
 def _layer(row: DriftRow) -> str:

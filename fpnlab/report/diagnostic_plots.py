@@ -1,22 +1,26 @@
 """Plots of diagnostics: layer by layer, by depth, and over a study's axis."""
 
 import dataclasses
+import io
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from fpnlab.records.json_files import AxisValue
-from fpnlab.report.figures import (
+from fpnlab.report.figure_text import drawable, shortened
+from fpnlab.report.figure_text import names as short_names
+from fpnlab.report.figures import count_examples, log_scale, panel
+from fpnlab.report.series import (
     ARM_COLORS,
+    INSIDE,
     MARKERS,
-    count_examples,
-    log_scale,
-    offset,
-    panel,
+    add_legend,
+    arm_style,
     positions,
     show_values,
+    step,
+    width,
 )
 
 if TYPE_CHECKING:
@@ -27,6 +31,8 @@ ROW_INCHES = 0.17
 """Height of a row for one layer in inches."""
 NAMED_ROWS = 50
 """Largest number of rows that are all labeled; of more rows, every second, third, ... is."""
+LONGEST_LAYER = 48
+"""Columns of the name of a layer at most."""
 DECADE = 10.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 Line = list[tuple[int | float | str, float]]
@@ -51,7 +57,7 @@ def plot_spread(
     axis_label: str,
     title: str,
     unit: str,
-    path: pathlib.Path,
+    file: io.BytesIO,
 ) -> None:
     """Draws the median and the maximum over layers against the study's axis, for each arm.
 
@@ -63,40 +69,41 @@ def plot_spread(
       axis_label: The axis in words.
       title: Title of the figure.
       unit: Label of the y axis.
-      path: The PNG file.
+      file: Receives the PNG.
     """
-    place = positions(axis_values)
-    numbers = []
-    with panel(path, title) as axes:
-        for i, (arm, cloud) in enumerate(clouds.items()):
+    place, between = positions(axis_values), step(len(clouds), axis_values)
+    handles, numbers = {}, []
+    size = 1.6 if len(clouds) <= INSIDE else 0.8
+    with panel(file, title, width=width(len(clouds), axis_values)) as axes:
+        for i, (label, cloud) in enumerate(zip(short_names(list(clouds)), clouds.values())):
             if not cloud:
                 continue
-            color = ARM_COLORS[i % len(ARM_COLORS)]
-            side = offset(i, len(clouds))
+            color, marker, _ = arm_style(i)
             values = [value for value in axis_values if any(value == at for at, _ in cloud)]
-            x = [place[value] + side for value in values]
-            for pick, style in ((median, "-"), (max, ":")):
+            x = [place[value] + between * (i - (len(clouds) - 1) / 2) for value in values]
+            for pick, dashes in ((median, "-"), (max, ":")):
                 seeds = [[pick(found) for at, found in cloud if at == value] for value in values]
                 numbers += [number for of in seeds for number in of]
                 means = [fmean(of) for of in seeds]
-                marker = MARKERS[i % len(MARKERS)]
-                (line,) = axes.plot(x, means, marker + style, color=color, linewidth=1.6)
+                (line,) = axes.plot(x, means, marker + dashes, color=color, lw=size, ms=4 * size)
                 if pick is max:
                     line.set_markerfacecolor("white")
                     continue
-                line.set_label(arm)
-                dots = [(at + 0.09, seed) for at, of in zip(x, seeds) for seed in of]
+                handles[label] = line
+                dots = [(at + 0.45 * between, seed) for at, of in zip(x, seeds) for seed in of]
                 aside, y = zip(*dots)
-                axes.scatter(aside, y, s=14, color=color, alpha=0.55, linewidths=0, zorder=3)
-        axes.plot([], [], "o:", markerfacecolor="white", color="#606060", label="largest")
+                settings = {"color": color, "alpha": 0.55, "linewidths": 0, "zorder": 3}
+                axes.scatter(aside, y, s=14 if size > 1 else 5, **settings)
+        (largest,) = axes.plot([], [], "o:", markerfacecolor="white", color="#606060")
         _scale(axes.yaxis, numbers)
         show_values(axes, axis_values, axis_label)
         axes.set_ylabel(unit)
-        _legend(axes)
+        shown = [*handles.values(), largest], [*handles, "largest"]
+        add_legend(axes, *shown, inside=None)
 
 
 def plot_lines(
-    bundles: Mapping[str, Sequence[Line]], title: str, unit: str, x_label: str, path: pathlib.Path
+    bundles: Mapping[str, Sequence[Line]], title: str, unit: str, x_label: str, file: io.BytesIO
 ) -> None:
     """Draws the median of each bundle of lines, and shades its range.
 
@@ -107,13 +114,15 @@ def plot_lines(
       title: Title of the figure.
       unit: Label of the y axis.
       x_label: Label of the x axis.
-      path: The PNG file.
+      file: Receives the PNG.
     """
     lines = [line for bundle in bundles.values() for line in bundle]
     stops = [x for x, _ in max(lines, key=len)]
     names = [x for x in stops if isinstance(x, str)]
-    with panel(path, title) as axes:
-        for i, (label, bundle) in enumerate(bundles.items()):
+    few = len(bundles) <= INSIDE
+    handles = {}
+    with panel(file, title) as axes:
+        for i, (label, bundle) in enumerate(zip(short_names(list(bundles)), bundles.values())):
             if not bundle:
                 continue
             at: dict[float, list[float]] = {}
@@ -121,12 +130,14 @@ def plot_lines(
                 for rank, (x, y) in enumerate(line):
                     place = rank if isinstance(x, str) else math.log2(x)
                     at.setdefault(place, []).append(y)
-            color = ARM_COLORS[i % len(ARM_COLORS)]
-            marker = MARKERS[i % len(MARKERS)]
+            color, marker, dashes = arm_style(i)
             middle = [median(of) for of in at.values()]
-            axes.plot(list(at), middle, label=label, marker=marker, linewidth=1.6, color=color)
-            low, high = ([pick(of) for of in at.values()] for pick in (min, max))
-            axes.fill_between(list(at), low, high, alpha=0.18, linewidth=0, color=color)
+            look = {"color": color, "marker": marker, "ls": dashes, "label": label}
+            look |= {"lw": 1.6} if few else {"lw": 0.8, "ms": 3}
+            (handles[label],) = axes.plot(list(at), middle, **look)
+            if few:  # Of more arms, the ranges would cover the lines.
+                low, high = ([pick(of) for of in at.values()] for pick in (min, max))
+                axes.fill_between(list(at), low, high, alpha=0.18, linewidth=0, color=color)
         _scale(axes.yaxis, [y for line in lines for _, y in line])
         if names:
             _mark_stages(axes, names)
@@ -135,11 +146,11 @@ def plot_lines(
             axes.set_xticks([math.log2(x) for x in numbers], [str(x) for x in numbers])
         axes.set(xlabel=x_label, ylabel=unit)
         if len(bundles) > 1:
-            _legend(axes)
+            add_legend(axes, [*handles.values()], [*handles], inside=None)
 
 
 def plot_rows(
-    rows: Sequence[LayerRow], names: Sequence[str], title: str, unit: str, path: pathlib.Path
+    rows: Sequence[LayerRow], names: Sequence[str], title: str, unit: str, file: io.BytesIO
 ) -> None:
     """Draws one row per layer, the first one on top, with a marker for each of its numbers.
 
@@ -148,28 +159,29 @@ def plot_rows(
       names: Names of the series of numbers.
       title: Title of the figure.
       unit: Label of the x axis.
-      path: The PNG file.
+      file: Receives the PNG.
     """
     every = math.ceil(len(rows) / NAMED_ROWS)
-    with panel(path, title, height=1.1 + ROW_INCHES * len(rows) / every) as axes:
+    shown, handles = short_names([row.name for row in rows], LONGEST_LAYER), []
+    with panel(file, title, height=1.1 + ROW_INCHES * len(rows) / every) as axes:
         y = range(len(rows))
-        for i, name in enumerate(names):
+        for i in range(len(names)):
             numbers = [row.numbers[i] for row in rows]
-            color, marker = ARM_COLORS[i], MARKERS[i]
-            axes.plot(numbers, y, marker, label=name, color=color, markersize=5, clip_on=False)
+            settings = {"color": ARM_COLORS[i], "markersize": 5, "clip_on": False}
+            handles += axes.plot(numbers, y, MARKERS[i], **settings)
         _scale(axes.xaxis, [number for row in rows for number in row.numbers])
-        axes.set_yticks(y[::every], [row.name for row in rows[::every]], fontsize=8)
+        axes.set_yticks(y[::every], shown[::every], fontsize=8)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel(unit)
         if len(names) > 1:
-            _legend(axes)
+            add_legend(axes, handles, names, inside=None)
 
 
 def plot_course(
-    line: Sequence[tuple[float, float]], title: str, unit: str, path: pathlib.Path
+    line: Sequence[tuple[float, float]], title: str, unit: str, file: io.BytesIO
 ) -> None:
     """Draws a number against the training examples."""
-    with panel(path, title) as axes:
+    with panel(file, title) as axes:
         examples, y = zip(*line)
         axes.plot(examples, y, color=ARM_COLORS[0], linewidth=1.6)
         axes.set(xlabel="training examples", ylabel=unit)
@@ -185,13 +197,8 @@ def _scale(axis: "matplotlib.axis.Axis", numbers: Sequence[float]) -> None:
         axis.set_view_interval(0, 1.1 * max(numbers) or 1, ignore=True)
 
 
-def _legend(axes: "matplotlib.axes.Axes") -> None:
-    """Adds a legend below the axes, where it covers nothing."""
-    axes.figure.legend(loc="outside lower center", ncols=4)
-
-
 def _mark_stages(axes: "matplotlib.axes.Axes", names: list[str]) -> None:
     """Labels the stem and the first block of each stage; other blocks have unlabeled ticks."""
     label = lambda name: name.removesuffix(" block 0")
     marks = [label(name) if label(name) != name or name == "stem" else "" for name in names]
-    axes.set_xticks(range(len(names)), marks)
+    axes.set_xticks(range(len(names)), [drawable(shortened(mark)) for mark in marks])

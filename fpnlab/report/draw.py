@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fpnlab.report.figure_text import shortened
+
 PALETTE = ("#e69f00", "#56b4e9", "#cc79a7", "#f0e442", "#009e73", "#d55e00", "#0072b2")
 """Colors of classes, distinguishable by color-blind readers (Okabe and Ito, 2008), repeated for
 more classes. Bright ones come first, because they stand out from images."""
@@ -165,6 +167,7 @@ def _label(class_names: Sequence[str] | None, index: int, score: float | None) -
     if class_names is None:
         return f"{score:.2f}"
     name = class_names[index] if 0 <= index < len(class_names) else f"class {index}"
+    name = shortened(name)
     return name if score is None else f"{name} {score:.2f}"
 
 

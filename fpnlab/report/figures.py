@@ -5,24 +5,37 @@ imported when the first figure is drawn, and used without its global state.
 """
 
 import contextlib
+import io
+import itertools
 import math
-import pathlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from fpnlab.records.json_files import AxisValue
 from fpnlab.records.study_records import Summary, SummaryRow
+from fpnlab.report.figure_text import draw_every_text, families, names, shortened, wrapped
+from fpnlab.report.series import (
+    ARM_COLORS,
+    INSIDE,
+    WIDTH,
+    ArmStyle,
+    add_legend,
+    arm_style,
+    positions,
+    show_values,
+    step,
+    width,
+)
 from fpnlab.report.study_folder import TrialFiles
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.axis
 
-ARM_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-"""Colors of arms, distinguishable by color-blind readers (Okabe and Ito, 2008)."""
-MARKERS = ("o", "s", "^", "D", "v", "P")
+TITLE_LETTERS = 9
+"""Columns of a title per inch."""
 STATISTICS = {
     "running": ("running", "#0072b2", "o"),
     "precise": ("precise (re-estimated)", "#009e73", "^"),
@@ -42,64 +55,74 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 10,
     "figure.dpi": 180,
+    "text.parse_math": False,  # A dollar sign in a name is a dollar sign.
 }
 
 
 @contextlib.contextmanager
-def panel(path: pathlib.Path, title: str, height: float = 3.8) -> Iterator["matplotlib.axes.Axes"]:
-    """Yields axes, and writes the figure to ``path`` on leaving.
+def panel(
+    file: io.BytesIO, title: str, height: float = 3.8, width: float = WIDTH
+) -> Iterator["matplotlib.axes.Axes"]:
+    """Yields axes, and writes the figure to ``file`` on leaving.
 
     Args:
-      path: The PNG file.
+      file: Receives the PNG.
       title: Title of the figure.
       height: Height of the figure in inches.
+      width: Width of the figure in inches.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.4, height), layout="constrained")
+    with matplotlib.rc_context({**STYLE, "font.family": families()}):
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
-        axes.set_title(title)
+        axes.set_title(wrapped(title, round(TITLE_LETTERS * width)))
         yield axes
+        draw_every_text(figure)
         # Without the version of matplotlib in its metadata, the file depends on the numbers alone.
         # `print_png` draws once, `savefig` twice.
-        FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
+        FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
 
 
-def plot_metric(summary: Summary, metric: str, path: pathlib.Path) -> None:
+def plot_metric(summary: Summary, metric: str, file: io.BytesIO) -> None:
     """Draws a metric of each arm against the study's axis, with running statistics."""
-    series = {arm: _rows(summary.rows, metric, "running", arm) for arm in summary.arms}
-    with panel(path, f"{metric} by {summary.axis_label}") as axes:
-        _draw(axes, summary, series, ARM_COLORS, MARKERS)
-        axes.set_ylabel(f"{metric} (points)")
+    series = [
+        Series(label, arm_style(i), _rows(summary.rows, metric, "running", arm))
+        for i, (arm, label) in enumerate(zip(summary.arms, names(summary.arms)))
+    ]
+    with _metric_panel(file, f"{metric} by {summary.axis_label}", summary, series) as axes:
+        _draw(axes, summary, series)
+        axes.set_ylabel(f"{shortened(metric)} (points)")
 
 
-def plot_evaluations(summary: Summary, arm: str, path: pathlib.Path) -> None:
+def plot_evaluations(summary: Summary, arm: str, file: io.BytesIO) -> None:
     """Draws an arm's metric with running, precise and batch statistics."""
-    _, colors, markers = zip(*STATISTICS.values())
-    series = {
-        name: _rows(summary.rows, summary.metric, evaluation, arm)
-        for evaluation, (name, _, _) in STATISTICS.items()
-    }
-    with panel(path, f"{arm}: {summary.metric} by batch-norm statistics") as axes:
-        _draw(axes, summary, series, colors, markers)
-        axes.set_ylabel(f"{summary.metric} (points)")
+    metric = summary.metric
+    series = [
+        Series(label, ArmStyle(color, marker, "-"), _rows(summary.rows, metric, evaluation, arm))
+        for evaluation, (label, color, marker) in STATISTICS.items()
+    ]
+    title = f"{shortened(arm)}: {metric} by batch-norm statistics"
+    with _metric_panel(file, title, summary, series) as axes:
+        _draw(axes, summary, series)
+        axes.set_ylabel(f"{shortened(metric)} (points)")
 
 
-def plot_differences(summary: Summary, path: pathlib.Path) -> None:
+def plot_differences(summary: Summary, file: io.BytesIO) -> None:
     """Draws each other arm minus the baseline, paired by seed, with a line at zero."""
-    reference, *arms = summary.arms
-    series = {
-        f"{arm} minus {reference}": _rows(summary.differences, summary.metric, "running", arm)
-        for arm in arms
-    }
-    subject = arms[0] if len(arms) == 1 else "Each arm"
-    with panel(path, f"{subject} minus {reference}, paired by seed") as axes:
+    reference, *labels = names(summary.arms)
+    series = [
+        Series(label, arm_style(i), _rows(summary.differences, summary.metric, "running", arm))
+        for i, (arm, label) in enumerate(zip(summary.arms[1:], labels), 1)
+    ]
+    subject = labels[0] if len(labels) == 1 else "Each arm"
+    title = f"{subject} minus {reference}, paired by seed"
+    with _metric_panel(file, title, summary, series) as axes:
         axes.axhline(0, color="#303030", linewidth=1.2)
-        _draw(axes, summary, series, ARM_COLORS[1:], MARKERS[1:])
-        axes.set_ylabel(f"difference in {summary.metric} (points)")
+        _draw(axes, summary, series)
+        axes.set_ylabel(f"difference in {shortened(summary.metric)} (points)")
 
 
 def plot_losses(
@@ -107,7 +130,7 @@ def plot_losses(
     axis_values: list[AxisValue],
     axis_label: str,
     title: str,
-    path: pathlib.Path,
+    file: io.BytesIO,
     limits: tuple[float, float],
 ) -> None:
     """Draws the smoothed training loss of trials against examples, colored by axis value.
@@ -120,19 +143,21 @@ def plot_losses(
       axis_values: The values of the axis.
       axis_label: The axis in words.
       title: Title of the figure.
-      path: The PNG file.
+      file: Receives the PNG.
       limits: Limits of the loss, as from ``loss_limits``.
     """
     import matplotlib
     from matplotlib.collections import LineCollection
 
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(axis_values)))
-    with panel(path, title) as axes:
-        for value, color in [*zip(axis_values, colors), (None, "#606060")]:
+    labels = names([*map(str, axis_values), "any"], 20)
+    shown = {}
+    with panel(file, title) as axes:
+        for value, color, label in zip([*axis_values, None], [*colors, "#606060"], labels):
             curves = [
                 (trial, *smooth_loss(trial))
                 for trial in trials
-                if trial.result is not None and trial.result.axis_value == value
+                if trial.result is not None and repr(trial.result.axis_value) == repr(value)
             ]
             curves = [(trial, x, loss) for trial, x, loss in curves if len(loss)]
             if not curves:
@@ -140,36 +165,46 @@ def plot_losses(
             # One artist for all curves: thousands of lines would dominate the time of a report.
             lines = LineCollection([np.stack([x, loss], 1) for _, x, loss in curves])
             lines.set(colors=[color], linewidths=1.2, alpha=0.85)
-            lines.set_label("any" if value is None else f"{value}")
+            lines.set_label(label)
+            shown[label] = lines
             axes.add_collection(lines)
             ends = [(x[-1], loss[-1]) for trial, x, loss in curves if trial.status == "diverged"]
             if ends:
                 x, y = zip(*ends)
                 axes.plot(x, y, "X", color="#a33e00", markersize=9, clip_on=False, zorder=4)
         axes.set_ylim(limits)
-        _finish_losses(axes)
-        if axes.get_legend_handles_labels()[0]:
-            # Losses fall, so that the upper right corner is empty; "best" would be slow.
-            axes.legend(title=axis_label, ncols=2, loc="upper right")
+        _finish_losses(axes, logarithmic=limits[0] > 0)
+        # Losses fall, so that the upper right corner is empty; "best" would be slow.
+        add_legend(axes, [*shown.values()], [*shown], title=axis_label, inside="upper right")
 
 
-def plot_run_losses(trial: TrialFiles, path: pathlib.Path) -> None:
+def plot_run_losses(trial: TrialFiles, file: io.BytesIO) -> None:
     """Draws the smoothed training loss of a trial and its parts against examples."""
     parts = {"loss": "total", "loss_class": "classes", "loss_box": "boxes"}
-    with panel(path, "Training loss") as axes:
-        for i, (field, label) in enumerate(parts.items()):
-            examples, loss = smooth_loss(trial, field)
+    curves = {label: smooth_loss(trial, field) for field, label in parts.items()}
+    with panel(file, "Training loss") as axes:
+        for i, (label, (examples, loss)) in enumerate(curves.items()):
             if len(loss):
                 axes.plot(examples, loss, color=ARM_COLORS[i], label=label)
-        _finish_losses(axes)
+        losses = np.concatenate([loss for _, loss in curves.values()])
+        _finish_losses(axes, logarithmic=len(losses) > 0 and bool(losses.min() > 0))
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
 
 
 def loss_limits(trials: Sequence[TrialFiles]) -> tuple[float, float]:
-    """Returns common limits for the smoothed losses of all trials, so that figures compare."""
+    """Returns common limits for the smoothed losses of all trials, so that figures compare.
+
+    The lower one is positive if all losses are, so that the scale can be logarithmic.
+    """
     losses = np.concatenate([np.ones(0), *(smooth_loss(trial)[1] for trial in trials)])
-    return (losses.min() / 1.1, losses.max() * 1.1) if len(losses) else (0.1, 10.0)
+    if not len(losses):
+        return 0.1, 10.0
+    low, high = float(losses.min()), float(losses.max())
+    if low > 0:
+        return low / 1.1, high * 1.1
+    room = 0.05 * (high - low) or 1.0
+    return low - room, high + room
 
 
 def smooth_loss(trial: TrialFiles, field: str = "loss") -> tuple[np.ndarray, np.ndarray]:
@@ -190,57 +225,52 @@ def _rows(rows: list[SummaryRow], metric: str, evaluation: str, arm: str) -> lis
     return [row for row in rows if (row.metric, row.evaluation, row.arm) == key]
 
 
-def offset(i: int, n: int) -> float:
-    """Returns the horizontal offset of series ``i`` of ``n``, so that series do not overlap."""
-    return 0.2 * (i - (n - 1) / 2)
+class Series(NamedTuple):
+    """Means over seeds of one arm, or of one source of statistics."""
+
+    label: str
+    """Its name in the legend."""
+    style: ArmStyle
+    """Its look."""
+    rows: list[SummaryRow]
+    """One row per axis value."""
 
 
-def _is_logarithmic(values: list[AxisValue]) -> bool:
-    return all(isinstance(value, int | float) and value > 0 for value in values)
+def _metric_panel(
+    file: io.BytesIO, title: str, summary: Summary, series: Sequence[Series]
+) -> contextlib.AbstractContextManager["matplotlib.axes.Axes"]:
+    """Returns a panel with room for all series beside each tick."""
+    inches = width(len(series), summary.axis_values)
+    return panel(file, title, height=3.8 if inches < 2 * WIDTH else 6.5, width=inches)
 
 
-def positions(values: list[AxisValue]) -> dict[AxisValue, float]:
-    """Returns the position of each axis value: its binary logarithm, or its rank."""
-    if _is_logarithmic(values):
-        return {value: math.log2(float(value or 0)) for value in values}
-    return {value: float(i) for i, value in enumerate(values)}
-
-
-def _draw(
-    axes: "matplotlib.axes.Axes",
-    summary: Summary,
-    series: dict[str, list[SummaryRow]],
-    colors: Sequence[str],
-    markers: Sequence[str],
-) -> None:
+def _draw(axes: "matplotlib.axes.Axes", summary: Summary, series: Sequence[Series]) -> None:
     """Draws means with intervals, connected by a line, and each seed as a dot."""
     values = summary.axis_values
-    place = positions(values)
-    for i, (label, rows) in enumerate(series.items()):
+    place, between = positions(values), step(len(series), values)
+    few = len(series) <= INSIDE
+    size = {"capsize": 4, "lw": 1.6} if few else {"capsize": 1.5, "lw": 0.8, "ms": 4}
+    handles = []
+    for i, (label, style, rows) in enumerate(series):
         rows = [row for row in rows if row.mean is not None]
-        x = [place[row.axis_value] + offset(i, len(series)) for row in rows]
+        x = [place[row.axis_value] + between * (i - (len(series) - 1) / 2) for row in rows]
         half = [_half_width(row) for row in rows]
-        color, marker = colors[i % len(colors)], markers[i % len(markers)]
         means = [math.nan if row.mean is None else row.mean for row in rows]
-        style = f"{marker}-"
-        axes.errorbar(x, means, half, fmt=style, color=color, label=label, capsize=4, linewidth=1.6)
-        for row, position in zip(rows, x):
-            dots = _seeds(row)
-            side = [position + 0.09] * len(dots)
-            axes.scatter(side, dots, s=14, color=color, alpha=0.55, linewidths=0, zorder=3)
-    _limit(axes, [row for rows in series.values() for row in rows])
+        marker = {"mfc": style.color, "mec": style.color, "ecolor": style.color, **size}
+        # Many lines would cover the means, to which they only lead from tick to tick.
+        line = {"fmt": style.marker + style.dashes, "color": (style.color, 1.0 if few else 0.45)}
+        handles.append(axes.errorbar(x, means, half, label=label, **line, **marker))
+        dots = [(at + 0.45 * between, value) for row, at in zip(rows, x) for value in _seeds(row)]
+        if dots:
+            settings = {"color": style.color, "alpha": 0.55, "linewidths": 0, "zorder": 3}
+            axes.scatter(*zip(*dots), s=14 if few else 5, **settings)
+    if not few:
+        for a, b in itertools.pairwise(sorted(place.values())):
+            axes.axvline((a + b) / 2, color="#d0d0d0", lw=0.8, zorder=0)
+    _limit(axes, [row for one in series for row in one.rows])
     show_values(axes, values, summary.axis_label)
     if len(series) > 1:
-        axes.legend()
-
-
-def show_values(axes: "matplotlib.axes.Axes", values: list[AxisValue], label: str) -> None:
-    """Labels the x axis with the axis values at their ``positions``."""
-    place = positions(values)
-    axes.set_xticks(list(place.values()), [str(value) for value in values])
-    axes.set_xlim(min(place.values()) - 0.5, max(place.values()) + 0.5)
-    axes.set_xlabel(label + (" (log scale)" if _is_logarithmic(values) else ""))
-    axes.grid(visible=False, axis="x")
+        add_legend(axes, handles, [one.label for one in series])
 
 
 def _half_width(row: SummaryRow) -> float:
@@ -269,9 +299,10 @@ def _limit(axes: "matplotlib.axes.Axes", rows: list[SummaryRow]) -> None:
     axes.set_ylim(low - 0.05 * room, high + 0.05 * room)
 
 
-def _finish_losses(axes: "matplotlib.axes.Axes") -> None:
+def _finish_losses(axes: "matplotlib.axes.Axes", *, logarithmic: bool) -> None:
     axes.set(xlabel="training examples", ylabel="training loss")
-    log_scale(axes.yaxis)
+    if logarithmic:
+        log_scale(axes.yaxis)
     count_examples(axes)
 
 

@@ -1,7 +1,8 @@
 """Test images with ground truth and predictions, from the ``gallery.npz`` of a trial."""
 
 import dataclasses
-import pathlib
+import io
+import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,10 @@ LARGEST_FILE = 300_000
 """Largest size of a file in bytes, so that a page with many figures loads on a phone."""
 
 
+LARGEST_GALLERY = 1 << 28
+"""Largest size of the arrays of a gallery in bytes; those of a bomb can have any."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """A trial selected for the gallery."""
@@ -30,7 +35,7 @@ class Choice:
 def draw_gallery(
     trial: TrialFiles,
     class_names: Sequence[str],
-    path: pathlib.Path,
+    file: io.BytesIO,
     *,
     pictures: int = 4,
     columns: int = 2,
@@ -44,31 +49,37 @@ def draw_gallery(
     Args:
         trial: The trial.
         class_names: Names of the classes.
-        path: The PNG file to write.
+        file: Receives the PNG.
         pictures: Number of images of a detector.
         columns: Number of images in a row for a detector.
 
     Raises:
-        ValueError: The trial has no gallery.
+        ValueError: The trial has no gallery, or it is larger than `LARGEST_GALLERY`.
     """
     if trial.gallery is None:
         raise ValueError(f"trial {trial.name} has no gallery.npz; choose() selects trials with one")
-    with np.load(trial.gallery) as file:
-        arrays = {name: file[name] for name in file.files}
+    with zipfile.ZipFile(trial.gallery) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > LARGEST_GALLERY:
+        raise ValueError(f"{trial.gallery}: {size:,} bytes; expected at most {LARGEST_GALLERY:,}")
+    with np.load(trial.gallery) as gallery:
+        arrays = {name: gallery[name] for name in gallery.files}
     if "labels" not in arrays:
         arrays = {name: values[:pictures] for name, values in arrays.items()}
         wanted = arrays["truth_valid"].sum(axis=1, keepdims=True)
         # Detections are sorted by score, invalid ones last.
         arrays["valid"] &= np.arange(arrays["valid"].shape[1]) < wanted
     columns = columns if "labels" not in arrays else LABEL_COLUMNS
-    _save_small(draw_pictures(arrays, class_names, columns=columns), path)
+    _save_small(draw_pictures(arrays, class_names, columns=columns), file)
 
 
-def _save_small(picture: Image.Image, path: pathlib.Path) -> None:
+def _save_small(picture: Image.Image, file: io.BytesIO) -> None:
     """Saves a picture with 256 colors, shrunk until the file is small enough."""
     while True:
-        picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
-        if path.stat().st_size <= LARGEST_FILE:
+        scratch = io.BytesIO()
+        picture.quantize(256, dither=Image.Dither.NONE).save(scratch, "PNG", optimize=True)
+        if len(scratch.getvalue()) <= LARGEST_FILE:
+            file.write(scratch.getvalue())
             return
         size = (round(picture.width * 0.8), round(picture.height * 0.8))
         picture = picture.resize(size, Image.Resampling.LANCZOS)

@@ -1,35 +1,24 @@
 """Pages of studies and runs: self-contained HTML files without scripts or network access."""
 
-import base64
 import dataclasses
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jinja2
 
-from fpnlab import compiler
+from fpnlab.records.json_files import JsonObject, replace_file
+from fpnlab.records.plain_text import visible
 from fpnlab.records.study_records import ClaimBootstrap, ClaimResult, Summary
-from fpnlab.report import figures, gallery, tables
+from fpnlab.report import figure_text, figures, gallery, tables
 from fpnlab.report.diagnostic_figures import Sketch, run_sketches, study_sketches
 from fpnlab.report.draw import class_color
+from fpnlab.report.page_parts import Figure, PageParts
 from fpnlab.report.study_folder import StudyFiles, TrialFiles, read_study, read_trial
 from fpnlab.report.verdict_text import plot_verdict
 
 SIZES = ("AP_small", "AP_medium", "AP_large")
-
-
-class Figure(NamedTuple):
-    """An image on the page."""
-
-    source: str
-    """The PNG as a data URI."""
-    alt: str
-    """Alternative text."""
-    caption: str
-    """Caption."""
 
 
 def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
@@ -37,48 +26,61 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
 
     Also writes ``table.csv``, with one row per trial and evaluation, and the figures of the page
     in ``figures/``. The study may be unfinished: the page shows how many of its trials are done.
+    Damaged files, and figures that cannot be drawn or written, are left out; the page lists them.
 
     Raises:
         FileNotFoundError: The folder has no ``study.json``.
-        RunFolderError: A file is damaged.
+        RunFolderError: ``study.json`` is damaged, or the page cannot be written.
     """
     study = read_study(study_dir)
-    folder = study.folder / "figures"
-    folder.mkdir(exist_ok=True)
-    tables.write_csv(study, study.folder / "table.csv")
+    parts = PageParts(study.folder)
+    table = study.folder / "table.csv"
+    parts.make("table.csv", lambda: tables.write_csv(study, table), None)
     class_names = study.plan.dataset.class_names
-    page = study.folder / "report.html"
-    axis_label = study.axis_label
+    axis_label, summary = study.axis_label, study.summary
+    sketches = parts.make("diagnostics", lambda: study_sketches(study, axis_label), [])
     context = {
+        "folder": study.folder.resolve().name,
         "study": study.plan,
         "axis_label": axis_label,
-        "summary": study.summary,
+        "summary": summary,
+        "summary_damaged": summary is None and bool(study.problems),
         "state": _state(study),
         "complete": sum(t.status == "done" for t in study.trials) == study.plan.trials,
         "trials": study.trials,
         "failures": [trial for trial in study.trials if trial.status != "done"],
-        "losses": _draw_losses(study, folder),
-        "inside": _draw_sketches(study_sketches(study, axis_label), folder),
-        "galleries": _draw_galleries(study, class_names, folder),
+        "losses": parts.make("losses", lambda: _draw_losses(study, parts), []),
+        "inside": _draw_sketches(sketches, parts),
+        "galleries": parts.make(
+            "test images", lambda: _draw_galleries(study, class_names, parts), []
+        ),
         "boxes": _has_boxes(study.trials),
         "legend": _legend(class_names),
-        "sections": _draw_summary(study.summary, folder) if study.summary else {},
-        "claims": _draw_verdicts(study.summary, folder) if study.summary else [],
+        "sections": {},
+        "claims": [],
+        "family": "",
         "doubts": _doubts(study.trials),
-        "family": tables.family_note(study.summary) if study.summary else "",
+        "short_names": _short_names(study.plan.arms),
     }
-    page.write_text(_environment().get_template("study.html").render(context), encoding="utf-8")
-    return page
+    if summary:
+        context |= {
+            "sections": parts.make("numbers", lambda: _draw_summary(summary, parts), {}),
+            "claims": parts.make("verdicts", lambda: _draw_verdicts(summary, parts), []),
+            "family": parts.make("family of tests", lambda: tables.family_note(summary), ""),
+        }
+    parts.left_out += [*study.problems, *(p for trial in study.trials for p in _problems(trial))]
+    return _write_page(study.folder, "study.html", context, parts)
 
 
 def write_run_report(run_dir: str | pathlib.Path) -> pathlib.Path:
     """Writes the report of a run into its folder, and returns the path of ``report.html``.
 
-    Without a ``result.json``, classes are numbered instead of named.
+    Without a ``result.json``, classes are numbered instead of named. Damaged files, and figures
+    that cannot be drawn or written, are left out; the page lists them.
 
     Raises:
         FileNotFoundError: The folder holds neither a result nor metrics.
-        RunFolderError: ``metrics.jsonl`` is damaged before its last line.
+        RunFolderError: The page cannot be written.
     """
     run_dir = pathlib.Path(run_dir)
     trial = read_trial(run_dir)
@@ -87,27 +89,68 @@ def write_run_report(run_dir: str | pathlib.Path) -> pathlib.Path:
             f"{run_dir}: not the folder of a run (result.json and metrics.jsonl are missing); give "
             "a folder written by `fpnlab train`"
         )
-    folder = run_dir / "figures"
-    folder.mkdir(exist_ok=True)
+    parts = PageParts(run_dir)
     class_names = trial.result.class_names if trial.result else []
+    config = parts.make("config", lambda: trial.config, {})
+    sketches = parts.make("diagnostics", lambda: run_sketches(trial), [])
     context = {
+        "folder": _folder_name(run_dir),
+        "question": _question(config),
         "trial": trial,
         "class_names": class_names,
-        "pictures": _draw_run(trial, class_names, folder),
-        "inside": _draw_sketches(run_sketches(trial), folder),
+        "pictures": _draw_run(trial, class_names, parts),
+        "inside": _draw_sketches(sketches, parts),
         "boxes": _has_boxes([trial]),
         "legend": _legend(class_names),
         "evaluations": trial.result.metrics if trial.result else {},
         "doubts": _doubts([trial]),
+        "config": config,
+        "environment": parts.make("environment", lambda: trial.environment, {}),
     }
-    page = run_dir / "report.html"
-    page.write_text(_environment().get_template("run.html").render(context), encoding="utf-8")
+    parts.left_out += _problems(trial)
+    return _write_page(run_dir, "run.html", context, parts)
+
+
+def _write_page(
+    folder: pathlib.Path, template: str, context: dict[str, object], parts: PageParts
+) -> pathlib.Path:
+    """Returns the path of the page after writing it."""
+    page = folder / "report.html"
+    environment = _environment()
+    environment.globals["part"] = parts.section
+    # The template lists what was left out after its sections, some of which may be left out, too.
+    text = environment.get_template(template).render(**context, left_out=parts.left_out)
+    replace_file(page, text)
     return page
+
+
+def _problems(trial: TrialFiles) -> list[str]:
+    """Returns the files of a trial that the page lacks, each with the reason."""
+    return [*([trial.error] if trial.status == "unreadable" else []), *trial.problems]
+
+
+def _folder_name(run_dir: pathlib.Path) -> str:
+    """Returns the name of a run's folder; that of a trial follows the name of its study."""
+    folder = run_dir.resolve()
+    if folder.parent.name in ("trials", "tuning"):
+        return f"{folder.parent.parent.name}/{folder.name}"
+    return folder.name
+
+
+def _question(config: JsonObject) -> str:
+    experiment = config.get("experiment")
+    question = experiment.get("question") if isinstance(experiment, dict) else None
+    return question if isinstance(question, str) else ""
+
+
+def _short_names(arms: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the arms that have another name in figures, with that name."""
+    return [(short, arm) for short, arm in zip(figure_text.names(arms), arms) if short != arm]
 
 
 def _doubts(trials: Sequence[TrialFiles]) -> list[str]:
     """Returns the reasons why numbers may be wrong, each with the number of its trials."""
-    found = Counter(doubt for t in trials if (doubt := compiler.doubt(t.environment)))
+    found = Counter(doubt for t in trials if (doubt := t.doubt))
     many = len(trials) > 1
     return [f"{n} of {len(trials)} trials: {why}" if many else why for why, n in found.items()]
 
@@ -117,52 +160,38 @@ def _groups(norm_batch: dict[str, int | None]) -> int | str:
     return "-" if sizes is None else sizes
 
 
-def _embed(path: pathlib.Path, draw: Callable[[pathlib.Path], None], caption: str) -> Figure:
-    draw(path)
-    data = base64.b64encode(path.read_bytes()).decode()
-    return Figure(f"data:image/png;base64,{data}", caption, caption)
+def _draw_sketches(sketches: Sequence[Sketch], parts: PageParts) -> list[Figure]:
+    return [figure for s in sketches for figure in parts.figure(s.name, s.draw, s.caption)]
 
 
-def _draw_sketches(sketches: Sequence[Sketch], folder: pathlib.Path) -> list[Figure]:
-    return [_embed(folder / f"{s.name}.png", s.draw, s.caption) for s in sketches]
-
-
-def _draw_summary(summary: Summary, folder: pathlib.Path) -> dict[str, object]:
+def _draw_summary(summary: Summary, parts: PageParts) -> dict[str, object]:
     """Returns the figures and tables of the page that come from the summary."""
     metric, arms = summary.metric, summary.arms
     measured = tables.metric_names(summary)
-    key = [
-        _embed(
-            folder / f"{metric}.png",
-            lambda path: figures.plot_metric(summary, metric, path),
-            f"{metric} with running statistics: mean, 95 % confidence interval, dots for seeds.",
-        )
-    ]
+    key = parts.figure(
+        metric,
+        lambda file: figures.plot_metric(summary, metric, file),
+        f"{metric} with running statistics: mean, 95 % confidence interval, dots for seeds.",
+    )
     if len(arms) > 1:
         caption = f"Difference to {arms[0]}, paired by seed. A confidence interval that includes"
-        key.append(
-            _embed(
-                folder / "difference.png",
-                lambda path: figures.plot_differences(summary, path),
-                f"{caption} zero leaves the order of the arms undecided.",
-            )
+        key += parts.figure(
+            "difference",
+            lambda file: figures.plot_differences(summary, file),
+            f"{caption} zero leaves the order of the arms undecided.",
         )
     more = []
     if "AP50" in measured and metric != "AP50":
-        more.append(
-            _embed(
-                folder / "AP50.png",
-                lambda path: figures.plot_metric(summary, "AP50", path),
-                "AP50: average precision of the same detectors at an IoU threshold of 0.5.",
-            )
+        more += parts.figure(
+            "AP50",
+            lambda file: figures.plot_metric(summary, "AP50", file),
+            "AP50: average precision of the same detectors at an IoU threshold of 0.5.",
         )
     for arm in dict.fromkeys(row.arm for row in summary.gains):
-        more.append(
-            _embed(
-                folder / f"evaluations_{_slug(arm)}.png",
-                lambda path, arm=arm: figures.plot_evaluations(summary, arm, path),
-                f"The same weights of {arm}, evaluated with running, precise and batch statistics.",
-            )
+        more += parts.figure(
+            f"evaluations_{arm}",
+            lambda file, arm=arm: figures.plot_evaluations(summary, arm, file),
+            f"The same weights of {arm}, evaluated with running, precise and batch statistics.",
         )
     means = {name: tables.means_by_axis(summary, name) for name in measured}
     differences = [
@@ -190,21 +219,21 @@ class ClaimSection:
 
     result: ClaimResult
     """The verdict."""
-    figure: Figure
-    """Estimates of its rules with confidence intervals."""
+    figures: list[Figure]
+    """Estimates of its rules with confidence intervals, unless they could not be drawn."""
     bootstrap: list[list[ClaimBootstrap]]
     """Bootstrap intervals by rule."""
 
 
-def _draw_verdicts(summary: Summary, folder: pathlib.Path) -> list[ClaimSection]:
+def _draw_verdicts(summary: Summary, parts: PageParts) -> list[ClaimSection]:
     """Returns the verdicts, each with its figure."""
     caption = "Estimates with confidence intervals; dots are seeds; the claimed range is shaded."
     return [
         ClaimSection(
             verdict,
-            _embed(
-                folder / f"claim_{i + 1}.png",
-                lambda path, verdict=verdict: plot_verdict(verdict, path),
+            parts.figure(
+                f"claim_{i + 1}",
+                lambda file, verdict=verdict: plot_verdict(verdict, file),
                 caption,
             ),
             [tables.claim_bootstrap(summary, i, j) for j in range(len(verdict.outcomes))],
@@ -213,52 +242,50 @@ def _draw_verdicts(summary: Summary, folder: pathlib.Path) -> list[ClaimSection]
     ]
 
 
-def _draw_losses(study: StudyFiles, folder: pathlib.Path) -> list[Figure]:
+def _draw_losses(study: StudyFiles, parts: PageParts) -> list[Figure]:
     trials = [trial for trial in study.trials if trial.result is not None]
     limits = figures.loss_limits(trials)
     values, label = study.plan.axis_values, study.axis_label
     losses = []
-    for arm in study.plan.arms:
+    for arm, short in zip(study.plan.arms, figure_text.names(study.plan.arms)):
         own = [trial for trial in trials if trial.result and trial.result.arm == arm]
-        losses.append(
-            _embed(
-                folder / f"loss_{_slug(arm)}.png",
-                lambda path, own=own, arm=arm: figures.plot_losses(
-                    own, values, label, f"{arm}: training loss", path, limits
-                ),
-                f"Training loss of {arm}, one line per trial, averaged over 5 % of the records.",
-            )
+        losses += parts.figure(
+            f"loss_{arm}",
+            lambda file, own=own, title=f"{short}: training loss": figures.plot_losses(
+                own, values, label, title, file, limits
+            ),
+            f"Training loss of {arm}, one line per trial, averaged over 5 % of the records.",
         )
     return losses
 
 
 def _draw_galleries(
-    study: StudyFiles, class_names: Sequence[str], folder: pathlib.Path
+    study: StudyFiles, class_names: Sequence[str], parts: PageParts
 ) -> list[Figure]:
-    return [
-        _embed(
-            folder / f"gallery_{i}.png",
-            lambda path, choice=choice: gallery.draw_gallery(choice.trial, class_names, path),
+    galleries = []
+    for i, choice in enumerate(gallery.choose(study), start=1):
+        galleries += parts.figure(
+            f"gallery_{i}",
+            lambda file, choice=choice: gallery.draw_gallery(choice.trial, class_names, file),
             f"{choice.reason}. Trial {choice.trial.name}.",
         )
-        for i, choice in enumerate(gallery.choose(study), start=1)
-    ]
+    return galleries
 
 
 def _draw_run(
-    trial: TrialFiles, class_names: Sequence[str], folder: pathlib.Path
-) -> dict[str, Figure]:
+    trial: TrialFiles, class_names: Sequence[str], parts: PageParts
+) -> dict[str, list[Figure]]:
     drawn = {}
     if trial.records:
-        drawn["loss"] = _embed(
-            folder / "loss.png",
-            lambda path: figures.plot_run_losses(trial, path),
+        drawn["loss"] = parts.figure(
+            "loss",
+            lambda file: figures.plot_run_losses(trial, file),
             "Training loss and its parts, averaged over 5 % of the records.",
         )
     if trial.gallery is not None:
-        drawn["gallery"] = _embed(
-            folder / "gallery.png",
-            lambda path: gallery.draw_gallery(trial, class_names, path, pictures=6, columns=3),
+        drawn["gallery"] = parts.figure(
+            "gallery",
+            lambda file: gallery.draw_gallery(trial, class_names, file, pictures=6, columns=3),
             "Test images, each with as many predictions as ground-truth boxes."
             if _has_boxes([trial])
             else "Test images, each with its class, and the predicted class with its probability.",
@@ -295,10 +322,6 @@ def _has_boxes(trials: Sequence[TrialFiles]) -> bool:
     )
 
 
-def _slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in name)
-
-
 def _plain(value: object) -> object:
     """Returns a record as JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -315,6 +338,8 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        # Text of a user is shown as it is, without what would reorder the text beside it.
+        finalize=lambda value: visible(value, keep="\n\t") if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -2,10 +2,13 @@
 
 import csv
 import dataclasses
+import io
 import pathlib
 from collections.abc import Sequence
 
 from fpnlab.analysis.findings import beyond_points
+from fpnlab.records.json_files import replace_file
+from fpnlab.records.plain_text import table_cell
 from fpnlab.records.study_records import ClaimBootstrap, Summary, SummaryRow
 from fpnlab.records.trial_table import TRIAL_FIELDS, axis_column
 from fpnlab.report.study_folder import StudyFiles, TrialFiles
@@ -31,6 +34,7 @@ def write_csv(study: StudyFiles, path: pathlib.Path) -> None:
 
     ``test_images`` is the number of images on which they are measured. The last column is the test
     loss of classifiers in nats. A trial without metrics has one row with empty columns for them.
+    Text that a spreadsheet would take for a formula begins with an apostrophe (`table_cell`).
     `axis_column` names the column of the axis value.
     """
     axis = axis_column(study.plan.axis)
@@ -40,18 +44,20 @@ def write_csv(study: StudyFiles, path: pathlib.Path) -> None:
     )
     fields = [axis if field == "axis_value" else field for field in TRIAL_FIELDS]
     last = ["test_loss"] if any(result.test_loss for result in results) else []
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        before = ["examples_per_second", "test_images", "evaluation"]
-        writer.writerow([*fields, *before, *metrics, *last])
-        for trial in study.trials:
-            own = [_own(trial, field) for field in TRIAL_FIELDS]
-            own += [examples_per_second(trial), study.plan.dataset.test_images]
-            losses = (trial.result.test_loss or {}) if trial.result else {}
-            for evaluation, numbers in _metrics(trial).items():
-                measured = [numbers.get(metric) for metric in metrics]
-                measured += [losses.get(evaluation)] if last else []
-                writer.writerow([*own, evaluation, *measured])
+    content = io.StringIO(newline="")
+    writer = csv.writer(content)
+    write = lambda cells: writer.writerow([table_cell(cell) for cell in cells])
+    write([*fields, "examples_per_second", "test_images", "evaluation", *metrics, *last])
+    for trial in study.trials:
+        own = [_own(trial, field) for field in TRIAL_FIELDS]
+        own += [examples_per_second(trial), study.plan.dataset.test_images]
+        losses = (trial.result.test_loss or {}) if trial.result else {}
+        for evaluation, numbers in _metrics(trial).items():
+            measured = [numbers.get(metric) for metric in metrics]
+            measured += [losses.get(evaluation)] if last else []
+            write([*own, evaluation, *measured])
+    # The name of a folder may have bytes that are not UTF-8.
+    replace_file(path, content.getvalue().encode(errors="backslashreplace"))
 
 
 def _metrics(trial: TrialFiles) -> dict[str, dict[str, float | None]]:

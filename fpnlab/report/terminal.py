@@ -3,6 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
+from fpnlab.records.plain_text import visible
 from fpnlab.records.study_records import Summary
 from fpnlab.report.tables import (
     bounds_note,
@@ -25,8 +26,8 @@ def summary_table(summary: Summary) -> Table:
     counts, lines = summary.counts, means_by_axis(summary, summary.metric)
     note = bounds_note(lines)
     table = Table(
-        title=Text(f"{summary.metric} by {summary.axis_label}"),
-        caption=Text(
+        title=_text(f"{summary.metric} by {summary.axis_label}"),
+        caption=_text(
             f"{counts['done']} of {counts['planned']} trials done. "
             "Points: mean over seeds ± half the width of the 95 % confidence interval (Student-t)."
             f"{' ' if note else ''}{note}"
@@ -35,11 +36,11 @@ def summary_table(summary: Summary) -> Table:
     table.add_column("arm")
     table.add_column("source")
     for value in summary.axis_values:
-        table.add_column(Text(str(value)), justify="right")
+        table.add_column(_text(str(value)), justify="right")
     for line in lines:
         # Without spaces, five columns fit into a terminal of 80 characters.
         cells = [mean_and_half_width(cell).replace(" ", "") for cell in line.cells]
-        table.add_row(*(Text(text) for text in (line.arm, line.evaluation, *cells)))
+        table.add_row(*(_text(text) for text in (line.arm, line.evaluation, *cells)))
     return table
 
 
@@ -48,11 +49,16 @@ def verdict_text(summary: Summary) -> Text:
     text = Text()
     for claim, verdict in enumerate(summary.verdicts):
         text.append(verdict.verdict, style=STYLES.get(verdict.verdict, "bold"))
-        text.append(f"  {verdict.statement}\n")
+        text.append(f"  {visible(verdict.statement)}\n")
         for rule, outcome in enumerate(verdict.outcomes):
-            text.append(f"  - {outcome.sentence}\n")
+            text.append(f"  - {visible(outcome.sentence)}\n")
             for interval in claim_bootstrap(summary, claim, rule):
-                text.append(f"    {interval.sentence}\n", style="dim")
+                text.append(f"    {visible(interval.sentence)}\n", style="dim")
     if note := family_note(summary):
         text.append(f"{note}\n", style="dim")
     return text
+
+
+def _text(content: str) -> Text:
+    """Returns text without markup, and without characters that would steer the terminal."""
+    return Text(visible(content))

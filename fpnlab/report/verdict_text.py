@@ -1,6 +1,6 @@
 """Figures of the verdicts on claims."""
 
-import pathlib
+import io
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ BAND, LINE = 0.52, 0.17
 """Height of the band of an estimate, and of a line of text above it, in inches."""
 
 
-def plot_verdict(verdict: ClaimResult, path: pathlib.Path) -> None:
+def plot_verdict(verdict: ClaimResult, file: io.BytesIO) -> None:
     """Draws the estimates of each rule of a claim with confidence intervals and claimed ranges.
 
     The interval of a supported rule lies within the claimed range, which is shaded.
@@ -28,7 +28,7 @@ def plot_verdict(verdict: ClaimResult, path: pathlib.Path) -> None:
     words = [_words(*line) for line in lines]
     levels = sorted({estimate.level for _, estimate in lines}, reverse=True)
     height = sum(BAND + LINE * len(rows) for rows in words)
-    with panel(path, "", height=height + 0.65) as axes:
+    with panel(file, "", height=height + 0.65) as axes:
         axes.set(xlim=_limits(lines), ylim=(height, 0), yticks=[])
         axes.spines["left"].set_visible(False)
         axes.axvline(0, color="#303030", linewidth=1.2, zorder=1.5)

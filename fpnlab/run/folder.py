@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import fcntl
+import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from fpnlab.config.experiment import Experiment
 from fpnlab.config.trials import Trial
@@ -123,7 +124,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
       FolderLockedError: Another process holds the lock.
     """
     with writing(folder):
-        file = (folder / ".lock").open("w")
+        file = _open_lock(folder, os.O_RDWR | os.O_CREAT)
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,12 +136,20 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def _open_lock(folder: pathlib.Path, flags: int) -> IO[bytes]:
+    """Returns the open file of the lock, without following a link or waiting for a pipe."""
+    path = folder / ".lock"
+    if path.is_symlink():
+        raise RunFolderError(f"{path}: a link, which is not followed; remove it")
+    return open(os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "rb")
+
+
 def in_use(folder: pathlib.Path) -> bool:
     """Returns whether a process holds the lock on ``folder``, without writing to the folder."""
     try:
-        file = (folder / ".lock").open()
-    except OSError:
-        return False
+        file = _open_lock(folder, os.O_RDONLY)
+    except (OSError, RunFolderError):
+        return False  # Nobody holds a lock that does not exist, or that is a link.
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

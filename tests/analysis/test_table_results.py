@@ -1,6 +1,7 @@
 """Verdicts reproduced from ``table.csv`` and the config alone."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -106,3 +107,20 @@ def test_results_from_table_rejects_an_unknown_axis_value(tmp_path):
         ValueError, match=r"axis_value: unknown value 8; expected one of 2, 0.5, none"
     ):
         results_from_table(STUDY, rows)
+
+
+def test_a_name_that_a_spreadsheet_takes_for_a_formula_is_read_back(tmp_path, monkeypatch):
+    found = results()
+    odd = {"BN": "=BN()", "LN": "'=LN", "GN": "+GN"}
+    for result in found:
+        result["arm"] = odd[result["arm"]]
+        result["trial"] = f"-{result['trial']}"
+    plan = dataclasses.replace(PLAN, arms=[odd[arm] for arm in PLAN.arms])
+    monkeypatch.setitem(globals(), "PLAN", plan)
+    rows = table(tmp_path, found)
+    assert {row["arm"] for row in rows} == {"'=BN()", "''=LN", "'+GN"}
+    assert {row["trial"][:2] for row in rows} == {"'-"}
+    read = {result.trial: result for result in results_from_table(STUDY, rows)}
+    assert {name: result.arm for name, result in read.items()} == {
+        result["trial"]: result["arm"] for result in found
+    }

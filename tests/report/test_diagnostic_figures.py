@@ -1,6 +1,7 @@
 """Figures of diagnostics: their selection, their content, and unusual values."""
 
 import contextlib
+import io
 import json
 
 import numpy as np
@@ -13,7 +14,7 @@ from fpnlab.report.study_folder import read_study, read_trial
 
 
 @pytest.fixture
-def drawn(monkeypatch, tmp_path):
+def drawn(monkeypatch):
     """Function that draws a figure and returns its axes."""
     made = []
 
@@ -26,9 +27,9 @@ def drawn(monkeypatch, tmp_path):
     monkeypatch.setattr(plots, "panel", recorded)
 
     def look(draw):
-        path = tmp_path / f"{len(made)}.png"
-        draw(path)
-        assert path.stat().st_size < 300_000
+        file = io.BytesIO()
+        draw(file)
+        assert len(file.getvalue()) < 300_000
         return made[-1]
 
     return look

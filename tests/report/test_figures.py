@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import pathlib
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from fpnlab.records.study_records import read_summary
 from fpnlab.report import figures
 from fpnlab.report.study_folder import TrialFiles
 
-PATH = pathlib.Path()
+MEMORY = io.BytesIO()
 
 
 def trial_with_losses(losses, axis_value=2, status="done"):
@@ -51,7 +52,7 @@ def test_losses_are_one_artist_per_axis_value_and_diverged_ones_end_in_a_cross(m
     drawn = []
 
     @contextlib.contextmanager
-    def panel(path, title):
+    def panel(file, title):
         drawn.append(Figure().subplots())
         yield drawn[0]
 
@@ -59,7 +60,7 @@ def test_losses_are_one_artist_per_axis_value_and_diverged_ones_end_in_a_cross(m
     trials = [trial_with_losses([4.0, 2.0]), trial_with_losses([3.0]), trial_with_losses([])]
     other = trial_with_losses([5.0, 1.0, 0.5], axis_value=8, status="diverged")
     limits = figures.loss_limits([*trials, other])
-    figures.plot_losses([*trials, other], [2, 8, 32], "batch size", "", pathlib.Path(), limits)
+    figures.plot_losses([*trials, other], [2, 8, 32], "batch size", "", MEMORY, limits)
     (axes,) = drawn
     curves = [[path.vertices.tolist() for path in c.get_paths()] for c in axes.collections]
     assert curves == [
@@ -79,7 +80,7 @@ def drawn(monkeypatch):
     axes = []
 
     @contextlib.contextmanager
-    def panel(path, title):
+    def panel(file, title, height=0, width=0):
         axes.append(Figure().subplots())
         axes[-1].set_title(title)
         yield axes[-1]
@@ -108,7 +109,7 @@ def expected(rows, **keys):
 @pytest.mark.parametrize("arm", ["BN", "LN"])
 def test_plot_evaluations_draws_the_three_kinds_of_statistics_of_its_arm(study_dir, drawn, arm):
     summary = read_summary(study_dir / "summary.json")
-    figures.plot_evaluations(summary, arm, pathlib.Path())
+    figures.plot_evaluations(summary, arm, MEMORY)
     assert arm in drawn[0].get_title()
     found = bars(drawn[0])
     assert len(found) == 3
@@ -119,16 +120,17 @@ def test_plot_evaluations_draws_the_three_kinds_of_statistics_of_its_arm(study_d
 
 def test_error_bars_are_the_confidence_intervals(study_dir, drawn):
     summary = read_summary(study_dir / "summary.json")
-    figures.plot_metric(summary, "AP50", pathlib.Path())
-    figures.plot_differences(summary, pathlib.Path())
+    figures.plot_metric(summary, "AP50", MEMORY)
+    figures.plot_differences(summary, MEMORY)
     means, differences = map(bars, drawn)
     keys = {"evaluation": "running"}
     for arm in ("BN", "LN"):
         wanted = expected(summary.rows, metric="AP50", arm=arm, **keys)
         np.testing.assert_allclose(means[arm], wanted)
     wanted = expected(summary.differences, metric="AP", arm="LN", **keys)
-    assert list(bars(drawn[1])) == ["LN minus BN"]
-    np.testing.assert_allclose(differences["LN minus BN"], wanted)
+    assert list(bars(drawn[1])) == ["LN"]
+    assert drawn[1].get_title() == "LN minus BN, paired by seed"
+    np.testing.assert_allclose(differences["LN"], wanted)
 
 
 def test_loss_limits_contain_all_curves_and_have_a_default():
@@ -138,22 +140,26 @@ def test_loss_limits_contain_all_curves_and_have_a_default():
     assert figures.loss_limits([]) == (0.1, 10.0)
 
 
-def test_figure_files_are_wide_enough_and_below_300_kb(study_dir, tmp_path):
+def test_figure_files_are_wide_enough_and_below_300_kb(study_dir):
     summary = read_summary(study_dir / "summary.json")
-    figures.plot_metric(summary, "AP", tmp_path / "a.png")
-    figures.plot_differences(summary, tmp_path / "b.png")
-    figures.plot_evaluations(summary, "BN", tmp_path / "c.png")
-    for path in tmp_path.glob("*.png"):
-        assert path.stat().st_size < 300_000
-        with Image.open(path) as picture:
+    for draw in (
+        lambda file: figures.plot_metric(summary, "AP", file),
+        lambda file: figures.plot_differences(summary, file),
+        lambda file: figures.plot_evaluations(summary, "BN", file),
+    ):
+        file = io.BytesIO()
+        draw(file)
+        assert len(file.getvalue()) < 300_000
+        with Image.open(file) as picture:
             assert picture.width >= 900
 
 
-def test_figure_files_are_reproducible(study_dir, tmp_path):
+def test_figure_files_are_reproducible(study_dir):
     summary = read_summary(study_dir / "summary.json")
-    for name in ("a.png", "b.png"):
-        figures.plot_metric(summary, "AP", tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    files = [io.BytesIO(), io.BytesIO()]
+    for file in files:
+        figures.plot_metric(summary, "AP", file)
+    assert files[0].getvalue() == files[1].getvalue()
 
 
 @pytest.mark.parametrize("values", [[2, 8, 32], ["small", "middle", "large"], [0, 1, 2]])
@@ -161,7 +167,7 @@ def test_plot_metric_can_draw_any_axis(study_dir, drawn, values):
     summary = read_summary(study_dir / "summary.json")
     names = dict(zip(summary.axis_values, values))
     rows = [dataclasses.replace(row, axis_value=names[row.axis_value]) for row in summary.rows]
-    figures.plot_metric(dataclasses.replace(summary, axis_values=values, rows=rows), "AP", PATH)
+    figures.plot_metric(dataclasses.replace(summary, axis_values=values, rows=rows), "AP", MEMORY)
     labels = [text.get_text() for text in drawn[0].get_xticklabels()]
     assert labels == [str(value) for value in values]
     assert len(bars(drawn[0])["BN"]) == 3

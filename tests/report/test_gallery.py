@@ -1,6 +1,7 @@
 """Galleries: selection of trials, of predictions, and size of files."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def test_choose_returns_the_seed_nearest_to_the_mean_of_best_and_worst_cell(stud
         assert abs(own - cell.mean) == min(distances)
 
 
-def test_a_gallery_shows_as_many_predictions_as_true_boxes(study_dir, tmp_path, monkeypatch):
+def test_a_gallery_shows_as_many_predictions_as_true_boxes(study_dir, monkeypatch):
     seen = {}
 
     def draw(pictures, names, **rest):
@@ -31,22 +32,22 @@ def test_a_gallery_shows_as_many_predictions_as_true_boxes(study_dir, tmp_path, 
 
     monkeypatch.setattr(gallery, "draw_pictures", draw)
     trial = read_study(study_dir).trials[0]
-    gallery.draw_gallery(trial, ("RBC",), tmp_path / "g.png")
+    gallery.draw_gallery(trial, ("RBC",), io.BytesIO())
     np.testing.assert_array_equal(seen["valid"].sum(axis=1), [5, 5])
     assert seen["valid"][:, :5].all()
 
 
-def test_large_galleries_are_shrunk_below_the_size_limit(study_dir, tmp_path):
+def test_large_galleries_are_shrunk_below_the_size_limit(study_dir):
     trial = read_study(study_dir).trials[0]
     with np.load(trial.gallery) as file:
         arrays = dict(file)
     arrays["images"] = np.random.default_rng(0).integers(0, 256, (2, 480, 480, 3), dtype=np.uint8)
     np.savez_compressed(trial.gallery, **arrays)
-    gallery.draw_gallery(trial, ("RBC",), tmp_path / "g.png")
-    assert (tmp_path / "g.png").stat().st_size <= gallery.LARGEST_FILE
+    gallery.draw_gallery(trial, ("RBC",), file := io.BytesIO())
+    assert len(file.getvalue()) <= gallery.LARGEST_FILE
 
 
-def test_draw_gallery_raises_without_a_gallery(study_dir, tmp_path):
+def test_draw_gallery_raises_without_a_gallery(study_dir):
     trial = dataclasses.replace(read_study(study_dir).trials[0], gallery=None)
     with pytest.raises(ValueError, match=r"has no gallery\.npz"):
-        gallery.draw_gallery(trial, ("RBC",), tmp_path / "g.png")
+        gallery.draw_gallery(trial, ("RBC",), io.BytesIO())

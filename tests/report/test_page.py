@@ -39,7 +39,10 @@ class Page(html.parser.HTMLParser):
 
 
 def read(path):
-    return Page(path.read_text(encoding="utf-8"))
+    """The page, which lacks nothing."""
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "Left out" not in page.text, page.text[page.text.index("Left out") :][:1000]
+    return page
 
 
 def rows(study_dir):

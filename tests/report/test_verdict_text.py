@@ -1,6 +1,7 @@
 """Figures of verdicts: bands, intervals and seeds of each estimate."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
@@ -31,9 +32,9 @@ def drawn(monkeypatch):
     return calls
 
 
-def test_each_estimate_has_a_band_an_interval_and_dots_for_seeds(verdicts, drawn, tmp_path):
+def test_each_estimate_has_a_band_an_interval_and_dots_for_seeds(verdicts, drawn):
     for verdict in verdicts:
-        plot_verdict(verdict, tmp_path / "a.png")
+        plot_verdict(verdict, io.BytesIO())
     estimates = [e for v in verdicts for o in v.outcomes for e in o.estimates]
     assert len(estimates) == len(drawn["barh"]) == 4
     intervals = [args[0] for args, *_ in drawn["plot"] if args[-1] != "o"]
@@ -45,9 +46,9 @@ def test_each_estimate_has_a_band_an_interval_and_dots_for_seeds(verdicts, drawn
     ]
 
 
-def test_the_band_is_the_claimed_range(verdicts, drawn, tmp_path):
+def test_the_band_is_the_claimed_range(verdicts, drawn):
     for verdict in verdicts:
-        plot_verdict(verdict, tmp_path / "a.png")
+        plot_verdict(verdict, io.BytesIO())
     bands = [
         (fields["left"], fields["left"] + args[1], frame) for args, fields, frame in drawn["barh"]
     ]
@@ -58,11 +59,11 @@ def test_the_band_is_the_claimed_range(verdicts, drawn, tmp_path):
         np.testing.assert_allclose(band[:2], (-0.1, 0.1))
 
 
-def test_limits_contain_seeds_and_margins_but_not_very_wide_intervals(verdicts, drawn, tmp_path):
+def test_limits_contain_seeds_and_margins_but_not_very_wide_intervals(verdicts, drawn):
     [outcome] = verdicts[1].outcomes
     wide = dataclasses.replace(outcome.estimates[0], low=-500.0, high=500.0)
     outcome = dataclasses.replace(outcome, estimates=(wide, *outcome.estimates[1:]))
-    plot_verdict(dataclasses.replace(verdicts[1], outcomes=(outcome,)), tmp_path / "a.png")
+    plot_verdict(dataclasses.replace(verdicts[1], outcomes=(outcome,)), io.BytesIO())
     low, high = drawn["barh"][0][2]
     seeds = [value for e in outcome.estimates for value in e.by_seed.values()]
     inside = [*seeds, -0.1, 0.1]
@@ -71,12 +72,12 @@ def test_limits_contain_seeds_and_margins_but_not_very_wide_intervals(verdicts, 
     assert high - low < 5 * (max(inside) - min(inside))
     rule = dataclasses.replace(outcome.rule, margin=700.0)
     outcome = dataclasses.replace(outcome, rule=rule)
-    plot_verdict(dataclasses.replace(verdicts[1], outcomes=(outcome,)), tmp_path / "a.png")
+    plot_verdict(dataclasses.replace(verdicts[1], outcomes=(outcome,)), io.BytesIO())
     low, high = drawn["barh"][-1][2]
     assert low < -700 < 700 < high
 
 
-def test_an_unmeasured_estimate_has_a_band_alone(verdicts, drawn, tmp_path):
+def test_an_unmeasured_estimate_has_a_band_alone(verdicts, drawn):
     nothing = {"mean": None, "low": None, "high": None, "by_seed": {}}
     outcomes = tuple(
         dataclasses.replace(
@@ -85,8 +86,8 @@ def test_an_unmeasured_estimate_has_a_band_alone(verdicts, drawn, tmp_path):
         )
         for outcome in verdicts[0].outcomes
     )
-    plot_verdict(dataclasses.replace(verdicts[0], outcomes=outcomes), tmp_path / "a.png")
+    plot_verdict(dataclasses.replace(verdicts[0], outcomes=outcomes), file := io.BytesIO())
     assert len(drawn["barh"]) == 2
     assert drawn["plot"] == []
-    with Image.open(tmp_path / "a.png") as picture:
+    with Image.open(file) as picture:
         assert picture.width >= 900

@@ -6,9 +6,10 @@ import os
 import pytest
 
 from fpnlab.errors import RunFolderError
+from fpnlab.records import run_records
 from fpnlab.records.json_files import write_json
 from fpnlab.records.run_records import MetricRecord, append_record, read_records, write_records
-from fpnlab.run.folder import locked
+from fpnlab.run.folder import in_use, locked
 
 
 def test_write_json_stores_nan_and_infinity_as_null(tmp_path):
@@ -47,14 +48,44 @@ def test_read_records_skips_a_torn_last_line(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_a_full_disk_raises_an_error_with_a_remedy(tmp_path):
-    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+def test_a_full_disk_raises_an_error_with_a_remedy(tmp_path, monkeypatch):
+    full = lambda path, flags: os.open("/dev/full", flags)
+    monkeypatch.setattr(run_records, "_not_a_link", full)
     with pytest.raises(RunFolderError, match=r"cannot be written .*No space left.*free space"):
         append_record(tmp_path / "log.jsonl", record(1))
-    (tmp_path / ".a.json.tmp").symlink_to("/dev/full")
-    with pytest.raises(RunFolderError, match=r"No space left"):
-        write_json(tmp_path / "a.json", 1)
-    assert not (tmp_path / "a.json").exists()
+
+
+@pytest.fixture
+def linked_lock(tmp_path):
+    """A folder whose lock is a link to the file of somebody else."""
+    (tmp_path / "elsewhere").write_text("theirs")
+    (tmp_path / ".lock").symlink_to("elsewhere")
+    return tmp_path
+
+
+def test_a_lock_is_not_taken_through_a_link(linked_lock):
+    with (
+        pytest.raises(RunFolderError, match=r"\.lock: a link, which is not followed"),
+        locked(linked_lock),
+    ):
+        pass
+    assert not in_use(linked_lock)
+    assert (linked_lock / "elsewhere").read_text() == "theirs"
+
+
+def test_a_lock_does_not_empty_the_file_that_it_finds(tmp_path):
+    (tmp_path / "elsewhere").write_text("theirs")
+    os.link(tmp_path / "elsewhere", tmp_path / ".lock")
+    with locked(tmp_path):
+        assert (tmp_path / "elsewhere").read_text() == "theirs"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+def test_a_pipe_in_place_of_a_lock_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    assert not in_use(tmp_path)
+    with locked(tmp_path):
+        assert in_use(tmp_path)
 
 
 def test_a_folder_lock_is_exclusive_and_released(tmp_path):

@@ -89,7 +89,13 @@ def study(
     from rich.console import Console
 
     from fpnlab.cli.progress import ProgressDisplay
-    from fpnlab.report import summary_table, verdict_text, write_report
+    from fpnlab.report import (
+        answer_text,
+        comparison_table,
+        summary_table,
+        verdict_text,
+        write_report,
+    )
     from fpnlab.run.interrupts import Stop
     from fpnlab.study.runner import run_study
 
@@ -108,8 +114,9 @@ def study(
     console.print(summary_table(summary))
     if summary.verdicts:
         console.print(verdict_text(summary))
-    for finding in summary.findings:
-        console.print(f"- {finding}", markup=False, highlight=False)
+    console.print(answer_text(summary))
+    if (table := comparison_table(summary)) is not None:
+        console.print(table)
     click.echo(f"report: {write_report(folder)}")
 
 

@@ -13,6 +13,7 @@ import jinja2
 from fpnlab import compiler
 from fpnlab.records.study_records import ClaimBootstrap, ClaimResult, Summary
 from fpnlab.report import figures, gallery, tables
+from fpnlab.report.comparison_matrix import comparison_matrix
 from fpnlab.report.diagnostic_figures import Sketch, run_sketches, study_sketches
 from fpnlab.report.draw import class_color
 from fpnlab.report.study_folder import StudyFiles, TrialFiles, read_study, read_trial
@@ -63,6 +64,7 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
         "boxes": _has_boxes(study.trials),
         "legend": _legend(class_names),
         "sections": _draw_summary(study.summary, folder) if study.summary else {},
+        "matrix": comparison_matrix(study.summary) if study.summary else None,
         "claims": _draw_verdicts(study.summary, folder) if study.summary else [],
         "doubts": _doubts(study.trials),
         "family": tables.family_note(study.summary) if study.summary else "",

@@ -4,6 +4,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fpnlab.records.study_records import Summary
+from fpnlab.report.comparison_matrix import comparison_matrix
 from fpnlab.report.tables import (
     bounds_note,
     claim_bootstrap,
@@ -40,6 +41,26 @@ def summary_table(summary: Summary) -> Table:
         # Without spaces, five columns fit into a terminal of 80 characters.
         cells = [mean_and_half_width(cell).replace(" ", "") for cell in line.cells]
         table.add_row(*(Text(text) for text in (line.arm, line.evaluation, *cells)))
+    return table
+
+
+def answer_text(summary: Summary) -> Text:
+    """Returns the sentences that answer a study's question, one in a line."""
+    return Text("\n".join(summary.answer.sentences if summary.answer else summary.findings))
+
+
+def comparison_table(summary: Summary) -> Table | None:
+    """Returns the comparisons of pairs of arms by axis value as a table; None without any."""
+    if (matrix := comparison_matrix(summary)) is None:
+        return None
+    caption = Text("\n".join([matrix.caption, *matrix.notes]))
+    table = Table(title=Text(f"Differences in {summary.metric}"), caption=caption)
+    table.add_column(Text(matrix.corner))
+    for value in summary.axis_values:
+        table.add_column(Text(str(value)), justify="right")
+    for line in matrix.lines:
+        cells = [Text(cell.text.replace(" ", "")) for cell in line.cells]
+        table.add_row(Text(line.name), *cells)
     return table
 
 

@@ -110,7 +110,7 @@ def _bound(summary: Summary, comparisons: Sequence[SummaryRow], least: float) ->
     limit = f"a difference of more than {number(max(-low, high))} {metric_unit(summary)}"
     text = f"{limit} is not plausible {_extent(summary, comparisons, rows)}"
     if len(summary.arms) > 2:
-        return f"{text} by {how}"
+        return f"{text} ({what}, Bonferroni)"
     pair = f"{summary.arms[1]} minus {summary.arms[0]}"
     return f"{text}: {how} of {pair} lie within {number(low)} to {number(high)}"
 
@@ -210,8 +210,8 @@ def _few_seeds(n: int, level: float) -> str:
     errors = float(special.stdtrit(n - 1, (1 + level) / 2))
     return (
         f"With {n} seeds, a confidence interval is ± {errors:.1f} standard errors, so that only "
-        "large differences are decided; `fpnlab plan` has the number of seeds that a smaller one "
-        "needs."
+        "large differences are decided; the command fpnlab plan has the number of seeds that a "
+        "smaller one needs."
     )
 
 

@@ -62,12 +62,12 @@ def _two_arms(summary: Summary, rows: Sequence[SummaryRow]) -> str:
 
 
 def _many_arms(summary: Summary, rows: Sequence[SummaryRow]) -> str:
-    decided: Decided = collections.defaultdict(dict)
+    decided: Decided = {}
     for row in rows:
         if row.verdict in DECIDED:
             sides = (row.arm, row.reference or "")
             above, below = sides if row.verdict == "above" else sides[::-1]
-            decided[above, below][row.axis_value] = abs(row.mean or 0.0)
+            decided.setdefault((above, below), {})[row.axis_value] = abs(row.mean or 0.0)
     n, unmeasured = _size(decided.values()), sum(row.verdict == "unmeasured" for row in rows)
     pairs = {(row.arm, row.reference) for row in rows}
     with_baseline = f" with {summary.arms[0]}" if len(pairs) < len(summary.arms) else ""
@@ -77,6 +77,9 @@ def _many_arms(summary: Summary, rows: Sequence[SummaryRow]) -> str:
     chance = f"{(len(rows) - unmeasured) * (1 - summary.level):.2g}"
     if not n:
         return f"None of the {scope} is decided {anywhere(summary)}{gaps}."
+    # In the order of the arms, so that the order of the axis values does not matter.
+    order = {arm: i for i, arm in enumerate(summary.arms)}
+    decided = dict(sorted(decided.items(), key=lambda item: [order[arm] for arm in item[0]]))
     groups = [*_leads(summary, decided), *_groups(decided)]
     clauses = [_group(summary, group) for group in groups[:MOST_CLAUSES]]
     if rest := sum(_size(group.values()) for group in groups[MOST_CLAUSES:]):
@@ -97,8 +100,8 @@ def _leads(summary: Summary, decided: Decided) -> list[Decided]:
             others = [other for other in summary.arms if other != arm]
             if all(value in decided.get((arm, other), {}) for other in others):
                 for other in others:
-                    own = leads.setdefault(arm, collections.defaultdict(dict))
-                    own[arm, other][value] = decided[arm, other].pop(value)
+                    own = leads.setdefault(arm, {}).setdefault((arm, other), {})
+                    own[value] = decided[arm, other].pop(value)
     return list(leads.values())
 
 

@@ -1,12 +1,11 @@
 """Outlying seeds that make a headline: a decided comparison, or the best cell."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from fpnlab.analysis.wording import cell_name, metric_unit, number
-from fpnlab.records.study_records import OutlyingSeed, Summary, SummaryRow
+from fpnlab.records.study_records import OutlyingSeed, Summary, SummaryRow, Verdict
 from fpnlab.stats.intervals import t_interval
 from fpnlab.stats.outliers import outlying_seeds
 
@@ -24,7 +23,8 @@ def outlying_headlines(
     One far seed seldom makes a decision: it widens the interval, too, and Student's t approaches 1
     as its distance grows. It hides decisions, and it makes large means and wide bounds.
 
-    The best cell comes first, then comparisons with another verdict, then the others.
+    The best cell comes first, then comparisons with another verdict, then the others; of these,
+    larger changes of the mean come first.
 
     Args:
       summary: The summary of the study.
@@ -40,12 +40,9 @@ def outlying_headlines(
         if seed is not None
     ]
     best = _best(summary, least_deviation)
-    parts = [
-        [] if best is None else [best],
-        (change.named for change in found if change.verdict),
-        (change.named for change in found if change.mean and not change.verdict),
-    ]
-    return list(itertools.chain(*parts))
+    found.sort(key=lambda change: (change.verdict, abs(change.size)), reverse=True)
+    changed = [change.named for change in found if change.verdict or change.relative > 0.5]
+    return changed if best is None else [best, *changed]
 
 
 class _Change(NamedTuple):
@@ -54,8 +51,13 @@ class _Change(NamedTuple):
     named: OutlyingSeed
     verdict: bool
     """True if the verdict differs without the seed."""
-    mean: bool
-    """True if the mean changes by more than half."""
+    size: float
+    """Change of the mean in points."""
+
+    @property
+    def relative(self) -> float:
+        """Change of the mean as a share of the mean."""
+        return abs(self.size) / (abs(self.named.mean) or math.ulp(0.0))
 
 
 def _points(row: SummaryRow) -> dict[int, float]:
@@ -65,9 +67,9 @@ def _points(row: SummaryRow) -> dict[int, float]:
 def _comparison(summary: Summary, row: SummaryRow, seed: int, least: float) -> _Change:
     points, mean = _points(row), row.mean or 0.0
     others = t_interval((v for s, v in points.items() if s != seed), summary.level, least)
-    verdict = {1: "above", -1: "below", 0: "undecided"}[others.sign]
-    if row.failures and verdict != row.verdict:
-        # The failed trials rule out a decision, as before.
+    sides: dict[int, Verdict] = {1: "above", -1: "below", 0: "undecided"}
+    verdict = sides[others.sign]
+    if verdict in _ruled_out(summary, row):
         verdict = "undecided"
     where = cell_name(summary, f"{row.arm} minus {row.reference}", row.axis_value)
     far = f"{number(points[seed])} {metric_unit(summary)} against {number(others.mean)} on average"
@@ -83,8 +85,14 @@ def _comparison(summary: Summary, row: SummaryRow, seed: int, least: float) -> _
         f"difference is {number(mean)} ({row.verdict}); without it, {number(others.mean)} "
         f"({verdict}).",
     )
-    changed = abs(mean - others.mean) > abs(mean) / 2
-    return _Change(named, verdict != row.verdict, changed)
+    return _Change(named, verdict != row.verdict, mean - others.mean)
+
+
+def _ruled_out(summary: Summary, row: SummaryRow) -> set[Verdict]:
+    """Returns the verdicts that failed trials rule out (`fpnlab.analysis.contrasts`)."""
+    failed = {t.arm for t in summary.left_out if t.axis_value in (row.axis_value, None)}
+    sides: dict[Verdict, str | None] = {"above": row.arm, "below": row.reference}
+    return {verdict for verdict, arm in sides.items() if arm in failed}
 
 
 def _best(summary: Summary, least: float) -> OutlyingSeed | None:

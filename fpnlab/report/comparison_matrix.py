@@ -7,13 +7,6 @@ from fpnlab.records.study_records import Answer, Summary, SummaryRow, Verdict
 
 MARKS: dict[Verdict, str] = {"above": "▲", "below": "▼", "undecided": "○", "unmeasured": "-"}
 """Marks of verdicts, which are read without color."""
-MEANINGS: dict[Verdict, str] = {
-    "above": "the first arm is above the second",
-    "below": "it is below",
-    "undecided": "undecided, which does not mean equal",
-    "unmeasured": "or no interval: fewer than two seeds have both arms",
-}
-"""Meanings of the marks."""
 FAILED = "†"
 """Mark of comparisons with failed trials."""
 FAR = "‡"
@@ -46,9 +39,9 @@ class ComparisonMatrix(NamedTuple):
     lines: list[MatrixLine]
     """One line per pair of arms."""
     caption: str
-    """The marks, and the number of decisions to expect by chance."""
+    """The numbers in the cells."""
     notes: list[str]
-    """The outlying seeds, if they are more than the one that the answer names."""
+    """The marks, the number of decisions to expect by chance, and further outlying seeds."""
 
 
 def comparison_matrix(summary: Summary) -> ComparisonMatrix | None:
@@ -67,11 +60,13 @@ def comparison_matrix(summary: Summary) -> ComparisonMatrix | None:
         keys = [key if key in rows else (arm, reference, None) for key in keys]
         cells = [_cell(rows.get(key), key in far) for key in keys]
         lines.append(MatrixLine(arm if baseline_only else f"{arm} minus {reference}", cells))
+    outlying = [seed.sentence for seed in answer.outlying] if len(answer.outlying) > 1 else []
     return ComparisonMatrix(
         corner=f"minus {summary.arms[0]}" if baseline_only else summary.axis_label,
         lines=lines,
-        caption=_caption(summary, answer, baseline_only),
-        notes=[seed.sentence for seed in answer.outlying] if len(answer.outlying) > 1 else [],
+        caption=f"Difference in {summary.metric} in points, paired by seed, ± half width of the "
+        f"{100 * summary.level:g} % confidence interval (Student-t)",
+        notes=[_legend(summary, answer, baseline_only), *outlying],
     )
 
 
@@ -85,33 +80,34 @@ def _cell(row: SummaryRow | None, far: bool) -> MatrixCell:
     return MatrixCell(f"{' '.join(parts)}{FAILED * bool(row.failures)}{FAR * far}", verdict)
 
 
-def _caption(summary: Summary, answer: Answer, baseline_only: bool) -> str:
-    """Returns the caption: unit, marks, choice of pairs, and the number of comparisons."""
-    rows = answer.comparisons
+def _legend(summary: Summary, answer: Answer, baseline_only: bool) -> str:
+    """Returns the meanings of marks, the choice of pairs, and the number of comparisons."""
+    rows, arms = answer.comparisons, summary.arms
     verdicts = [row.verdict or "unmeasured" for row in rows]
-    marks = [f"{mark} {MEANINGS[v]}" for v, mark in MARKS.items() if v in verdicts]
+    first, second = ("the arm", arms[0]) if baseline_only else ("the first arm", "the second")
+    first, second = (arms[1], arms[0]) if len(arms) == 2 else (first, second)
+    meanings: dict[Verdict, str] = {
+        "above": f"{first} is above {second}",
+        "below": f"{first} is below {second}",
+        "undecided": "undecided, which does not mean equal",
+        "unmeasured": "not measured (without ±: one seed)",
+    }
+    marks = [f"{MARKS[verdict]} {meanings[verdict]}" for verdict in MARKS if verdict in verdicts]
     if any(row.failures for row in rows):
         marks.append(f"{FAILED} trials failed, and no decision favors their arm")
     if any(seed.reference for seed in answer.outlying):
         marks.append(f"{FAR} one seed lies far from the others")
-    parts = [
-        f"Difference in {summary.metric} in points, paired by seed, ± half width of the "
-        f"{100 * summary.level:g} % confidence interval (Student-t).",
-        f"{'; '.join(marks)}.",
-    ]
+    parts = [f"{'; '.join(marks)}."]
     if baseline_only:
-        parts.append(
-            f"Of {len(summary.arms)} arms, only the pairs with {summary.arms[0]} are compared."
-        )
-    if measured := len(rows) - verdicts.count("unmeasured"):
+        parts.append(f"Of {len(arms)} arms, only the pairs with {arms[0]} are compared.")
+    if (measured := len(rows) - verdicts.count("unmeasured")) > 1:
         chance = f"{measured * (1 - summary.level):.2g}"
+        verb = "is" if chance == "1" else "are"
         parts.append(
-            f"The intervals are not adjusted for their number: of {measured} without any true "
-            f"difference, {chance} {'is' if chance == '1' else 'are'} decided wrongly on average."
+            f"The intervals are not adjusted for their number: of {measured} comparisons without "
+            f"any true difference, {chance} {verb} decided wrongly on average."
         )
-    if decided := verdicts.count("above") + verdicts.count("below"):
-        parts.append(
-            f"After adjustment by Holm's procedure, {answer.adjusted} of {decided} decided "
-            f"{'remains' if answer.adjusted == 1 else 'remain'}."
-        )
+        if decided := verdicts.count("above") + verdicts.count("below"):
+            verb = "remains" if answer.adjusted == 1 else "remain"
+            parts.append(f"With Holm's adjustment, {answer.adjusted} of {decided} {verb} decided.")
     return " ".join(parts)

@@ -53,8 +53,7 @@ def comparison_table(summary: Summary) -> Table | None:
     """Returns the comparisons of pairs of arms by axis value as a table; None without any."""
     if (matrix := comparison_matrix(summary)) is None:
         return None
-    caption = Text("\n".join([matrix.caption, *matrix.notes]))
-    table = Table(title=Text(f"Differences in {summary.metric}"), caption=caption)
+    table = Table(title=Text(matrix.caption), caption=Text("\n".join(matrix.notes)))
     table.add_column(Text(matrix.corner))
     for value in summary.axis_values:
         table.add_column(Text(str(value)), justify="right")

@@ -30,9 +30,9 @@ def outlying_seeds(
 
     False alarms, as the share of studies without an outlier that have one or more
     (``benchmarks/outlying_seeds.py``): for normal values of equal deviation 6 % with three samples
-    of three seeds, 2 % with five, below 2 % with five seeds; if one of five samples has four times
-    the deviation of the others, 11 % with three seeds and 1 % with five. Of seeds that are off by
-    30 standard deviations, more than 99 % are found.
+    of three seeds, 2 % with five, and at most 2 % with five seeds; if one of five samples has four
+    times the deviation of the others, 12 % with three seeds and below 1 % with five. Of seeds that
+    are off by 30 standard deviations, 99 % or more are found; of those off by 10, half.
 
     Args:
         samples: Values by seed; those that are not finite are left out.

@@ -57,6 +57,18 @@ def test_equal_values_are_compared_with_the_deviation_of_rounding():
     assert outlying_seeds(one, least_deviation=0.08) == [4]
 
 
+@pytest.mark.parametrize(
+    ("samples", "seeds", "most"), [(1, 5, 0.04), (3, 3, 0.09), (5, 3, 0.05), (5, 5, 0.01)]
+)
+def test_false_alarms_are_rare_and_far_seeds_are_found(samples, seeds, most):
+    studies = np.random.default_rng(0).normal(size=(1000, samples, seeds))
+    named = [outlying_seeds([dict(enumerate(row)) for row in study]) for study in studies]
+    assert np.mean([any(seed is not None for seed in found) for found in named]) < most
+    studies[:, 0, 1] += 30.0
+    named = [outlying_seeds([dict(enumerate(row)) for row in study])[0] for study in studies]
+    assert np.mean([seed == 1 for seed in named]) > 0.98
+
+
 @given(st.integers(0, 2**32 - 1), st.floats(-50, 50), st.sampled_from([-8.0, 0.25, 3.0]))
 def test_unit_and_origin_do_not_matter(number, origin, unit):
     rng = np.random.default_rng(number)

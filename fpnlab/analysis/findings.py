@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+from fpnlab.analysis.wording import cell_name, count, metric_unit, number
 from fpnlab.records.json_files import AxisValue
 from fpnlab.records.study_records import Summary, SummaryRow
 
@@ -38,24 +39,6 @@ def write_findings(summary: Summary) -> list[str]:
 def beyond_points(row: SummaryRow) -> bool:
     """Returns whether the interval of a mean exceeds 0 to 100, the range of all metrics."""
     return row.low is not None and row.high is not None and (row.low < 0 or row.high > 100)
-
-
-def number(value: float | None) -> str:
-    """Returns ``value`` to one decimal, without the sign of a negative zero."""
-    if value is None:
-        return "-"
-    return f"{value:z.1f}"
-
-
-def count(n: int, noun: str) -> str:
-    """Returns ``n`` with the noun in its singular or plural: "1 seed", "3 seeds"."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def _unit(summary: Summary) -> str:
-    """Returns the unit of the study's metric: "AP", or "points of accuracy"."""
-    metric = summary.metric
-    return metric if metric.startswith("AP") else f"points of {metric}"
 
 
 def _main(summary: Summary, part: str, evaluation: str) -> list[SummaryRow]:
@@ -147,7 +130,7 @@ def _way(summary: Summary, row: SummaryRow) -> str:
 
 
 def _shift(summary: Summary, row: SummaryRow) -> str:
-    way, unit = _way(summary, row), _unit(summary)
+    way, unit = _way(summary, row), metric_unit(summary)
     difference = f"the difference {row.arm} minus {row.reference} in {summary.metric}"
     above, below = (f"{verb} by {{}} {unit}" for verb in ("increases", "decreases"))
     topic = f"{way}, the change of {difference}"
@@ -158,14 +141,16 @@ def _difference(summary: Summary, row: SummaryRow) -> str:
     metric, arm, reference = summary.metric, row.arm, row.reference
     place = f"At {summary.axis_label} {row.axis_value}"
     topic = f"{place}, the difference {arm} minus {reference} in {metric}"
-    above, below = (f"is {{}} {_unit(summary)} {side} {reference}" for side in ("above", "below"))
+    above, below = (
+        f"is {{}} {metric_unit(summary)} {side} {reference}" for side in ("above", "below")
+    )
     return _compare(row, f"{place}, {arm}", above, below, topic)
 
 
 def _change(summary: Summary, row: SummaryRow) -> str:
     metric, way = summary.metric, _way(summary, row)
     topic = f"{way}, the change of {row.arm} in {metric}"
-    above, below = (f"{verb} {{}} {_unit(summary)}" for verb in ("gains", "loses"))
+    above, below = (f"{verb} {{}} {metric_unit(summary)}" for verb in ("gains", "loses"))
     return _compare(row, f"{way}, {row.arm}", above, below, topic)
 
 
@@ -185,10 +170,12 @@ def _recovery(summary: Summary) -> Iterator[str]:
             place = f"At {label} {row.axis_value}"
             topic = f"{place}, the difference of {row.arm} between {name} and running statistics"
             base = f"with {name} than with running statistics"
-            more, less = (f"has {{}} {_unit(summary)} {word} {base}" for word in ("more", "less"))
+            more, less = (
+                f"has {{}} {metric_unit(summary)} {word} {base}" for word in ("more", "less")
+            )
             sentence = _compare(row, f"{place}, {row.arm}", more, less, topic)
             if row.verdict == "above" and change.verdict == "below":
-                unit, start = _unit(summary), change.start
+                unit, start = metric_unit(summary), change.start
                 share = round(-100 * (row.mean or 0.0) / (change.mean or math.inf))
                 loss = f"{number(_opposite(change.mean))} {unit} lost from {label} {start}"
                 sentence = f"{sentence} This recovers {share} % of the {loss}."
@@ -216,11 +203,6 @@ def _bootstrap(summary: Summary) -> Iterator[str]:
         )
 
 
-def _place(summary: Summary, arm: str, axis_value: AxisValue) -> str:
-    """Returns arm and axis value in words; only the arm if the axis does not apply to it."""
-    return arm if axis_value is None else f"{arm} at {summary.axis_label} {axis_value}"
-
-
 def _at_the_end(summary: Summary) -> Iterator[str]:
     """Yields sentences on tuned values at the end of the tried range."""
     ends: dict[str, list[str]] = {"smallest": [], "largest": []}
@@ -228,7 +210,7 @@ def _at_the_end(summary: Summary) -> Iterator[str]:
         values = [tried.value for tried in row.tried]
         for end, value in (("smallest", min(values)), ("largest", max(values))):
             if row.chosen == value and len(values) > 1:
-                ends[end].append(_place(summary, row.arm, row.axis_value))
+                ends[end].append(cell_name(summary, row.arm, row.axis_value))
     for end, places in ends.items():
         if places:
             yield (
@@ -239,11 +221,11 @@ def _at_the_end(summary: Summary) -> Iterator[str]:
 
 def _best(summary: Summary) -> Iterator[str]:
     if (row := summary.best) is not None:
-        place = _place(summary, row.arm, row.axis_value)
+        place = cell_name(summary, row.arm, row.axis_value)
         spread = f"95 % confidence interval {_interval(row)}" if row.n > 1 else "1 seed"
         if beyond_points(row):
             spread += "; it exceeds 0 to 100, the range of the metric"
-        yield f"The best mean is {number(row.mean)} {_unit(summary)}: {place} ({spread})."
+        yield f"The best mean is {number(row.mean)} {metric_unit(summary)}: {place} ({spread})."
 
 
 def _left_out(summary: Summary) -> Iterator[str]:
@@ -254,7 +236,7 @@ def _left_out(summary: Summary) -> Iterator[str]:
         cells[cell] = cells.get(cell, 0) + 1
     if cells:
         names = "; ".join(
-            f"{_place(summary, arm, value)}, {count(n, 'seed')} {status}"
+            f"{cell_name(summary, arm, value)}, {count(n, 'seed')} {status}"
             for (arm, value, status), n in cells.items()
         )
         yield f"Excluded from all means, which may bias them in favor of the arm: {names}."

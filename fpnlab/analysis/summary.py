@@ -2,10 +2,11 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple, TypeVar, get_args
 
+from fpnlab.analysis.answer import arm_pairs, write_answer
 from fpnlab.analysis.contrasts import (
     Contrast,
     Failed,
@@ -99,7 +100,9 @@ def summarize(
         verdicts=judge_results(study, results),
         holm_over=study.holm_over,
     )
-    return replace(summary, findings=write_findings(summary))
+    pairs = _pairs(values, study, fixed, compare)
+    answer = write_answer(summary, pairs, resolution(metric, study.dataset.test_images))
+    return replace(summary, findings=write_findings(summary), answer=answer)
 
 
 def judge_results(study: StudyFile, results: Iterable[RunResult]) -> list[ClaimResult]:
@@ -258,6 +261,28 @@ def _differences(
             a, b = values.get(reference, {}), values.get(replace(reference, arm=arm), {})
             empty = _empty_row(replace(reference, arm=arm), arms[0])
             rows.append(compare.row("differences", a, b, empty))
+    return rows
+
+
+def _pairs(
+    values: dict[Cell, Values], study: StudyFile, fixed: Collection[str], compare: _Comparison
+) -> list[SummaryRow]:
+    """Returns pairs of arms on the study's metric with running statistics at each axis value.
+
+    Args:
+      values: Points by cell and seed.
+      study: The plan.
+      fixed: Arms to which the axis does not apply; two of them have one row without axis value.
+      compare: The builder of rows.
+    """
+    rows = []
+    for reference, arm in arm_pairs(study.arms):
+        once = {reference, arm} <= set(fixed)
+        for value in study.axis_values[:1] if once else study.axis_values:
+            cell = Cell(study.metric, EVALUATIONS[0], value, arm)
+            a, b = values.get(replace(cell, arm=reference), {}), values.get(cell, {})
+            row = compare.row("differences", a, b, _empty_row(cell, reference))
+            rows.append(replace(row, axis_value=None) if once else row)
     return rows
 
 

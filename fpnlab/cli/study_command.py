@@ -98,8 +98,13 @@ def study(
         say(describe(estimate(experiment, dataset, report=report), workers))
         return
     from fpnlab.cli.progress import ProgressDisplay, TerminalConsole
-    from fpnlab.records.plain_text import visible
-    from fpnlab.report import summary_table, verdict_text, write_report
+    from fpnlab.report import (
+        answer_text,
+        comparison_table,
+        summary_table,
+        verdict_text,
+        write_report,
+    )
     from fpnlab.run.interrupts import Stop
     from fpnlab.study.runner import run_study
 
@@ -119,8 +124,9 @@ def study(
     console.print(summary_table(summary))
     if summary.verdicts:
         console.print(verdict_text(summary))
-    for finding in summary.findings:
-        console.print(visible(f"- {finding}"), markup=False, highlight=False)
+    console.print(answer_text(summary))
+    if (table := comparison_table(summary)) is not None:
+        console.print(table)
     say(f"report: {page}")
     if not summary.counts["done"]:
         first = summary.left_out[0]

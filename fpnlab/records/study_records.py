@@ -345,6 +345,42 @@ class ClaimBootstrap:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OutlyingSeed:
+    """A seed that lies far from the others and changes a comparison or the best cell."""
+
+    arm: str
+    """The arm."""
+    reference: str | None
+    """The arm that is subtracted; None for the best cell."""
+    axis_value: AxisValue
+    """Axis value; None if the axis does not apply."""
+    seed: int
+    """The seed."""
+    value: float
+    """Points of the seed."""
+    mean: float
+    """Mean over all seeds in points."""
+    mean_without: float
+    """Mean over the other seeds in points."""
+    sentence: str
+    """The seed and its effect as a sentence."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The study's answer: its metric with running statistics, over all arms and axis values."""
+
+    sentences: list[str]
+    """At most three: decided comparisons, change along the axis or bounds, and a caveat."""
+    comparisons: list[SummaryRow] = dataclasses.field(default_factory=list)
+    """Pairs of arms at each axis value; without axis value if the axis applies to neither arm."""
+    adjusted: int = 0
+    """Number of comparisons that are decided after Holm's adjustment for all of them."""
+    outlying: list[OutlyingSeed] = dataclasses.field(default_factory=list)
+    """Outlying seeds that change a comparison or select the best cell, as in `headlines`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
     """The content of ``summary.json``: the results of a study, finished or not.
 
@@ -408,6 +444,8 @@ class Summary:
     """Reason for each trial whose test items cannot be used."""
     findings: list[str] = dataclasses.field(default_factory=list)
     """The results as sentences."""
+    answer: Answer | None = None
+    """The answer in short; None in a summary of an older version."""
 
 
 def read_study_file(path: pathlib.Path) -> StudyFile:

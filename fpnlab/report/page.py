@@ -12,6 +12,7 @@ from fpnlab.records.json_files import JsonObject, replace_file
 from fpnlab.records.plain_text import visible
 from fpnlab.records.study_records import ClaimBootstrap, ClaimResult, Summary
 from fpnlab.report import figure_text, figures, gallery, tables
+from fpnlab.report.comparison_matrix import comparison_matrix
 from fpnlab.report.diagnostic_figures import Sketch, run_sketches, study_sketches
 from fpnlab.report.draw import class_color
 from fpnlab.report.page_parts import Figure, PageParts
@@ -59,6 +60,7 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
         "sections": {},
         "claims": [],
         "family": "",
+        "matrix": None,
         "doubts": _doubts(study.trials),
         "short_names": _short_names(study.plan.arms),
     }
@@ -67,6 +69,7 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
             "sections": parts.make("numbers", lambda: _draw_summary(summary, parts), {}),
             "claims": parts.make("verdicts", lambda: _draw_verdicts(summary, parts), []),
             "family": parts.make("family of tests", lambda: tables.family_note(summary), ""),
+            "matrix": parts.make("matrix of arms", lambda: comparison_matrix(summary), None),
         }
     parts.left_out += [*study.problems, *(p for trial in study.trials for p in _problems(trial))]
     return _write_page(study.folder, "study.html", context, parts)

@@ -5,6 +5,7 @@ from rich.text import Text
 
 from fpnlab.records.plain_text import visible
 from fpnlab.records.study_records import Summary
+from fpnlab.report.comparison_matrix import comparison_matrix
 from fpnlab.report.tables import (
     bounds_note,
     claim_bootstrap,
@@ -41,6 +42,27 @@ def summary_table(summary: Summary) -> Table:
         # Without spaces, five columns fit into a terminal of 80 characters.
         cells = [mean_and_half_width(cell).replace(" ", "") for cell in line.cells]
         table.add_row(*(_text(text) for text in (line.arm, line.evaluation, *cells)))
+    return table
+
+
+def answer_text(summary: Summary) -> Text:
+    """Returns the sentences that answer a study's question, one in a line."""
+    sentences = summary.answer.sentences if summary.answer else summary.findings
+    return Text("\n".join(map(visible, sentences)))
+
+
+def comparison_table(summary: Summary) -> Table | None:
+    """Returns the comparisons of pairs of arms by axis value as a table; None without any."""
+    if (matrix := comparison_matrix(summary)) is None:
+        return None
+    notes = Text("\n".join(map(visible, matrix.notes)))
+    table = Table(title=_text(matrix.caption), caption=notes)
+    table.add_column(_text(matrix.corner))
+    for value in summary.axis_values:
+        table.add_column(_text(str(value)), justify="right")
+    for line in matrix.lines:
+        cells = [_text(cell.text.replace(" ", "")) for cell in line.cells]
+        table.add_row(_text(line.name), *cells)
     return table
 
 

@@ -60,8 +60,8 @@ class Listener(StudyListener):
 
 
 def numbers(summary):
-    """The summary without its sentences."""
-    return dataclasses.replace(summary, findings=[], verdicts=[])
+    """The summary without its sentences, and the answer, which version 0.1 lacks."""
+    return dataclasses.replace(summary, findings=[], verdicts=[], answer=None)
 
 
 def resume(experiment, dataset, folder):

@@ -12,10 +12,11 @@ import time
 import pytest
 
 from fpnlab.config.load import load_config
-from fpnlab.config.trials import trials
+from fpnlab.config.trials import points, trials
 from fpnlab.config.validate import config_hash
 from fpnlab.records.run_records import read_result
 from fpnlab.study import lease
+from fpnlab.study.context import run_path
 from fpnlab.study.ledger import Ledger, LedgerRow
 
 from ..small_config import MODEL
@@ -100,13 +101,13 @@ class Workers:
     """Workers of one study by owner name."""
 
     folder: pathlib.Path
-    seconds: float
     lease: float = 3.0
     tick: float = 0.1
     processes: dict = dataclasses.field(default_factory=dict)
 
-    def start(self, owner, skew="0", before_lock=0.0):
-        numbers = map(str, (self.seconds, self.lease, self.tick, before_lock))
+    def start(self, owner, seconds, skew="0", before_lock=0.0):
+        """Starts a worker that trains for some seconds, on a clock that is off by others."""
+        numbers = map(str, (seconds, self.lease, self.tick, before_lock))
         command = [sys.executable, "-c", WORKER, str(self.folder), owner, skew, *numbers]
         self.processes[owner] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
@@ -128,6 +129,12 @@ class Workers:
     def send(self, owner, number):
         os.kill(self.processes[owner].pid, number)
 
+    def kill(self):
+        """Ends all workers, and closes what they print to."""
+        for process in self.processes.values():
+            process.kill()
+            process.communicate()
+
     def end(self, timeout=240.0):
         """Waits for all workers that were not killed; each must end without an error."""
         for owner, process in self.processes.items():
@@ -142,14 +149,16 @@ class Workers:
 def make_workers(tmp_path):
     with contextlib.ExitStack() as stack:
 
-        def make(count, seconds, **fields):
+        def make(count, **fields):
             (tmp_path / "config.toml").write_text(CONFIG % list(range(count)))
-            plan = trials(load_config(tmp_path / "config.toml"))
+            experiment = load_config(tmp_path / "config.toml")
+            paths = {point.name: run_path(point) for point in points(experiment)}
             Ledger(tmp_path / "ledger.sqlite", journal="wal").expect(
-                LedgerRow(t.name, config_hash(t.experiment), t.cell, t.split) for t in plan
+                LedgerRow(t.name, config_hash(t.experiment), t.cell, t.split, paths[t.name])
+                for t in trials(experiment)
             )
-            workers = Workers(tmp_path, seconds, **fields)
-            stack.callback(lambda: [process.kill() for process in workers.processes.values()])
+            workers = Workers(tmp_path, **fields)
+            stack.callback(workers.kill)
             return workers
 
         yield make
@@ -169,29 +178,29 @@ SKEWS = ("0", "1.5", "-1.5", "3600", "-3600", "jumps")
 
 
 def test_workers_whose_clocks_differ_or_jump_run_each_trial_once(make_workers):
-    """Six workers, six trials of two leases, then an idle worker for each but one trial."""
-    workers = make_workers(len(SKEWS) + 1, seconds=6.0)
+    """Six workers for seven trials of two leases each, so that five observe the last one."""
+    workers = make_workers(len(SKEWS) + 1)
     for skew in SKEWS:
-        workers.start(f"owner{skew}", skew)
+        workers.start(f"owner{skew}", 6.0, skew)
     workers.end()
     check_each_trial_ran_once(workers, len(SKEWS) + 1)
 
 
 def test_workers_whose_clocks_differ_run_trials_of_minutes_once(make_workers):
     """The lease of the package: three workers for two trials, so that one only observes."""
-    workers = make_workers(2, seconds=150.0, lease=lease.LEASE_SECONDS, tick=lease.TICK_SECONDS)
+    workers = make_workers(2, lease=lease.LEASE_SECONDS, tick=lease.TICK_SECONDS)
     for skew in ("0", "1.5", "-1.5"):
-        workers.start(f"owner{skew}", skew)
+        workers.start(f"owner{skew}", 150.0, skew)
     workers.end(timeout=400)
     check_each_trial_ran_once(workers, 2)
 
 
 @pytest.mark.parametrize("skew", ["-3600", "-1.5", "0", "1.5", "3600"])
 def test_the_trial_of_a_killed_worker_is_claimed_after_one_lease(skew, make_workers):
-    workers = make_workers(1, seconds=4.0)
-    workers.start("first")
+    workers = make_workers(1)
+    workers.start("first", 600.0)
     [(_, _, name, _)] = workers.until("trains")
-    workers.start("second", skew)
+    workers.start("second", 1.0, skew)
     workers.until("starts", 2)
     time.sleep(workers.lease / 3 + 2 * workers.tick)
     workers.send("first", signal.SIGKILL)
@@ -206,12 +215,12 @@ def test_the_trial_of_a_killed_worker_is_claimed_after_one_lease(skew, make_work
 
 
 def test_a_stopped_worker_that_holds_the_folder_keeps_its_trial(make_workers):
-    workers = make_workers(1, seconds=2.0)
-    workers.start("first")
+    workers = make_workers(1)
+    workers.start("first", 2.0)
     workers.until("trains")
-    workers.start("second")
-    workers.until("starts", 2)
     workers.send("first", signal.SIGSTOP)
+    workers.start("second", 1.0)
+    workers.until("starts", 2)
     time.sleep(2.5 * workers.lease)
     workers.send("first", signal.SIGCONT)
     workers.end()
@@ -219,11 +228,11 @@ def test_a_stopped_worker_that_holds_the_folder_keeps_its_trial(make_workers):
 
 
 def test_a_worker_stopped_before_it_holds_the_folder_records_nothing_when_it_goes_on(make_workers):
-    workers = make_workers(1, seconds=1.0)
-    workers.start("first", before_lock=1.0)
+    workers = make_workers(1)
+    workers.start("first", 1.0, before_lock=1.0)
     workers.until("claimed")
     workers.send("first", signal.SIGSTOP)
-    workers.start("second")
+    workers.start("second", 1.0)
     workers.until("finished")
     workers.send("first", signal.SIGCONT)
     workers.end()
@@ -237,10 +246,10 @@ def test_a_worker_stopped_before_it_holds_the_folder_records_nothing_when_it_goe
 
 def test_workers_that_are_stopped_together_keep_their_trials(make_workers):
     """As on a machine that is suspended: no time passes in which one sees the other silent."""
-    workers = make_workers(1, seconds=2.0)
-    workers.start("first", before_lock=3.0)
+    workers = make_workers(1)
+    workers.start("first", 1.0, before_lock=20.0)
     workers.until("claimed")
-    workers.start("second")
+    workers.start("second", 1.0)
     workers.until("starts", 2)
     for owner in ("first", "second"):
         workers.send(owner, signal.SIGSTOP)

@@ -1,9 +1,13 @@
 """Owners are judged by their heartbeats, on the clock of the observer alone."""
 
+import time
+
 import pytest
 
 from fpnlab.run.folder import locked
-from fpnlab.study.lease import LEASE_SECONDS, TICK_SECONDS, Heartbeats
+from fpnlab.run.interrupts import Stop
+from fpnlab.study import lease
+from fpnlab.study.lease import LEASE_SECONDS, TICK_SECONDS, Heartbeats, Lease
 from fpnlab.study.ledger import Ledger, LedgerRow
 
 
@@ -123,3 +127,19 @@ def test_an_owner_that_starts_again_under_its_name_expires_its_former_self(ledge
     name, heartbeats = ledger.claim("x"), Heartbeats(ledger, clock)
     assert until_expired(ledger, heartbeats, clock, name) >= LEASE_SECONDS
     assert ledger.claim("x") == name
+
+
+def test_an_owner_that_was_suspended_finds_its_lease_lost_at_its_first_tick(ledger, monkeypatch):
+    monkeypatch.setattr(lease, "TICK_SECONDS", 0.01)
+    ledger.claim("x")
+    slept = [0.0]
+    monkeypatch.setattr(lease, "uptime", lambda: time.monotonic() + slept[0])
+    with Lease(ledger, ["a"], "x", Stop(), lambda: None) as held:
+        ledger.expire(ledger.heartbeats())
+        time.sleep(0.1)
+        assert not held.stop.requested
+        slept[0] = LEASE_SECONDS
+        end = time.monotonic() + 10
+        while not held.stop.requested:
+            assert time.monotonic() < end
+            time.sleep(0.01)

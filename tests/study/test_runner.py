@@ -208,6 +208,21 @@ def test_results_are_found_again_without_the_ledger(whole, study, dataset, tmp_p
     assert summary.rows == whole[1].rows
 
 
+def test_a_failed_trial_whose_folder_has_its_result_is_recorded_as_finished(
+    whole, study, dataset, tmp_path
+):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    ledger, name = Ledger(tmp_path / "ledger.sqlite"), "bn-batch_size-2-seed-0"
+    ledger.reopen([name])
+    assert ledger.claim("x") == name
+    assert ledger.fail(name, "x", "3 workers died while running it")
+    summary, listener, statuses = start(study, dataset, tmp_path)
+    assert listener.of("record") == []
+    assert statuses[name] == "done"
+    assert summary.counts == whole[1].counts
+    assert results(tmp_path) == results(whole[0])
+
+
 def test_a_runner_claims_the_trial_of_a_dead_worker_at_once(whole, study, dataset, tmp_path):
     """The lease has not expired, but no process holds the lock on the folder."""
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)

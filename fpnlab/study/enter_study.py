@@ -84,7 +84,7 @@ def enter_study(study: StudyContext, plan: list[Trial], description: StudyFile) 
     return dataclasses.replace(description, additions=additions)
 
 
-def set_aside(study: StudyContext, run: Run) -> None:
+def move_replaced(study: StudyContext, run: Run) -> None:
     """Moves the earlier run of a trial with another tuned value to ``replaced``.
 
     Raises:

@@ -2,18 +2,28 @@
 
 Guarantees, for any number of workers in threads, processes and machines that share the file:
 
-**Ownership.** A running trial has one owner, which holds a lease on it until ``lease_until``, or
-longer if it renews the lease. `Ledger.claim` gives a free trial to exactly one owner: every change
-is one SQLite transaction that takes the write lock first (``begin immediate``), so that changes are
-serialized. `renew`, `release`, `finish` and `fail` change a trial only if the caller still owns it,
-and return whether it did. A worker that has lost its lease must stop, and its outcome is not
-recorded.
+**Ownership.** A running trial has at most one owner. `Ledger.claim` gives a free trial to exactly
+one: every change is one SQLite transaction that takes the write lock first (``begin immediate``),
+so that changes are serialized. `renew`, `release`, `set_aside`, `finish` and `fail` change a trial
+only if the caller still owns it, and return whether it did. A worker that has lost its lease must
+stop, and its outcome is not recorded.
 
-**Death of an owner.** A dying worker need not write anything: its lease expires, and the trial can
-be claimed again. `expire` ends the leases of a worker that is known to be dead at once. A trial
-fails once ``MOST_ATTEMPTS`` of its owners have died; a claim that was released does not count as an
-attempt. A lease that ends later than this clock could have set it dates from before the clock was
-set back, and counts as expired.
+**Leases.** The ledger holds no times, because the clocks of two machines differ, and any clock may
+jump. A running trial has a `Heartbeat`: its owner, and a number that grows with each claim and each
+`renew`, and never falls. Whoever has seen one heartbeat for the length of a lease on its own clock
+may `expire` it, which ends the ownership only if the heartbeat is still that one in the
+transaction. An observer that starts later expires it later, and none too early. The class
+``lease.Heartbeats`` observes on behalf of a worker.
+
+**Death of an owner.** A dying worker need not write anything: its heartbeat stands still. The
+leases of a worker that is known to be dead can be expired at once. A trial whose lease has expired
+is free. The ledger counts the attempts at a trial: its claims, without those that were released or
+set aside. An attempt after ``MOST_ATTEMPTS`` must not run the trial, but records its outcome: the
+result that its folder holds, or else that it failed.
+
+**Locked folders.** A process that holds the lock on a trial's folder is alive, whatever its
+heartbeat, and no other can run the trial. A worker that finds the folder of a claimed trial locked
+leaves the trial to that process with `set_aside`: it then has an owner without a heartbeat.
 
 **Threads and processes.** A `Ledger` holds no connection: each call opens and closes its own, so
 that threads can share one object. With the ``wal`` journal, readers do not wait for writers, but
@@ -29,50 +39,19 @@ holds status, score and path. A trial that has ended but whose result is missing
 import contextlib
 import pathlib
 import sqlite3
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from fpnlab.errors import RunFolderError
+from fpnlab.study.ledger_schema import MIGRATIONS, SCHEMA, VERSION
 
-VERSION = 4
 MOST_ATTEMPTS = 3
 """Number of claims whose owners died after which a trial fails."""
-SCHEMA = """
-create table if not exists trials (
-    name text primary key,
-    hash text not null,
-    cell text not null,
-    split text not null,
-    path text not null default '',
-    status text not null default 'waiting',
-    owner text,
-    lease_until real not null default 0,
-    attempts integer not null default 0,
-    error text,
-    score real,
-    pack text
-);
-create index if not exists by_status on trials (status);
-create index if not exists by_cell on trials (cell, split, status);
-create index if not exists by_pack on trials (pack);
-create table if not exists control (stopping integer not null);
-insert into control select 0 where not exists (select * from control);
-"""
-MIGRATION = """
-alter table trials add column path text not null default '';
-alter table trials add column score real;
-update trials set path = case split when 'validation' then 'tuning/' else 'trials/' end || name;
-alter table trials drop column result;
-"""
-"""Migration from version 3, which stored results in the ledger."""
-# The second condition on the lease catches a clock that was set back (see the module docstring).
-FREE = """
-status in ('waiting', 'running') and (lease_until <= :now or lease_until > :now + :seconds + 1)
-"""
+# Trials that wait, and trials whose lease has expired.
+FREE = "status in ('waiting', 'running') and owner is null"
 # A main trial waits until the tuning trials of its cell have ended.
 CLAIMABLE = f"""
-select name, attempts, status from trials as wanted
+select name, attempts from trials as wanted
 where {FREE}
   and (split = 'validation' or not exists (
     select * from trials as before
@@ -81,8 +60,8 @@ where {FREE}
 order by rowid limit 1
 """
 TAKE = """
-update trials set status = 'running', owner = :owner, lease_until = :now + :seconds,
-  attempts = attempts + 1, error = null
+update trials set status = 'running', owner = :owner, beat = beat + 1, attempts = attempts + 1,
+  error = null
 """
 PACK = "select pack from trials where name = :name"
 
@@ -103,9 +82,9 @@ class LedgerRow(NamedTuple):
     status: str = "waiting"
     """``waiting``, ``running``, ``done``, ``diverged`` or ``failed``."""
     owner: str | None = None
-    """Name of the worker that runs it."""
+    """Name of the worker that runs it; None while it waits, or once the lease has expired."""
     attempts: int = 0
-    """Number of claims, without those that were released."""
+    """Number of claims, without those that were released or set aside."""
     error: str | None = None
     """Why it diverged or failed."""
     score: float | None = None
@@ -120,15 +99,24 @@ OPEN = ("waiting", "running")
 """Statuses of a trial that has not ended."""
 
 
+class Heartbeat(NamedTuple):
+    """The sign of life of a running trial's owner."""
+
+    name: str
+    """Name of the trial."""
+    owner: str
+    """Name of the worker that owns it."""
+    beat: int
+    """Number of claims and renewals of the trial so far."""
+    path: str
+    """The run folder, relative to the study folder."""
+
+
 class Ledger:
     """The trials of a study with their status; the module docstring states the guarantees."""
 
     def __init__(
-        self,
-        path: pathlib.Path,
-        *,
-        journal: Literal["wal", "delete"] | None = None,
-        clock: Callable[[], float] = time.time,
+        self, path: pathlib.Path, *, journal: Literal["wal", "delete"] | None = None
     ) -> None:
         """Opens a ledger, or creates one.
 
@@ -136,16 +124,15 @@ class Ledger:
           path: The file.
           journal: SQLite's journal mode: ``wal`` for workers on one machine, ``delete`` for workers
             on several (WAL needs shared memory); None keeps the mode of the file.
-          clock: Returns the seconds since the epoch.
 
         Raises:
           RunFolderError: The file is not a ledger, or was written by an unknown version.
         """
-        self.path, self._clock = path, clock
+        self.path = path
         with self._open() as database:
             version = database.execute("pragma user_version").fetchone()[0]
             old = database.execute("select * from sqlite_master where name = 'trials'").fetchone()
-            if old and version not in (3, VERSION):
+            if old and version not in (*MIGRATIONS, VERSION):
                 raise RunFolderError(
                     f"{path}: written by another version of fpnlab (ledger version {version}; "
                     f"expected {VERSION}); choose another folder with --out, or remove this file: "
@@ -155,9 +142,18 @@ class Ledger:
                 database.execute(f"pragma journal_mode = {journal}")
             if not old:
                 database.executescript(f"{SCHEMA}\npragma user_version = {VERSION};")
-            elif version == 3:
-                script = f"begin immediate;{MIGRATION}pragma user_version = {VERSION};commit;"
-                database.executescript(script)
+        if old and version != VERSION:
+            self._migrate()
+
+    def _migrate(self) -> None:
+        """Turns a ledger of an older version into one of this version."""
+        with self._transaction() as database:
+            # Another process may have migrated it while this one waited for the lock.
+            [version] = database.execute("pragma user_version").fetchone()
+            for older in range(version, VERSION):
+                for statement in MIGRATIONS[older]:
+                    database.execute(statement)
+            database.execute(f"pragma user_version = {VERSION}")
 
     def expect(self, trials: Iterable[LedgerRow]) -> None:
         """Adds the trials of a study; known trials stay unchanged.
@@ -209,50 +205,39 @@ class Ledger:
         """Resets trials to the status of trials that never ran."""
         with self._transaction() as database:
             database.executemany(
-                "update trials set status = 'waiting', owner = null, lease_until = 0, "
-                "attempts = 0, error = null, score = null where name = ?",
+                "update trials set status = 'waiting', owner = null, attempts = 0, error = null, "
+                "score = null where name = ?",
                 [(name,) for name in names],
             )
 
-    def claim(self, owner: str, seconds: float) -> str | None:
-        """Returns a trial after leasing it to ``owner`` for ``seconds``; None if none is free.
+    def claim(self, owner: str) -> str | None:
+        """Returns a trial after leasing it to ``owner``; None if none is free.
 
         Claims the first trial that waits or whose lease has expired. Main trials wait for the
         tuning trials of their cell. The other trials of its pack are claimed with it, except on the
-        last attempt, for which the pack is split up.
+        last attempt, which is made alone.
         """
         with self._transaction() as database:
-            # Read the clock after waiting for the lock: compared to an earlier time, a lease that
-            # was just given would look as if the clock had been set back.
-            given = {"owner": owner, "now": self._clock(), "seconds": seconds}
-            while True:
-                row = database.execute(CLAIMABLE, given).fetchone()
-                if row is None:
-                    return None
-                name, attempts, status = row
-                if status == "waiting" or attempts < MOST_ATTEMPTS:
-                    which, mates = {**given, "name": name}, f"pack = ({PACK})"
-                    # One trial may be what kills the workers: it must not fail its whole pack.
-                    if attempts == MOST_ATTEMPTS - 1:
-                        database.execute(f"update trials set pack = name where {mates}", which)
-                    database.execute(f"{TAKE} where name = :name or ({mates} and {FREE})", which)
-                    return name
-                error = f"{attempts} workers died while running it (killed, or out of memory)"
-                database.execute(
-                    "update trials set status = 'failed', owner = null, error = ? where name = ?",
-                    (error, name),
-                )
+            row = database.execute(CLAIMABLE).fetchone()
+            if row is None:
+                return None
+            name, attempts = row
+            given, mates = {"owner": owner, "name": name}, f"pack = ({PACK})"
+            # One trial may be what kills the workers: it must not fail its whole pack.
+            if attempts >= MOST_ATTEMPTS - 1:
+                query = f"update trials set pack = name where name = :name or {mates}"
+                database.execute(query, given)
+            database.execute(f"{TAKE} where name = :name or ({mates} and {FREE})", given)
+            return name
 
-    def claim_pack(
-        self, name: str, owner: str, seconds: float, most: int
-    ) -> tuple[list[str], bool]:
+    def claim_pack(self, name: str, owner: str, most: int) -> tuple[list[str], bool]:
         """Returns the trials that ``owner`` may train together, and whether they are a pack.
 
         The trials of an existing pack were claimed with ``name``. If there is none, waiting trials
         of the same cell that are in no pack are claimed too, up to ``most`` trials in all.
         """
         with self._transaction() as database:
-            given = {"owner": owner, "now": self._clock(), "seconds": seconds, "name": name}
+            given = {"owner": owner, "name": name}
             if database.execute(PACK, given).fetchone()[0] is not None:
                 query = (
                     "select name from trials where owner = :owner and status = 'running' "
@@ -262,7 +247,7 @@ class Ledger:
             query = (
                 "select mate.name from trials as mate join trials as first using (cell, split) "
                 "where first.name = :name and mate.status = 'waiting' and mate.pack is null "
-                "and mate.lease_until <= :now order by mate.rowid limit :others"
+                "order by mate.rowid limit :others"
             )
             found = database.execute(query, {**given, "others": most - 1}).fetchall()
             for (mate,) in found:
@@ -283,18 +268,29 @@ class Ledger:
                 [(names[0] if together else name, name) for name in names],
             )
 
-    def renew(self, name: str, owner: str, seconds: float) -> bool:
-        """Returns whether ``owner`` still owns the trial; if so, extends its lease."""
-        return self._write(name, owner, "lease_until = ?", self._clock() + seconds)
+    def renew(self, names: Iterable[str], owner: str) -> bool:
+        """Returns whether ``owner`` still owns all the trials; renews its leases on those it owns.
 
-    def release(self, name: str, owner: str, delay: float = 0.0) -> bool:
-        """Returns whether ``owner`` owned the trial; if so, releases it.
-
-        The claim does not count as an attempt, and the trial cannot be claimed again for ``delay``
-        seconds.
+        The trials of a pack are renewed at once, so that they also expire at once.
         """
-        change = "status = 'waiting', owner = null, attempts = attempts - 1, lease_until = ?"
-        return self._write(name, owner, change, self._clock() + delay if delay else 0.0)
+        return self._write_all(names, owner, "beat = beat + 1")
+
+    def release(self, names: Iterable[str], owner: str) -> bool:
+        """Returns whether ``owner`` owned all the trials; releases those it owned.
+
+        The claims do not count as attempts.
+        """
+        change = "status = 'waiting', owner = null, attempts = attempts - 1"
+        return self._write_all(names, owner, change)
+
+    def set_aside(self, names: Iterable[str], owner: str) -> bool:
+        """Returns whether ``owner`` owned all the trials; leaves them to who locks a folder.
+
+        The claims do not count as attempts. Once the lease of that process has expired, the trials
+        can be claimed again.
+        """
+        change = "owner = ?, beat = beat + 1, attempts = attempts - 1"
+        return self._write_all(names, owner, change, f"holder of a lock met by {owner}")
 
     def finish(
         self, name: str, owner: str, status: str, error: str | None, score: float | None
@@ -307,15 +303,32 @@ class Ledger:
         """Returns whether ``owner`` still owned the trial; if so, records that it failed."""
         return self._write(name, owner, "status = 'failed', error = ?, owner = null", error)
 
-    def expire(self, owner: str) -> list[str]:
-        """Returns the trials of a dead worker, after ending its leases."""
+    def heartbeats(self, owner: str | None = None) -> list[Heartbeat]:
+        """Returns the heartbeats of all running trials, or of those of one owner."""
+        query = (
+            "select name, owner, beat, path from trials where status = 'running' "
+            "and owner is not null and (:owner is null or owner = :owner)"
+        )
+        with self._open() as database:
+            return [Heartbeat(*row) for row in database.execute(query, {"owner": owner})]
+
+    def expire(self, dead: Iterable[Heartbeat]) -> list[str]:
+        """Returns the trials whose heartbeat was still one of ``dead``, after ending their leases.
+
+        The claims count as attempts, and the trials can be claimed at once.
+        """
+        query = (
+            "update trials set owner = null where name = :name and owner = :owner and beat = :beat "
+            "and status = 'running'"
+        )
         with self._transaction() as database:
-            found = database.execute(
-                "update trials set lease_until = 0 where owner = ? and status = 'running' "
-                "returning name",
-                (owner,),
-            )
-            return [name for (name,) in found]
+            return [each.name for each in dead if database.execute(query, each._asdict()).rowcount]
+
+    def attempts(self, name: str) -> int:
+        """Returns the number of attempts at a trial."""
+        query = "select attempts from trials where name = ?"
+        with self._open() as database:
+            return database.execute(query, (name,)).fetchone()[0]
 
     def rows(self) -> dict[str, LedgerRow]:
         """Returns the trials with their status, in the order of the study."""
@@ -340,9 +353,14 @@ class Ledger:
 
     def _write(self, name: str, owner: str, change: str, *values: object) -> bool:
         """Returns whether ``owner`` owns the trial; if so, applies the change."""
+        return self._write_all([name], owner, change, *values)
+
+    def _write_all(self, names: Iterable[str], owner: str, change: str, *values: object) -> bool:
+        """Returns whether ``owner`` owns all the trials; applies the change to those it owns."""
         query = f"update trials set {change} where name = ? and owner = ? and status = 'running'"
         with self._transaction() as database:
-            return database.execute(query, (*values, name, owner)).rowcount == 1
+            changed = [database.execute(query, (*values, name, owner)).rowcount for name in names]
+            return all(changed)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -265,7 +265,8 @@ def _supervise(study: StudyContext, executor: Executor, stop: Stop, progress: _P
                 # Replace workers that died during a trial and workers that a cluster preempted. The
                 # ledger limits the attempts, so that a trial that kills workers does not loop.
                 evicted = code == Interrupted.exit_code and executor.over_network
-                if study.ledger.expire(owner) or evicted:
+                dead = study.ledger.heartbeats(owner)
+                if study.ledger.expire(dead) or evicted:
                     executor.start(_commands(study, 1))
             progress.report_workers()
             # Do not wait for jobs that are still queued: no trial is left for them.

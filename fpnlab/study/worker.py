@@ -21,12 +21,13 @@ from fpnlab.data.load_data import Data, load
 from fpnlab.errors import FolderLockedError, Interrupted
 from fpnlab.records.json_files import writing
 from fpnlab.records.run_records import RunResult
-from fpnlab.run.folder import Run
+from fpnlab.run.folder import Run, in_use
 from fpnlab.run.interrupts import Stop
 from fpnlab.run.run import run_trials
 from fpnlab.study.context import StudyContext, StudyListener
-from fpnlab.study.enter_study import set_aside
-from fpnlab.study.lease import LEASE_SECONDS, TICK_SECONDS, Lease
+from fpnlab.study.enter_study import move_replaced
+from fpnlab.study.lease import TICK_SECONDS, Heartbeats, Lease
+from fpnlab.study.ledger import MOST_ATTEMPTS
 from fpnlab.study.packing import packing_pays
 
 
@@ -60,10 +61,12 @@ def work(
       Interrupted: ``stop`` was requested; the running trials were saved first.
       RunFolderError: The ledger cannot be used.
     """
+    heartbeats = Heartbeats(study.ledger)
 
     def listen() -> bool:
         if not stop.requested and (orphaned() or study.ledger.stopping()):
             stop.requested = True
+        heartbeats.look()
         return stop.requested
 
     while not listen():
@@ -95,10 +98,10 @@ def _claim(
     study: StudyContext, owner: str, stop: Stop, listen: Callable[[], object]
 ) -> _Claim | None:
     """Returns a claim on a free trial and those of its cell that may be packed with it."""
-    name = study.ledger.claim(owner, LEASE_SECONDS)
+    name = study.ledger.claim(owner)
     if name is None:
         return None
-    names, is_pack = study.ledger.claim_pack(name, owner, LEASE_SECONDS, study.pack)
+    names, is_pack = study.ledger.claim_pack(name, owner, study.pack)
     return _Claim(Lease(study.ledger, names, owner, stop, listen), is_pack)
 
 
@@ -109,12 +112,13 @@ def _carry_out(study: StudyContext, claim: _Claim, stop: Stop, listener: StudyLi
         try:
             _build(study, claim, listener)
             results = _run(study, claim, listener)
-        except (Interrupted, FolderLockedError) as error:
-            # The previous owner has lost the lease but still holds the lock on the folder: leave it
-            # the time to notice before the trial is claimed again.
-            delay = LEASE_SECONDS / 2 if isinstance(error, FolderLockedError) else 0.0
-            _release(claim, listener, delay)
-            if stop.requested and isinstance(error, Interrupted):
+        except FolderLockedError:
+            lease.set_aside()
+            _release(claim, listener)
+            return
+        except Interrupted:
+            _release(claim, listener)
+            if stop.requested:
                 raise
             return
         except Exception as error:
@@ -162,8 +166,16 @@ def _run(study: StudyContext, claim: _Claim, listener: StudyListener) -> list[Ru
         for trial in claim.trials
     ]
     for run in runs:
-        set_aside(study, run)
+        move_replaced(study, run)
+    if study.ledger.attempts(runs[0].trial.name) > MOST_ATTEMPTS and _died(runs[0]):
+        error = f"{MOST_ATTEMPTS} workers died while running it (killed, or out of memory)"
+        return [study.failed_result(runs[0].trial.name, error)]
     return run_trials(runs, _dataset(study, claim.trials[0]), stop=claim.lease.stop)
+
+
+def _died(run: Run) -> bool:
+    """Returns whether the last worker of a run has died before it wrote a result."""
+    return not in_use(run.folder) and run.files.finished() is None
 
 
 def _record(
@@ -184,8 +196,8 @@ def _record(
             listener.pause(trials[name])
 
 
-def _release(claim: _Claim, listener: StudyListener, delay: float = 0.0) -> None:
-    claim.lease.release(delay=delay)
+def _release(claim: _Claim, listener: StudyListener) -> None:
+    claim.lease.release()
     for trial in claim.trials if claim.started else ():
         listener.pause(trial)
 

@@ -18,7 +18,7 @@ from fpnlab.config.trials import trials
 from fpnlab.errors import Interrupted, WorkersLostError
 from fpnlab.records.run_records import RunResult, last_record, write_result
 from fpnlab.run.interrupts import Stop
-from fpnlab.study import runner, worker
+from fpnlab.study import lease, runner, worker
 from fpnlab.study.context import StudyListener, open_study
 from fpnlab.study.executors.local import Local, machine_share, worker_command
 from fpnlab.study.ledger import Ledger
@@ -43,7 +43,7 @@ def study(experiment):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(worker, "LEASE_SECONDS", 5.0)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 5.0)
     monkeypatch.setattr(worker, "TICK_SECONDS", 0.02)
     monkeypatch.setattr(runner, "LOOK_SECONDS", 0.02)
 

@@ -1,4 +1,7 @@
-"""Studies whose processes are killed at random moments end like uninterrupted ones."""
+"""Studies whose processes are killed at random moments end like uninterrupted ones.
+
+The environment variable ``FPNLAB_KILLS`` sets the number of kills for each number of workers.
+"""
 
 import contextlib
 import hashlib
@@ -19,7 +22,7 @@ from fpnlab.study.verify import verify
 from fpnlab.train.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow
-KILLS = 12
+KILLS = int(os.environ.get("FPNLAB_KILLS", "12"))
 CLOCKS = ("seconds", "examples_per_second")
 CONFIG = """
 log_examples = 40
@@ -52,7 +55,8 @@ def config(tmp_path_factory):
 def running(config, folder, workers):
     command = [sys.executable, "-m", "fpnlab", "study", str(config), "--out", str(folder)]
     # The study must outlast all kills, and more workers run more steps between two of them.
-    command += ["--workers", str(workers), "--train.examples", str(3000 * workers)]
+    examples = 250 * KILLS * workers
+    command += ["--workers", str(workers), "--train.examples", str(examples)]
     with (folder.parent / "errors").open("w") as errors:
         process = subprocess.Popen(command, stderr=errors)
         try:
@@ -64,7 +68,7 @@ def running(config, folder, workers):
 
 def finish(config, folder, workers):
     with running(config, folder, workers) as process:
-        assert process.wait(timeout=400) == 0, (folder.parent / "errors").read_text()
+        assert process.wait(timeout=40 * KILLS) == 0, (folder.parent / "errors").read_text()
 
 
 def timeless(record):
@@ -124,7 +128,7 @@ def worker_ids(folder):
 def test_a_study_killed_repeatedly_ends_like_an_uninterrupted_one(workers, config, tmp_path):
     """Kills at random moments, each after training has resumed from the one before.
 
-    Twelve kills for each number of workers; with two workers, every third kills a worker.
+    With two workers, every third kills a worker.
     """
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finish(config, whole, workers)

@@ -208,12 +208,27 @@ def test_results_are_found_again_without_the_ledger(whole, study, dataset, tmp_p
     assert summary.rows == whole[1].rows
 
 
+def test_a_failed_trial_whose_folder_has_its_result_is_recorded_as_finished(
+    whole, study, dataset, tmp_path
+):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    ledger, name = Ledger(tmp_path / "ledger.sqlite"), "bn-batch_size-2-seed-0"
+    ledger.reopen([name])
+    assert ledger.claim("x") == name
+    assert ledger.fail(name, "x", "3 workers died while running it")
+    summary, listener, statuses = start(study, dataset, tmp_path)
+    assert listener.of("record") == []
+    assert statuses[name] == "done"
+    assert summary.counts == whole[1].counts
+    assert results(tmp_path) == results(whole[0])
+
+
 def test_a_runner_claims_the_trial_of_a_dead_worker_at_once(whole, study, dataset, tmp_path):
     """The lease has not expired, but no process holds the lock on the folder."""
     shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.reopen(["bn-batch_size-2-seed-0"])
-    assert ledger.claim("dead", 60.0) == "bn-batch_size-2-seed-0"
+    assert ledger.claim("dead") == "bn-batch_size-2-seed-0"
     started = time.monotonic()
     start(study, dataset, tmp_path)
     assert time.monotonic() - started < 30
@@ -226,7 +241,7 @@ def test_a_new_runner_leaves_a_locked_trial_to_its_owner(whole, study, dataset, 
     ledger = Ledger(tmp_path / "ledger.sqlite")
     names = ["bn-batch_size-2-seed-0", "ln-batch_size-2-seed-0"]
     ledger.reopen(names)
-    assert [ledger.claim("other", 60.0) for _ in names] == names
+    assert [ledger.claim("other") for _ in names] == names
     context = StudyContext(tmp_path, study, {p.name: p for p in points(study)}, dataset, ledger)
     with locked(context.run_folder(names[0])):
         _reopen(context)
@@ -234,8 +249,8 @@ def test_a_new_runner_leaves_a_locked_trial_to_its_owner(whole, study, dataset, 
     assert (held.status, held.owner, held.attempts) == ("running", "other", 1)
     assert (left.status, left.owner, left.attempts) == ("waiting", None, 0)
     # Only the owner of the locked folder still owns its trial.
-    assert ledger.renew(names[0], "other", 60.0)
-    assert not ledger.renew(names[1], "other", 60.0)
+    assert ledger.renew([names[0]], "other")
+    assert not ledger.renew([names[1]], "other")
 
 
 def test_the_ledger_has_the_score_and_folder_of_each_result(whole):

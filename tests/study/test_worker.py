@@ -13,10 +13,11 @@ from fpnlab.config.validate import config_hash, resolved, validate
 from fpnlab.data.dataset import Dataset
 from fpnlab.errors import FolderLockedError, Interrupted, RunFolderError
 from fpnlab.records.run_records import RunResult, write_result
+from fpnlab.run.folder import claim_folder, locked
 from fpnlab.run.interrupts import Stop
 from fpnlab.study import context, lease, worker
-from fpnlab.study.context import StudyContext, StudyListener, open_study
-from fpnlab.study.ledger import Ledger, LedgerRow
+from fpnlab.study.context import StudyContext, StudyListener, open_study, run_path
+from fpnlab.study.ledger import MOST_ATTEMPTS, Ledger, LedgerRow
 from fpnlab.study.worker import work
 from fpnlab.types import Batch
 
@@ -32,8 +33,8 @@ GRID = Study(
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Leases and polling intervals of fractions of a second."""
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.6)
     for module in (worker, lease):
-        monkeypatch.setattr(module, "LEASE_SECONDS", 0.6)
         monkeypatch.setattr(module, "TICK_SECONDS", 0.02)
 
 
@@ -47,12 +48,12 @@ def make_study(experiment, dataset, tmp_path):
     def make(grid=GRID, base=experiment):
         studied = dataclasses.replace(base, study=grid)
         ledger = Ledger(tmp_path / "ledger.sqlite", journal="wal")
+        plan = {point.name: point for point in points(studied)}
         ledger.expect(
-            LedgerRow(t.name, config_hash(t.experiment), t.cell, t.split) for t in trials(studied)
+            LedgerRow(t.name, config_hash(t.experiment), t.cell, t.split, run_path(plan[t.name]))
+            for t in trials(studied)
         )
-        return StudyContext(
-            tmp_path, studied, {p.name: p for p in points(studied)}, dataset, ledger
-        )
+        return StudyContext(tmp_path, studied, plan, dataset, ledger)
 
     return make
 
@@ -161,7 +162,7 @@ def test_a_worker_that_loses_its_lease_stops_and_records_nothing(make_study, pre
         if ran == [first]:
             # Another worker claims the trial, as after a jump of the clock.
             study.ledger.reopen([first])
-            assert study.ledger.claim("other", 60.0) == first
+            assert study.ledger.claim("other") == first
             while not stop.requested:
                 time.sleep(0.01)
             raise Interrupted("saved")
@@ -169,7 +170,7 @@ def test_a_worker_that_loses_its_lease_stops_and_records_nothing(make_study, pre
 
     pretend(run)
     stop = Stop()
-    threading.Timer(1.5, lambda: study.ledger.release(first, "other")).start()
+    threading.Timer(1.5, lambda: study.ledger.release([first], "other")).start()
     events = go(study, stop=stop)
     assert not stop.requested
     assert events[:2] == [("begin", first), ("pause", first)]
@@ -185,7 +186,7 @@ def test_a_result_after_the_lease_was_lost_is_not_recorded(make_study, pretend):
     def run(trial, *_):
         if trial.name == first and study.ledger.rows()[first].owner == "x":
             study.ledger.reopen([first])
-            study.ledger.claim("other", 60.0)
+            study.ledger.claim("other")
             study.ledger.finish(first, "other", "done", None, 0.9)
         return result_of(trial, 0.1)
 
@@ -196,7 +197,7 @@ def test_a_result_after_the_lease_was_lost_is_not_recorded(make_study, pretend):
     assert scores == [0.9] + [0.1] * 7
 
 
-def test_a_trial_whose_folder_is_locked_is_released_and_run_later(make_study, pretend):
+def test_a_trial_whose_folder_is_locked_is_left_to_its_owner_and_run_later(make_study, pretend):
     study, order = make_study(), []
     first = next(iter(study.points))
 
@@ -215,13 +216,94 @@ def test_a_trial_whose_folder_is_locked_is_released_and_run_later(make_study, pr
     assert set(statuses(study)) == {"done"}
 
 
+def locking(run):
+    """Locks the folder of a trial while it is run, as training does."""
+
+    def run_locked(trial, dataset, folder, stop):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            return run(trial, dataset, folder, stop)
+
+    return run_locked
+
+
+def leave_result(study, name):
+    """Writes config and result of a trial as a worker does that then dies."""
+    trial, folder = study.build(name), study.run_folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    claim_folder(folder, trial.experiment)
+    return written(folder, result_of(trial, config_hash=config_hash(trial.experiment)))
+
+
+def let_owners_die(study, name, number):
+    """Claims a trial a number of times for workers that die."""
+    for i in range(number):
+        assert study.ledger.claim(f"dead{i}") == name
+        study.ledger.expire(study.ledger.heartbeats(f"dead{i}"))
+
+
+@pytest.mark.parametrize("died", [0, MOST_ATTEMPTS])
+def test_a_trial_whose_folder_stays_locked_neither_fails_nor_counts_attempts(
+    died, make_study, pretend
+):
+    """Whoever held the trial before has died, or it has never been claimed."""
+    study = make_study()
+    first, tries = next(iter(study.points)), []
+    let_owners_die(study, first, died)
+    run = locking(lambda trial, *_: result_of(trial))
+    pretend(lambda trial, *rest: tries.append(trial.name) or run(trial, *rest))
+    study.run_folder(first).mkdir(parents=True)
+    with locked(study.run_folder(first)):
+        workers = [threading.Thread(target=go, args=(study, owner)) for owner in "ab"]
+        for each in workers:
+            each.start()
+        time.sleep(5 * lease.LEASE_SECONDS)
+        row = study.ledger.rows()[first]
+        assert (row.status, row.attempts) == ("running", died)
+        assert tries.count(first) == 1
+        leave_result(study, first)
+    for each in workers:
+        each.join()
+    assert set(statuses(study)) == {"done"}
+    assert study.ledger.rows()[first].attempts == died + 1
+
+
 def test_the_trial_of_a_dead_worker_is_claimed_after_its_lease_expires(make_study, pretend):
     study = make_study()
-    first = study.ledger.claim("dead", worker.LEASE_SECONDS)
+    first = study.ledger.claim("dead")
     pretend(lambda trial, *_: result_of(trial))
+    started = time.monotonic()
     ended = [name for what, name in go(study) if what == "end"]
+    assert time.monotonic() - started > lease.LEASE_SECONDS
     assert first in ended[1:]
     assert study.ledger.rows()[first].attempts == 2
+
+
+def test_a_trial_that_kills_its_workers_fails_after_most_attempts(make_study, pretend):
+    study, ran = make_study(), []
+    first = next(iter(study.points))
+    let_owners_die(study, first, MOST_ATTEMPTS)
+    pretend(lambda trial, *_: ran.append(trial.name) or result_of(trial))
+    assert ("end", first) in go(study)
+    assert first not in ran
+    assert statuses(study) == ["failed"] + ["done"] * 7
+    error = "3 workers died while running it (killed, or out of memory)"
+    assert study.ledger.rows()[first].error == error
+
+
+@pytest.mark.parametrize("current", [True, False])
+def test_a_result_that_dead_workers_left_is_recorded_if_it_belongs_to_the_config(
+    current, make_study, pretend
+):
+    study = make_study()
+    first = next(iter(study.points))
+    let_owners_die(study, first, MOST_ATTEMPTS)
+    left = leave_result(study, first)
+    if not current:
+        written(study.run_folder(first), dataclasses.replace(left, config_hash="another"))
+    pretend(lambda trial, *_: result_of(trial, 0.7))
+    go(study)
+    assert statuses(study) == ["done" if current else "failed"] + ["done"] * 7
 
 
 @pytest.mark.parametrize("ask", ["ledger", "orphan", "signal"])
@@ -324,7 +406,7 @@ def test_a_pack_that_loses_the_lease_on_one_trial_releases_the_others(packs, mon
         trained.append([each.trial.name for each in runs])
         if len(trained) == 1:
             packs.ledger.reopen([first])
-            assert packs.ledger.claim("other", 60.0) == first
+            assert packs.ledger.claim("other") == first
             while not stop.requested:
                 time.sleep(0.01)
             packs.ledger.finish(first, "other", "done", None, 0.9)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from fpnlab.errors import DataError
+
 if TYPE_CHECKING:
     from fpnlab.config.experiment import Experiment
     from fpnlab.data.dataset import Dataset, Problem
@@ -132,11 +134,17 @@ def use_compilation_cache() -> None:
 
 
 def loaded_data(experiment: "Experiment") -> "Dataset":
-    """Returns the experiment's data; prints problems, and exits with 3 where loading fails."""
+    """Returns the experiment's data; prints problems, and exits with 3 where loading fails.
+
+    Raises:
+      DataError: A library that reads the data is not installed.
+    """
     from fpnlab.data.load_data import load
 
     try:
         dataset = load(experiment.data)
+    except ImportError as error:
+        raise DataError(str(error)) from None
     except (OSError, ValueError) as error:
         click.echo(
             f"fpnlab: {error}\nThe folder is the field data.root: --data.root PATH", err=True

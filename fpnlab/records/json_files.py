@@ -12,8 +12,11 @@ from typing import TypeVar
 import pydantic
 
 from fpnlab.errors import RunFolderError
+from fpnlab.records.regular_files import read_regular
 
 T = TypeVar("T")
+MOST_JSON_BYTES = 2**30
+"""Largest JSON file or log in bytes."""
 JsonObject = dict[str, object]
 """A JSON object."""
 AxisValue = str | int | float | bool | None
@@ -47,7 +50,9 @@ def read_json(path: pathlib.Path) -> JsonObject:
       RunFolderError: The file cannot be read, or does not hold an object.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_regular(path, MOST_JSON_BYTES))
+    except RecursionError:
+        raise RunFolderError(f"{path}: cannot be read (it is nested too deeply)") from None
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path}: cannot be read ({error})") from error
     if not isinstance(value, dict):

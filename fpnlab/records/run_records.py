@@ -6,8 +6,11 @@ import pathlib
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+import pydantic
+
 from fpnlab.errors import RunFolderError
 from fpnlab.records.json_files import (
+    MOST_JSON_BYTES,
     AxisValue,
     JsonObject,
     json_line,
@@ -16,6 +19,7 @@ from fpnlab.records.json_files import (
     write_json,
     writing,
 )
+from fpnlab.records.regular_files import open_regular, read_regular
 
 TAIL_BYTES = 65536
 """Length of the end of a log that `last_record` reads; longer than any record."""
@@ -50,6 +54,7 @@ class MetricRecord:
 
 
 _OWN = {field.name for field in dataclasses.fields(MetricRecord)} - {"logs"}
+_ADAPTER = pydantic.TypeAdapter(MetricRecord)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,7 +222,7 @@ def read_records(path: pathlib.Path) -> list[MetricRecord]:
     """Returns the records of a log without a torn last line; an empty list for a missing log.
 
     Raises:
-      RunFolderError: Another line is not a record, so that the file is damaged.
+      RunFolderError: It cannot be read, or another line is not a record, so that it is damaged.
     """
     records, problems = scan_records(path)
     if damaged := [problem.number for problem in problems if not problem.torn]:
@@ -229,19 +234,28 @@ def read_records(path: pathlib.Path) -> list[MetricRecord]:
 
 
 def scan_records(path: pathlib.Path) -> tuple[list[MetricRecord], list[LineProblem]]:
-    """Returns the complete records of a log, and its other lines as problems."""
-    content = path.read_bytes() if path.exists() else b""
+    """Returns the complete records of a log, and its other lines as problems.
+
+    Raises:
+      RunFolderError: It cannot be read.
+    """
+    try:
+        content = read_regular(path, MOST_JSON_BYTES)
+    except FileNotFoundError:
+        content = b""
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read ({error})") from error
     lines = content.splitlines(keepends=True)
     try:
         # Parse all lines at once, which is faster: a study may have hundreds of thousands.
         return [_record(row) for row in json.loads(b"[" + b",".join(lines) + b"]")], []
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError):
         pass
     records, problems = [], []
     for number, line in enumerate(lines, start=1):
         try:
             records.append(_record(json.loads(line)))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError):
             torn = number == len(lines) and not line.endswith(b"\n")
             problems.append(LineProblem(number, torn))
     return records, problems
@@ -250,18 +264,20 @@ def scan_records(path: pathlib.Path) -> tuple[list[MetricRecord], list[LineProbl
 def last_record(path: pathlib.Path) -> MetricRecord | None:
     """Returns the last complete record of a log that may be growing; None if there is none."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path, MOST_JSON_BYTES) as file:
             file.seek(max(path.stat().st_size - TAIL_BYTES, 0))
             lines = file.read().split(b"\n")[:-1]
         return _record(json.loads(lines[-1])) if lines else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
-def _record(row: JsonObject) -> MetricRecord:
-    own = {name: row[name] for name in _OWN if name in row}
+def _record(row: object) -> MetricRecord:
+    if not isinstance(row, dict):
+        raise ValueError("a record is a table")
+    own = {name: row[name] for name in _OWN if row.get(name) is not None}
     logs = {name: value for name, value in row.items() if name not in _OWN}
-    return MetricRecord(**own, logs=logs)  # type: ignore[arg-type]
+    return _ADAPTER.validate_python(own | {"logs": logs})
 
 
 def _flat(record: MetricRecord) -> JsonObject:

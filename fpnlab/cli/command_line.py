@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from fpnlab.errors import DataError
 from fpnlab.records.plain_text import visible
 
 if TYPE_CHECKING:
@@ -184,11 +185,17 @@ def use_compilation_cache() -> None:
 
 
 def loaded_data(experiment: "Experiment") -> "Dataset":
-    """Returns the experiment's data; prints problems, and exits with 3 where loading fails."""
+    """Returns the experiment's data; prints problems, and exits with 3 where loading fails.
+
+    Raises:
+      DataError: A library that reads the data is not installed.
+    """
     from fpnlab.data.load_data import load
 
     try:
         dataset = load(experiment.data)
+    except ImportError as error:
+        raise DataError(str(error)) from None
     except (OSError, ValueError) as error:
         say(f"fpnlab: {error}\nThe folder is the field data.root: --data.root PATH", err=True)
         sys.exit(3)

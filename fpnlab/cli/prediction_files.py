@@ -1,6 +1,7 @@
 """Predictions for image files: a JSON file and drawn pictures."""
 
 import pathlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -92,7 +93,9 @@ def _readable(files: Iterable[pathlib.Path], read: list[pathlib.Path]) -> Iterat
     """Yields the images that decode, and appends their paths to ``read``."""
     for file in files:
         try:
-            image = read_image(file)
+            # Pillow warns of damaged tags, beside the pixels or before its error.
+            with warnings.catch_warnings(action="ignore"):
+                image = read_image(file)
         except (OSError, ValueError) as error:
             say(f"{file}: left out: {error}", err=True)
             continue

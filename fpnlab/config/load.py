@@ -11,6 +11,10 @@ from fpnlab.config.trials import trials
 from fpnlab.config.validate import validate
 from fpnlab.errors import ConfigError
 from fpnlab.records.json_files import JsonObject
+from fpnlab.records.regular_files import read_regular
+
+MOST_CONFIG_BYTES = 10**6
+"""Largest TOML file in bytes."""
 
 
 def load_config(path: str | pathlib.Path, overrides: Iterable[tuple[str, str]] = ()) -> Experiment:
@@ -57,7 +61,7 @@ def _with_underscores(dotted: str) -> str:
 
 def _text(path: pathlib.Path) -> str:
     """Returns the text of a TOML file, without the byte order mark that some editors write."""
-    content = path.read_bytes()
+    content = read_regular(path, MOST_CONFIG_BYTES)
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError("it is encoded as UTF-16; save it as UTF-8")
     return content.decode("utf-8-sig")

@@ -12,8 +12,11 @@ from typing import TypeVar
 import pydantic
 
 from fpnlab.errors import RunFolderError
+from fpnlab.records.regular_files import read_regular
 
 T = TypeVar("T")
+MOST_JSON_BYTES = 2**30
+"""Largest JSON file or log in bytes."""
 JsonObject = dict[str, object]
 """A JSON object."""
 AxisValue = str | int | float | bool | None
@@ -47,8 +50,10 @@ def read_json(path: pathlib.Path) -> JsonObject:
       RunFolderError: The file cannot be read, or does not hold an object.
     """
     try:
-        value = json.loads(path.read_bytes(), parse_int=_integer)
-    except (OSError, ValueError, RecursionError) as error:
+        value = json.loads(read_regular(path, MOST_JSON_BYTES), parse_int=_integer)
+    except RecursionError:
+        raise RunFolderError(f"{path}: cannot be read (it is nested too deeply)") from None
+    except (OSError, ValueError) as error:
         raise RunFolderError(f"{path}: cannot be read ({error})") from error
     if not isinstance(value, dict):
         raise RunFolderError(f"{path}: expected a table; found {type(value).__name__}")

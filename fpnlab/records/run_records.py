@@ -1,6 +1,5 @@
 """Files of a run folder: ``result.json`` and ``metrics.jsonl``."""
 
-import array
 import dataclasses
 import json
 import os
@@ -8,8 +7,11 @@ import pathlib
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+import pydantic
+
 from fpnlab.errors import RunFolderError
 from fpnlab.records.json_files import (
+    MOST_JSON_BYTES,
     AxisValue,
     JsonObject,
     json_line,
@@ -18,11 +20,10 @@ from fpnlab.records.json_files import (
     write_json,
     writing,
 )
+from fpnlab.records.regular_files import open_regular, read_regular
 
 TAIL_BYTES = 65536
 """Length of the end of a log that `last_record` reads; longer than any record."""
-NO_RECORD = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-"""Errors of a line that is not a record."""
 Metrics = dict[str, dict[str, float | None]]
 """Metrics from 0 to 1 (None: undefined), by source of statistics and name."""
 
@@ -55,6 +56,7 @@ class MetricRecord:
 
 
 _OWN = {field.name for field in dataclasses.fields(MetricRecord)} - {"logs"}
+_ADAPTER = pydantic.TypeAdapter(MetricRecord)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,10 +230,7 @@ def read_records(path: pathlib.Path) -> list[MetricRecord]:
     Raises:
       RunFolderError: The file cannot be read, or another line is not a record.
     """
-    try:
-        records, problems = scan_records(path)
-    except OSError as error:
-        raise RunFolderError(f"{path}: cannot be read ({error})") from error
+    records, problems = scan_records(path)
     if damaged := [problem.number for problem in problems if not problem.torn]:
         raise RunFolderError(
             f"{path}, line {damaged[0]}: not a complete record; remove the line, or remove the "
@@ -244,20 +243,25 @@ def scan_records(path: pathlib.Path) -> tuple[list[MetricRecord], list[LineProbl
     """Returns the complete records of a log, and its other lines as problems.
 
     Raises:
-      OSError: The file cannot be read.
+      RunFolderError: It cannot be read.
     """
-    content = path.read_bytes() if path.exists() else b""
+    try:
+        content = read_regular(path, MOST_JSON_BYTES)
+    except FileNotFoundError:
+        content = b""
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read ({error})") from error
     lines = content.splitlines(keepends=True)
     try:
         # Parse all lines at once, which is faster: a study may have hundreds of thousands.
         return [_record(row) for row in json.loads(b"[" + b",".join(lines) + b"]")], []
-    except NO_RECORD:
+    except (ValueError, RecursionError):
         pass
     records, problems = [], []
     for number, line in enumerate(lines, start=1):
         try:
             records.append(_record(json.loads(line)))
-        except NO_RECORD:
+        except (ValueError, RecursionError):
             torn = number == len(lines) and not line.endswith(b"\n")
             problems.append(LineProblem(number, torn))
     return records, problems
@@ -266,25 +270,21 @@ def scan_records(path: pathlib.Path) -> tuple[list[MetricRecord], list[LineProbl
 def last_record(path: pathlib.Path) -> MetricRecord | None:
     """Returns the last complete record of a log that may be growing; None if there is none."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path, MOST_JSON_BYTES) as file:
             file.seek(max(path.stat().st_size - TAIL_BYTES, 0))
             lines = file.read().split(b"\n")[:-1]
         return _record(json.loads(lines[-1])) if lines else None
-    except (OSError, *NO_RECORD):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
-def _record(row: JsonObject) -> MetricRecord:
-    """Returns a line as a record; raises one of `NO_RECORD` if it is none."""
-    if not isinstance(row, dict) or not (type(row["step"]) is type(row["examples"]) is int):
-        raise TypeError("expected a table with the integers step and examples")
-    rates = row.get("effective_rates") or {}
-    # Neither texts nor integers of 400 digits are numbers of a figure; an array converts them fast.
-    array.array("d", [v for k, v in row.items() if v is not None and k != "effective_rates"])
-    array.array("d", [rate for rate in rates.values() if rate is not None])  # type: ignore[attr-defined]
-    own = {name: row[name] for name in _OWN if name in row}
+def _record(row: object) -> MetricRecord:
+    """Returns a line as a record; raises ValueError if it is none."""
+    if not isinstance(row, dict):
+        raise ValueError("a record is a table")
+    own = {name: row[name] for name in _OWN if row.get(name) is not None}
     logs = {name: value for name, value in row.items() if name not in _OWN}
-    return MetricRecord(**own, logs=logs)  # type: ignore[arg-type]
+    return _ADAPTER.validate_python(own | {"logs": logs})
 
 
 def _flat(record: MetricRecord) -> JsonObject:

@@ -7,6 +7,7 @@ import tomllib
 import pytest
 
 from fpnlab.config.field_error import FieldError
+from fpnlab.config.load import load_config
 from fpnlab.config.study import Axis, applied
 from fpnlab.config.trials import trials
 from fpnlab.config.validate import validate
@@ -81,3 +82,20 @@ def test_a_spec_made_in_python_names_the_field_like_a_config():
         Axis(field="train.batch_size", values=(2, 2))
     assert str(caught.value) == "values: has 2 twice; it must have each value once"
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (os.mkfifo, "is a named pipe; expected a regular file"),
+        (os.mkdir, "is a folder; expected a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device; expected a regular file"),
+        (lambda path: path.write_bytes(bytes(10**6 + 1)), "has 1,000,001 bytes; at most 1,000,000"),
+    ],
+    ids=["pipe", "folder", "device", "large"],
+)
+def test_what_is_no_config_is_an_error_at_once(make, says, tmp_path):
+    path = tmp_path / "config.toml"
+    make(path)
+    with pytest.raises(ConfigError, match=f"config.toml: not a readable TOML file: {says}"):
+        load_config(path)

@@ -83,7 +83,8 @@ def evaluate(run: pathlib.Path, root: str | None) -> None:
     Batch norm is measured three ways: by running, precise and batch statistics.
     """
     from fpnlab.config.trials import varied
-    from fpnlab.run.enter_folder import data_changes, named
+    from fpnlab.records.data_files import named
+    from fpnlab.run.enter_folder import data_changes
     from fpnlab.run.folder import RunFolder
     from fpnlab.run.measure import evaluate_run
 

@@ -3,10 +3,9 @@
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
 
 from fpnlab.records.data_files import DataFile
-from fpnlab.records.regular_files import open_regular, read_regular
+from fpnlab.records.regular_files import read_regular
 
 MOST_ARRAY_BYTES = 4 * 10**9
 """Largest file of arrays, such as IDX and CIFAR, in bytes."""
@@ -76,36 +75,3 @@ def data_file(name: str, content: bytes) -> DataFile:
       content: All bytes.
     """
     return DataFile(name=name, size=len(content), sha256=hashlib.sha256(content).hexdigest())
-
-
-def check_data_files(root: str | os.PathLike[str] | None, files: Sequence[DataFile]) -> list[str]:
-    """Returns a phrase for each file that now differs, such as "train/a.png (other content)".
-
-    Nothing is decoded, and a file is read only if its size is the same. A file that was added
-    later is not found.
-
-    Args:
-      root: The folder of the data set; None for data without a folder, of which nothing differs.
-      files: Files that were read while loading the data set.
-    """
-    if root is None:
-        return []
-    folder = pathlib.Path(root).expanduser()
-    changes = ((file.name, _change(folder / file.name, file)) for file in sorted(files))
-    return [f"{name} ({change})" for name, change in changes if change]
-
-
-def _change(path: pathlib.Path, file: DataFile) -> str | None:
-    """Returns the difference of the file at ``path`` from ``file``; None if they are equal."""
-    try:
-        if path.is_file() and path.stat().st_size != file.size:
-            return "other size"
-        with open_regular(path, file.size) as opened:
-            same = hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
-    except FileNotFoundError:
-        return "missing"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    except ValueError as error:
-        return str(error)
-    return None if same else "other content"

@@ -13,6 +13,7 @@ from fpnlab.records.plain_text import visible
 from fpnlab.records.study_records import ClaimBootstrap, ClaimResult, Summary
 from fpnlab.report import figure_text, figures, gallery, tables
 from fpnlab.report.comparison_matrix import comparison_matrix
+from fpnlab.report.data_note import DataNote, data_note
 from fpnlab.report.diagnostic_figures import Sketch, run_sketches, study_sketches
 from fpnlab.report.draw import class_color
 from fpnlab.report.page_parts import Figure, PageParts
@@ -42,6 +43,7 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
     sketches = parts.make("diagnostics", lambda: study_sketches(study, axis_label), [])
     context = {
         "folder": study.folder.resolve().name,
+        "data": parts.make("data", lambda: data_note(study.folder, study.plan.config), DataNote()),
         "study": study.plan,
         "axis_label": axis_label,
         "summary": summary,
@@ -63,6 +65,7 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
         "matrix": None,
         "doubts": _doubts(study.trials),
         "short_names": _short_names(study.plan.arms),
+        "late_seeds": [seed for a in study.plan.additions if a.ended for seed in a.seeds],
     }
     if summary:
         context |= {
@@ -98,6 +101,7 @@ def write_run_report(run_dir: str | pathlib.Path) -> pathlib.Path:
     sketches = parts.make("diagnostics", lambda: run_sketches(trial), [])
     context = {
         "folder": _folder_name(run_dir),
+        "data": parts.make("data", lambda: data_note(run_dir, _experiment(config)), DataNote()),
         "question": _question(config),
         "trial": trial,
         "class_names": class_names,
@@ -140,9 +144,14 @@ def _folder_name(run_dir: pathlib.Path) -> str:
     return folder.name
 
 
-def _question(config: JsonObject) -> str:
+def _experiment(config: JsonObject) -> JsonObject:
+    """Returns the resolved experiment in a ``config.json``; empty if it is damaged."""
     experiment = config.get("experiment")
-    question = experiment.get("question") if isinstance(experiment, dict) else None
+    return experiment if isinstance(experiment, dict) else {}
+
+
+def _question(config: JsonObject) -> str:
+    question = _experiment(config).get("question")
     return question if isinstance(question, str) else ""
 
 

@@ -24,6 +24,7 @@ from fpnlab.errors import ConfigError, RunFolderError
 from fpnlab.records.data_files import (
     DataFingerprint,
     changed_files,
+    named,
     read_fingerprint,
     write_fingerprint,
 )
@@ -32,9 +33,6 @@ from fpnlab.records.run_records import read_result, write_result
 from fpnlab.run.environment import environment
 from fpnlab.run.folder import RunFolder, StoredConfig
 from fpnlab.train.schedule import first_other_rate
-
-MOST_NAMED = 5
-"""Largest number of changed files that a message names."""
 
 
 def enter_folder(
@@ -117,12 +115,6 @@ def data_changes(path: pathlib.Path, dataset: Dataset) -> list[str]:
     amount = lambda found: f"{found.count} files of {found.size:,} bytes"
     unnamed = [f"{amount(old)} with SHA-256 {old.digest[:12]} then, {amount(new)} now"]
     return (changed_files(old, new) if old.files else []) or unnamed
-
-
-def named(changes: list[str]) -> str:
-    """Returns phrases on changed files as one: the first few, and the number of the others."""
-    rest = len(changes) - MOST_NAMED
-    return ", ".join(changes[:MOST_NAMED]) + (f", and {rest} more" if rest > 0 else "")
 
 
 def _change_config(files: RunFolder, stored: StoredConfig, experiment: Experiment) -> None:

@@ -23,9 +23,10 @@ from fpnlab.config.validate import (
 )
 from fpnlab.data.dataset import Dataset
 from fpnlab.errors import ConfigError, RunFolderError
+from fpnlab.records.data_files import named
 from fpnlab.records.json_files import writing
 from fpnlab.records.study_records import Addition, StudyFile, axis_label, read_study_file
-from fpnlab.run.enter_folder import data_changes, named
+from fpnlab.run.enter_folder import data_changes
 from fpnlab.run.folder import Run, locked
 from fpnlab.study.context import StudyContext, run_path
 from fpnlab.study.ledger import OPEN, LedgerRow
@@ -94,7 +95,7 @@ def move_replaced(study: StudyContext, run: Run) -> None:
         return
     try:
         old = run.files.stored().experiment
-        retuned = resolved(varied(old, run.trial.tuned))
+        retuned = resolved(varied(old, {**run.trial.tuned}))
     except ConfigError:
         return  # Entering the folder raises.
     here = resolved(run.trial.experiment)

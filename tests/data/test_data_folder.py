@@ -5,9 +5,10 @@ import threading
 
 import pytest
 
-from fpnlab.data.data_folder import DataFolder, check_data_files
+from fpnlab.data.data_folder import DataFolder
 from fpnlab.data.load_data import load
 from fpnlab.data.sources.scenes import Scenes
+from fpnlab.records.data_files import check_data_files
 
 NAMES = ["a/1.png", "a/2.png", "b.txt"]
 

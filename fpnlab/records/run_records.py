@@ -279,7 +279,8 @@ def _record(row: JsonObject) -> MetricRecord:
         raise TypeError("expected a table with the integers step and examples")
     rates = row.get("effective_rates") or {}
     # Neither texts nor integers of 400 digits are numbers of a figure; an array converts them fast.
-    array.array("d", [v for k, v in row.items() if v is not None and k != "effective_rates"])
+    numbers = [v for k, v in row.items() if v is not None and k != "effective_rates"]
+    array.array("d", numbers)  # type: ignore[no-matching-overload]
     array.array("d", [rate for rate in rates.values() if rate is not None])  # type: ignore[attr-defined]
     own = {name: row[name] for name in _OWN if name in row}
     logs = {name: value for name, value in row.items() if name not in _OWN}

@@ -68,7 +68,7 @@ class Laboratory(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            error.message = visible(error.message, keep="\n\t")
+            error.message = visible(error.message, keep="\n\t")  # type: ignore[read-only]
             raise
         except (click.exceptions.Exit, click.Abort):
             raise

@@ -132,9 +132,10 @@ def plot_lines(
                     at.setdefault(place, []).append(y)
             color, marker, dashes = arm_style(i)
             middle = [median(of) for of in at.values()]
-            look = {"color": color, "marker": marker, "ls": dashes, "label": label}
-            look |= {"lw": 1.6} if few else {"lw": 0.8, "ms": 3}
-            (handles[label],) = axes.plot(list(at), middle, **look)
+            size = {"lw": 1.6, "ms": 6.0} if few else {"lw": 0.8, "ms": 3.0}
+            (line,) = axes.plot(list(at), middle, marker + dashes, color=color, label=label)
+            line.set(**size)
+            handles[label] = line
             if few:  # Of more arms, the ranges would cover the lines.
                 low, high = ([pick(of) for of in at.values()] for pick in (min, max))
                 axes.fill_between(list(at), low, high, alpha=0.18, linewidth=0, color=color)

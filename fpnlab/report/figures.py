@@ -246,20 +246,33 @@ def _metric_panel(
 
 def _draw(axes: "matplotlib.axes.Axes", summary: Summary, series: Sequence[Series]) -> None:
     """Draws means with intervals, connected by a line, and each seed as a dot."""
+    from matplotlib.container import ErrorbarContainer
+
     values = summary.axis_values
     place, between = positions(values), step(len(series), values)
     few = len(series) <= INSIDE
-    size = {"capsize": 4, "lw": 1.6} if few else {"capsize": 1.5, "lw": 0.8, "ms": 4}
-    handles = []
+    line_width, marker_size, cap = (1.6, 6.0, 4.0) if few else (0.8, 4.0, 1.5)
+    handles: list[ErrorbarContainer] = []
     for i, (label, style, rows) in enumerate(series):
         rows = [row for row in rows if row.mean is not None]
         x = [place[row.axis_value] + between * (i - (len(series) - 1) / 2) for row in rows]
         half = [_half_width(row) for row in rows]
         means = [math.nan if row.mean is None else row.mean for row in rows]
-        marker = {"mfc": style.color, "mec": style.color, "ecolor": style.color, **size}
-        # Many lines would cover the means, to which they only lead from tick to tick.
-        line = {"fmt": style.marker + style.dashes, "color": (style.color, 1.0 if few else 0.45)}
-        handles.append(axes.errorbar(x, means, half, label=label, **line, **marker))
+        bars = axes.errorbar(
+            x,
+            means,
+            half,
+            fmt=style.marker + style.dashes,
+            label=label,
+            color=style.color,
+            ecolor=style.color,
+            linewidth=line_width,
+            markersize=marker_size,
+            capsize=cap,
+        )
+        if not few:  # Many lines would cover the means, to which they only lead.
+            bars.lines[0].set(color=(style.color, 0.45), mfc=style.color, mec=style.color)
+        handles.append(bars)
         dots = [(at + 0.45 * between, value) for row, at in zip(rows, x) for value in _seeds(row)]
         if dots:
             settings = {"color": style.color, "alpha": 0.55, "linewidths": 0, "zorder": 3}

@@ -41,7 +41,7 @@ def write_report(study_dir: str | pathlib.Path) -> pathlib.Path:
     class_names = study.plan.dataset.class_names
     axis_label, summary = study.axis_label, study.summary
     sketches = parts.make("diagnostics", lambda: study_sketches(study, axis_label), [])
-    context = {
+    context: dict[str, object] = {
         "folder": study.folder.resolve().name,
         "data": parts.make("data", lambda: data_note(study.folder, study.plan.config), DataNote()),
         "study": study.plan,
@@ -99,7 +99,7 @@ def write_run_report(run_dir: str | pathlib.Path) -> pathlib.Path:
     class_names = trial.result.class_names if trial.result else []
     config = parts.make("config", lambda: trial.config, {})
     sketches = parts.make("diagnostics", lambda: run_sketches(trial), [])
-    context = {
+    context: dict[str, object] = {
         "folder": _folder_name(run_dir),
         "data": parts.make("data", lambda: data_note(run_dir, _experiment(config)), DataNote()),
         "question": _question(config),
@@ -123,10 +123,9 @@ def _write_page(
 ) -> pathlib.Path:
     """Returns the path of the page after writing it."""
     page = folder / "report.html"
-    environment = _environment()
-    environment.globals["part"] = parts.section
     # The template lists what was left out after its sections, some of which may be left out, too.
-    text = environment.get_template(template).render(**context, left_out=parts.left_out)
+    context |= {"part": parts.section, "left_out": parts.left_out}
+    text = _environment().get_template(template).render(context)
     replace_file(page, text)
     return page
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fpnlab.records.json_files import AxisValue
 from fpnlab.report.figure_text import columns, names
@@ -11,6 +11,8 @@ from fpnlab.report.figure_text import columns, names
 if TYPE_CHECKING:
     import matplotlib.artist
     import matplotlib.axes
+    import matplotlib.container
+    import matplotlib.figure
 
 ARM_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Colors of arms, distinguishable by color-blind readers (Okabe and Ito, 2008)."""
@@ -61,12 +63,21 @@ def is_logarithmic(values: Sequence[AxisValue]) -> bool:
     They are if all are positive numbers whose logarithms lie so far apart that their ticks can be
     told apart; otherwise they are evenly spaced.
     """
-    numbers = [value for value in values if type(value) in (int, float)]
-    if len(numbers) < len(values) or not all(0 < float(n or 0) < math.inf for n in numbers):
+    numbers = _numbers(values)
+    if len(numbers) < len(values) or not all(0 < number < math.inf for number in numbers):
         return False
-    places = sorted({math.log2(float(n or 0)) for n in numbers})
+    places = sorted({math.log2(number) for number in numbers})
     even = (places[-1] - places[0]) / max(len(places) - 1, 1)
     return all(b - a >= even / 3 for a, b in itertools.pairwise(places))
+
+
+def _numbers(values: Sequence[AxisValue]) -> list[float]:
+    """Returns the values that are numbers; true and false are none."""
+    return [
+        float(value)
+        for value in values
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
 
 
 def positions(values: Sequence[AxisValue]) -> dict[AxisValue, float]:
@@ -102,7 +113,8 @@ def show_values(axes: "matplotlib.axes.Axes", values: Sequence[AxisValue], label
     for value in values:  # Equal values, such as 1 and 1.0, share a tick.
         at.setdefault(place[value], []).append(str(value))
     places = list(at)
-    inches = axes.figure.get_figwidth() - 0.8
+    figure = whole_figure(axes)
+    inches = figure.get_figwidth() - 0.8
     room = inches * between / (max(places) - min(places) + between)
     every = max(math.ceil(0.16 / room), 1)
     texts = names([", ".join(labels) for labels in at.values()], 20)
@@ -113,7 +125,7 @@ def show_values(axes: "matplotlib.axes.Axes", values: Sequence[AxisValue], label
         axes.tick_params("x", rotation=90 if room * every < 0.35 else 40)
         for text in axes.get_xticklabels():
             text.set(ha="right", va="center", rotation_mode="anchor")
-        axes.figure.set_figheight(axes.figure.get_figheight() + 0.06 * longest)
+        figure.set_figheight(figure.get_figheight() + 0.06 * longest)
     axes.set_xlim(min(places) - between / 2, max(places) + between / 2)
     axes.set_xlabel(f"{label}{_scale_note(values)}")
     axes.grid(visible=False, axis="x")
@@ -123,18 +135,25 @@ def _scale_note(values: Sequence[AxisValue]) -> str:
     """Returns a note on how numbers are placed, unless it is in proportion."""
     if is_logarithmic(values):
         return " (log scale)"
-    numbers = [float(value) for value in values if type(value) in (int, float)]
+    numbers = _numbers(values)
     steps = {round(b - a, 9) for a, b in itertools.pairwise(numbers)}
     return " (not to scale)" if len(numbers) == len(values) and len(steps) > 1 else ""
 
 
+def whole_figure(axes: "matplotlib.axes.Axes") -> "matplotlib.figure.Figure":
+    """Returns the figure of axes."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
 def add_legend(
     axes: "matplotlib.axes.Axes",
-    handles: "Sequence[matplotlib.artist.Artist]",
+    handles: "Sequence[matplotlib.artist.Artist | matplotlib.container.Container]",
     labels: Sequence[str],
     *,
     title: str | None = None,
-    inside: str | None = "best",
+    inside: Literal["best", "upper right"] | None = "best",
 ) -> None:
     """Adds a legend: inside the axes if it is small, otherwise below, where the figure grows.
 
@@ -153,11 +172,17 @@ def add_legend(
     if inside and len(labels) <= INSIDE and longest <= 24:
         legend = axes.legend(handles, numbers, title=title, loc=inside)
     else:
-        figure = axes.figure
+        figure = whole_figure(axes)
         beside = max(int(72 * figure.get_figwidth() / (ENTRY + LETTER * longest)), 1)
         rows = math.ceil(len(labels) / beside)
         figure.set_figheight(figure.get_figheight() + LEGEND_INCHES * (rows - 1))
-        settings = {"loc": "outside lower center", "ncols": math.ceil(len(labels) / rows)}
-        legend = figure.legend(handles, numbers, title=title, **settings)
+        across = math.ceil(len(labels) / rows)
+        legend = figure.legend(
+            handles,  # type: ignore[bad-argument-type]
+            numbers,
+            title=title,
+            loc="outside lower center",
+            ncols=across,
+        )
     for text, label in zip(legend.get_texts(), labels):
         text.set_text(label)

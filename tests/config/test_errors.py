@@ -77,10 +77,11 @@ def test_every_message_begins_with_the_path_of_a_field_and_says_what_would_work(
                 assert not problem.endswith((".", ";"))
 
 
-def test_a_spec_made_in_python_names_the_field_like_a_config():
+@pytest.mark.parametrize(("values", "twice"), [((2, 2), 2), ((1, 1.0), 1.0), ((1, True), True)])
+def test_a_spec_made_in_python_names_the_field_like_a_config(values, twice):
     with pytest.raises(FieldError) as caught:
-        Axis(field="train.batch_size", values=(2, 2))
-    assert str(caught.value) == "values: has 2 twice; it must have each value once"
+        Axis(field="train.batch_size", values=values)
+    assert str(caught.value) == f"values: has {twice} twice; it must have each value once"
     assert isinstance(caught.value, ValueError)
 
 

@@ -377,7 +377,7 @@ class Answer:
     adjusted: int = 0
     """Number of comparisons that are decided after Holm's adjustment for all of them."""
     outlying: list[OutlyingSeed] = dataclasses.field(default_factory=list)
-    """Outlying seeds that change a comparison or select the best cell, as in `headlines`."""
+    """Outlying seeds that change a comparison or select the best cell, the largest change first."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -60,13 +60,16 @@ def comparison_matrix(summary: Summary) -> ComparisonMatrix | None:
         keys = [key if key in rows else (arm, reference, None) for key in keys]
         cells = [_cell(rows.get(key), key in far) for key in keys]
         lines.append(MatrixLine(arm if baseline_only else f"{arm} minus {reference}", cells))
-    outlying = [seed.sentence for seed in answer.outlying] if len(answer.outlying) > 1 else []
     return ComparisonMatrix(
         corner=f"minus {summary.arms[0]}" if baseline_only else summary.axis_label,
         lines=lines,
         caption=f"Difference in {summary.metric} in points, paired by seed, ± half width of the "
         f"{100 * summary.level:g} % confidence interval (Student-t)",
-        notes=[_legend(summary, answer, baseline_only), *outlying],
+        # The answer's third sentence has the first outlying seed.
+        notes=[
+            _legend(summary, answer, baseline_only),
+            *(seed.sentence for seed in answer.outlying[1:]),
+        ],
     )
 
 

@@ -320,6 +320,24 @@ def test_an_outlying_seed_without_effect_on_headlines_is_not_named():
     assert answer_of(cells).outlying == []
 
 
+def test_an_outlying_seed_that_changes_no_verdict_and_little_of_the_mean_is_not_named():
+    cells = apart(CALM | {2: 50.0}, spread=(0.0, 0.1, -0.1, 0.05))
+    cells["LN", 2][3] -= 10.0
+    assert row_of(answer_of(cells), "LN", "BN", 2).verdict == "above"
+    assert answer_of(cells).outlying == []
+    cells["LN", 2][3] -= 90.0
+    assert [found.seed for found in answer_of(cells).outlying] == [3]
+
+
+def test_an_outlying_seed_of_a_cell_that_is_best_without_it_is_not_named():
+    cells = apart(CALM | {2: 20.0}, spread=(0.0, 0.1, -0.1, 0.05))
+    for arm in ("BN", "LN"):
+        cells[arm, 2][3] += 30.0
+    answer = answer_of(cells)
+    assert row_of(answer, "LN", "BN", 2).verdict == "above"
+    assert answer.outlying == []
+
+
 def test_an_outlier_does_not_decide_against_failed_trials():
     cells = apart(CALM | {2: 6.0}, spread=(0.0, 0.1, -0.1, 0.05, 0.0))
     cells["LN", 2][3] -= 35.0

@@ -25,6 +25,7 @@ import tensorstore
 from jaxtyping import Array, PyTree
 
 from fpnlab.errors import CheckpointError, DamagedCheckpointError
+from fpnlab.train.orbax_messages import silence_repeated_errors
 
 Tree = TypeVar("Tree")
 ARRAYS, MANIFEST, SUMS = "leaves", "manifest.json", "SHA256SUMS"
@@ -180,6 +181,7 @@ def _write(folder: pathlib.Path, config_hash: str, leaves: dict[str, PyTree]) ->
 
 
 def _orbax() -> ocp.Checkpointer:
+    silence_repeated_errors()
     # Of several processes only one uses the folder; without these options Orbax would wait for
     # the others at a barrier.
     alone = jax.process_index()

@@ -3,9 +3,14 @@
 import collections
 import contextlib
 import errno
+import gc
+import hashlib
 import logging
 import os
 import pathlib
+import shutil
+import subprocess
+import time
 
 import chex
 import jax
@@ -261,24 +266,86 @@ def test_save_reports_an_error_without_a_message_by_its_type(checkpoints, tree, 
     assert checkpoints.steps() == []
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_save_on_a_file_system_that_is_full_keeps_the_previous_checkpoint(tmp_path):
-    import subprocess
+def renew_sums(folder):
+    """Writes the list of checksums anew, so that Orbax reads the damaged files."""
+    paths = [path for path in files(folder)[0] if path.name not in ("manifest.json", "SHA256SUMS")]
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
+        for path in [*paths, folder / "manifest.json"]
+    ]
+    (folder / "SHA256SUMS").write_text("".join(lines))
 
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False
-    )
-    if mounted.returncode:
-        pytest.skip("this system does not let a small file system be mounted")
+
+def printed(capfd):
+    """The standard error, with that of threads that end later and of garbage."""
+    time.sleep(0.05)
+    gc.collect()
+    return capfd.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "missing", "changed"])
+def test_a_damaged_checkpoint_prints_nothing_beside_its_error(damage, checkpoints, capfd):
+    tree = {f"w{i}": jnp.full((4, 5), i, jnp.float32) for i in range(30)}
+    checkpoints.save(1, tree)
+    sound, folder = checkpoints.folder / "1", checkpoints.folder / "2"
+    failed = 0
+    for path in files(sound / "leaves")[0]:
+        shutil.copytree(sound, folder)
+        damaged = folder / path.relative_to(sound)
+        content = path.read_bytes()
+        match damage:
+            case "empty":
+                damaged.write_bytes(b"")
+            case "half":
+                damaged.write_bytes(content[: len(content) // 2])
+            case "missing":
+                damaged.unlink()
+            case "changed":
+                damaged.write_bytes(bytes(byte ^ 90 for byte in content))
+        renew_sums(folder)
+        try:
+            read_checkpoint(folder)
+        except DamagedCheckpointError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+            failed += 1
+        shutil.rmtree(folder)
+    assert failed >= 2
+    assert printed(capfd) == ""
+
+
+@contextlib.contextmanager
+def disk_of(place, options):
+    """Mounts a small file system for the time of the context."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root, or this system does not allow it")
     try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [*(f"size={k}k" for k in range(196, 244, 4)), *(f"nr_inodes={n}" for n in range(12, 28, 3))],
+)
+def test_a_full_disk_prints_nothing_beside_its_error(options, tmp_path, capfd):
+    tree = {f"w{i}": jax.random.normal(jax.random.key(i), (30, 40)) for i in range(40)}
+    with disk_of(tmp_path / "disk", options) as disk:
+        with pytest.raises(CheckpointError, match="checkpoint 1 could not be written") as caught:
+            Checkpoints(disk / "checkpoints", "a" * 64).save(1, tree)
+        assert "\n" not in str(caught.value)
+        del caught
+        assert printed(capfd) == ""
+
+
+@pytest.mark.slow
+def test_save_on_a_file_system_that_is_full_keeps_the_previous_checkpoint(tmp_path):
+    with disk_of(tmp_path / "disk", "size=2m") as disk:
         checkpoints = Checkpoints(pathlib.Path(disk) / "checkpoints", "a" * 64)
         noise = {"w": jax.random.normal(jax.random.key(0), (400, 1000))}
         checkpoints.save(1, noise)
         with pytest.raises(CheckpointError, match=r"checkpoint 2 could not be written"):
             checkpoints.save(2, noise)
         chex.assert_trees_all_equal(checkpoints.restore(noise), (1, noise))
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)

@@ -51,7 +51,7 @@ def diagnose(
     return Diagnostics(
         drift=_drift(experiment.task, state, population),
         signals=_signals(experiment, params, state, views),
-        effective_rates=_halfway(records),
+        effective_rates=halfway_rates(records),
         gradient_noise=_noise(experiment, params, state, views),
     )
 
@@ -99,14 +99,14 @@ def _signals(
     ]
 
 
-def _halfway(records: Sequence[MetricRecord]) -> EffectiveRates | None:
+def halfway_rates(records: Sequence[MetricRecord]) -> EffectiveRates | None:
     """Returns the rates logged halfway through training; None where it ended before."""
     for record in records:
         if record.effective_rates is not None:
             return EffectiveRates(
                 step=record.step,
                 examples=record.examples,
-                learning_rate=record.logs["learning_rate"],
+                learning_rate=record.logs.get("learning_rate"),
                 rates=record.effective_rates,
             )
     return None

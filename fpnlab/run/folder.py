@@ -20,9 +20,21 @@ from fpnlab.config.validate import (
 )
 from fpnlab.errors import ConfigError, FolderLockedError, RunFolderError
 from fpnlab.records.json_files import JsonObject, read_json, write_json, writing
+from fpnlab.records.manifest import MANIFEST, unseal
 from fpnlab.records.run_records import MetricRecord, RunResult, read_result
 from fpnlab.run.environment import environment
-from fpnlab.train.checkpoint import Checkpoints
+from fpnlab.train.checkpoint import SUMS, Checkpoints, complete_steps
+
+SEALED = (
+    "config.json",
+    "env.json",
+    "data.json",
+    "metrics.jsonl",
+    "gallery.npz",
+    "items.npz",
+    "result.json",
+)
+"""Files of a run that its manifest seals where they exist; reports can be written anew."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +43,7 @@ class RunFolder:
 
     ``config.json`` (resolved) and ``env.json`` are written before the first step. Training writes
     ``metrics.jsonl``, one record per line, and ``checkpoints/``. At the end come ``gallery.npz``,
-    for a classifier ``items.npz``, and last ``result.json``.
+    for a classifier ``items.npz``, and ``result.json``; last ``manifest.json``, which seals them.
     """
 
     path: pathlib.Path
@@ -55,6 +67,20 @@ class RunFolder:
     def result(self) -> pathlib.Path:
         """The result; its presence means that the run has ended."""
         return self.path / "result.json"
+
+    @property
+    def manifest(self) -> pathlib.Path:
+        """Size and SHA-256 of each file that counts; absent until the run has ended."""
+        return self.path / MANIFEST
+
+    def sealed_names(self) -> list[str]:
+        """Returns the relative paths of the files that a manifest must have.
+
+        Of a checkpoint it is ``SHA256SUMS``, which has the checksums of the others.
+        """
+        steps = complete_steps(self.path / "checkpoints")
+        sums = [f"checkpoints/{step}/{SUMS}" for step in steps]
+        return [name for name in SEALED if (self.path / name).exists()] + sums
 
     def stored(self) -> "StoredConfig":
         """Returns the config that the run started with.
@@ -152,6 +178,7 @@ def claim_folder(path: pathlib.Path, experiment: Experiment) -> None:
 
 
 def _write_config(files: RunFolder, table: JsonObject, training: str) -> None:
+    unseal(files.path)
     content = {"hash": hash_of(table), "training_hash": training, "experiment": table}
     write_json(files.config, content)
 

@@ -24,7 +24,7 @@ from fpnlab.records.run_records import RunResult
 from fpnlab.run.folder import Run
 from fpnlab.run.interrupts import Stop
 from fpnlab.run.run import run_trials
-from fpnlab.study.context import StudyContext, StudyListener
+from fpnlab.study.context import StudyContext, StudyListener, failed_result
 from fpnlab.study.lease import LEASE_SECONDS, TICK_SECONDS, Lease
 from fpnlab.study.packing import packing_pays
 
@@ -125,7 +125,7 @@ def _carry_out(study: StudyContext, claim: _Claim, stop: Stop, listener: StudyLi
                 _release(claim, listener)
                 return
             # A trial's failure is recorded, and must not end the other trials of the study.
-            results = [study.failed_result(names[0], f"{type(error).__name__}: {error}")]
+            results = [failed_result(study.points[names[0]], f"{type(error).__name__}: {error}")]
             _write_trace(study.run_folder(names[0]))
     _record(study, claim, results, listener)
 

@@ -80,7 +80,8 @@ def broken_seals(folder: pathlib.Path, manifest: Manifest) -> dict[str, str]:
         try:
             # Only regular files are opened: reading a pipe would never end.
             if not path.is_file():
-                broken[name] = f"is missing, but {MANIFEST} has it"
+                gone = "is not a regular file" if path.exists() else "is missing"
+                broken[name] = f"{gone}, but {MANIFEST} has it"
             elif path.stat().st_size != sealed.size or _sealed(path) != sealed:
                 broken[name] = f"is not what was written (by {MANIFEST})"
         except (OSError, ValueError) as error:

@@ -16,7 +16,7 @@ from fpnlab.config.validate import (
     resolved,
     same_training,
     training_hash_of,
-    validate,
+    validate_stored,
 )
 from fpnlab.errors import ConfigError, FolderLockedError, RunFolderError
 from fpnlab.records.json_files import JsonObject, read_json, write_json, writing
@@ -94,7 +94,7 @@ class RunFolder:
             if not isinstance(tables, dict) or not isinstance(digest, str):
                 raise TypeError("experiment or hash has the wrong type")
             training = table.get("training_hash") or training_hash_of(tables)
-            return StoredConfig(validate(tables), digest, str(training), tables)
+            return StoredConfig(validate_stored(tables), digest, str(training), tables)
         except (RunFolderError, KeyError, TypeError, ConfigError) as error:
             raise ConfigError(f"{self.config}: not the config of a run ({error})") from None
 

@@ -33,6 +33,7 @@ from fpnlab.train.checkpoint import (
 
 RERUN = "run the same command again"
 EVALUATE = f"remove result.json and {RERUN} to evaluate it again"
+ALSO = f"remove it and result.json, and {RERUN} to evaluate the run again"
 RESTART = f"remove the folder of this run and {RERUN}"
 ENDED = ("done", "diverged")
 """Statuses of a trial that has a result."""
@@ -127,10 +128,13 @@ class _RunCheck:
         except RunFolderError as error:
             found.note(files.result, _reason(error, files.result), EVALUATE)
             return
-        for what in _contradictions(result, stored, records, sound):
+        for what in _contradictions(result, stored, records):
             found.note(files.result, what, RESTART)
+        if result.steps not in sound:
+            what = f"result of step {result.steps}, which has no sound checkpoint"
+            found.note(files.result, what, EVALUATE)
         for what in _wrong_items(files.path / "items.npz", result):
-            found.note(files.path / "items.npz", what, EVALUATE)
+            found.note(files.path / "items.npz", what, ALSO)
 
     def _check_manifest(self) -> None:
         """Compares all files with the manifest, which an ended run has."""
@@ -142,16 +146,26 @@ class _RunCheck:
         try:
             self.manifest = read_manifest(files.path)
         except RunFolderError as error:
-            found.note(files.manifest, _reason(error, files.manifest), EVALUATE)
+            found.note(files.manifest, _reason(error, files.manifest), ALSO)
             return
         for name, what in broken_seals(files.path, self.manifest).items():
-            found.note(files.path / name, what, _remedy(name, ended=self.ended))
+            found.note(files.path / name, what, self._remedy(name))
         if "result.json" not in self.manifest.files:
-            found.note(files.manifest, "does not have result.json", EVALUATE)
+            found.note(files.manifest, "does not have result.json", ALSO)
         for name in files.sealed_names():
             if name not in self.manifest.files:
                 what = f"was added after the run had ended ({MANIFEST} does not have it)"
                 found.note(files.path / name, what, "remove it")
+
+    def _remedy(self, name: str) -> str:
+        """Returns the remedy for a sealed file that has changed or is missing."""
+        if name.startswith("checkpoints/"):
+            return f"remove this checkpoint and result.json, and {RERUN}"
+        if name == "result.json":
+            return EVALUATE if self.ended else RERUN
+        if name in ("gallery.npz", "items.npz"):
+            return ALSO if (self.files.path / name).exists() else EVALUATE
+        return RESTART
 
     def _stored(self) -> StoredConfig | None:
         """Returns the config of a run; None if it cannot be read."""
@@ -229,21 +243,14 @@ class _RunCheck:
         if name == "items.npz" and not path.exists():  # Detectors have none.
             return
         try:
+            if path.exists() and not path.is_file():  # Reading a pipe would never end.
+                raise ValueError("not a regular file")
             with zipfile.ZipFile(path) as archive:
                 broken = archive.testzip()
         except Exception as error:  # A damaged archive raises errors of many kinds.
             broken = str(error)
         if broken:
-            self.found.note(path, f"does not match its checksums ({broken})", EVALUATE)
-
-
-def _remedy(name: str, *, ended: bool) -> str:
-    """Returns the remedy for a sealed file that has changed or is missing."""
-    if name.startswith("checkpoints/"):
-        return f"remove this checkpoint and result.json, and {RERUN}"
-    if name == "result.json" and not ended:
-        return RERUN
-    return EVALUATE if name in ("result.json", "gallery.npz", "items.npz") else RESTART
+            self.found.note(path, f"does not match its checksums ({broken})", ALSO)
 
 
 def _reason(error: Exception, path: pathlib.Path) -> str:
@@ -255,7 +262,6 @@ def _contradictions(
     result: RunResult,
     stored: StoredConfig | None,
     records: list[MetricRecord],
-    sound: list[int],
 ) -> Iterator[str]:
     """Yields contradictions between a result and the other files of its folder."""
     step = result.steps
@@ -277,8 +283,6 @@ def _contradictions(
         yield "final_loss differs from the last record of metrics.jsonl"
     elif result.pack != records[-1].pack:
         yield "pack differs from the last record of metrics.jsonl"
-    if step not in sound:
-        yield f"result of step {step}, which has no sound checkpoint"
     if stored is not None and result.diagnostics is not None:
         yield from _wrong_diagnostics(result.diagnostics, stored, records)
 
@@ -288,7 +292,7 @@ def _wrong_diagnostics(
 ) -> Iterator[str]:
     """Yields contradictions between diagnostics, the model and the log."""
     experiment = stored.experiment
-    blocks = 1 + sum(experiment.task.backbone.depths)
+    blocks = 1 + sum(experiment.model.backbone.depths)
     if len(found.signals) != blocks:
         yield f"diagnostics have {len(found.signals)} signals; expected {blocks}"
     if bool(found.drift) != has_batch_norm(experiment.model):
@@ -299,7 +303,7 @@ def _wrong_diagnostics(
 
 def _wrong_items(path: pathlib.Path, result: RunResult) -> Iterator[str]:
     """Yields a phrase for each metric that is not the mean of its items."""
-    if not path.exists():
+    if not path.is_file():
         return
     try:
         with path.open("rb") as file, np.load(file) as archive:

@@ -71,7 +71,7 @@ def check_summary(
     try:
         stored, raw = read_summary(path), read_json(path)
     except RunFolderError as error:
-        found.note(path, str(error).removeprefix(f"{path}: "), RERUN)
+        found.note(path, str(error).removeprefix(f"{path}: "), f"remove it and {RERUN}")
         return
     results = _with_failures(stored, points, results)
     missing = len(results) - _counted(stored)

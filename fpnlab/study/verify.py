@@ -10,16 +10,25 @@ from collections.abc import Mapping
 
 from fpnlab.analysis.tuning import best_value, score
 from fpnlab.config.experiment import Experiment
-from fpnlab.config.study import Point, study_file
-from fpnlab.config.trials import points, unstudied, varied
-from fpnlab.config.validate import config_hash, resolved, validate
+from fpnlab.config.study import Point, applied, study_file
+from fpnlab.config.trials import points, unstudied
+from fpnlab.config.validate import config_hash, resolved, validate_stored
 from fpnlab.errors import ConfigError, FolderLockedError, RunFolderError, TuningError
-from fpnlab.records.json_files import AxisValue
+from fpnlab.records.json_files import AxisValue, JsonObject
 from fpnlab.records.manifest import MANIFEST, Manifest, broken_seals, read_manifest
 from fpnlab.records.run_records import RunResult
 from fpnlab.records.study_records import StudyFile, read_study_file
 from fpnlab.run.folder import RunFolder, in_use
-from fpnlab.run.integrity import ENDED, EVALUATE, RERUN, RESTART, Verification, check_run, is_run
+from fpnlab.run.integrity import (
+    ALSO,
+    ENDED,
+    EVALUATE,
+    RERUN,
+    RESTART,
+    Verification,
+    check_run,
+    is_run,
+)
 from fpnlab.study.context import failed_result, point_result, run_path
 from fpnlab.study.ledger import Ledger, LedgerRow, copy_ledger
 from fpnlab.study.summary_check import check_summary
@@ -54,6 +63,7 @@ def verify(folder: pathlib.Path) -> Verification:
             f"{folder}: neither a run nor a study; give a folder written by `fpnlab train` or "
             "`fpnlab study`"
         )
+    found.problems = list(dict.fromkeys(found.problems))  # A run and its study may find the same.
     found.unchecked += [*_unsealed(found), *ALWAYS_UNCHECKED]
     if (manifest := folder / MANIFEST).is_file():
         found.unchecked.append(
@@ -81,6 +91,8 @@ class _Plan:
     description: StudyFile
     experiment: Experiment
     points: dict[str, Point]
+    base: JsonObject
+    """The resolved experiment that the trials vary."""
 
 
 class _StudyCheck:
@@ -94,7 +106,6 @@ class _StudyCheck:
         """Run folders that a process uses."""
         self.damaged = False
         """True if a result cannot be read."""
-        self._built: dict[str, Experiment] = {}
 
     def check(self) -> None:
         """Adds all problems."""
@@ -141,22 +152,27 @@ class _StudyCheck:
         try:
             self.manifest = read_manifest(folder)
         except RunFolderError as error:
-            found.note(path, str(error).removeprefix(f"{path}: "), RERUN)
+            found.note(path, str(error).removeprefix(f"{path}: "), ANEW)
             return
         for name, what in broken_seals(folder, self.manifest).items():
-            remedy = {"study.json": ANEW, "summary.json": RERUN}.get(name)
-            found.note(folder / name, what, remedy or f"in its folder, {EVALUATE}")
+            exists = (folder / name).exists()
+            if name in ("study.json", "summary.json"):
+                remedy = ANEW if exists else RERUN
+            else:  # Of a trial.
+                remedy = ALSO if exists else EVALUATE
+            found.note(folder / name, what, remedy)
 
     def _plan(self) -> _Plan | None:
         """Returns the plan; None if it cannot be read."""
         path, found = self.folder / "study.json", self.found
         try:
             description = read_study_file(path)
-            experiment = validate(description.config)
+            experiment = validate_stored(description.config)
             planned = {point.name: point for point in points(experiment)}
         except (RunFolderError, ConfigError) as error:
             reason = str(error).removeprefix(f"{path}: ")
-            found.note(path, f"not the description of a study ({reason})", ANEW)
+            what = f"not the description of a study ({reason})"
+            found.note(path, what, ANEW if path.exists() else RERUN)
             return None
         assert experiment.study is not None
         # The config decides; the other fields repeat parts of it for the reader.
@@ -175,7 +191,7 @@ class _StudyCheck:
             for field in dataclasses.fields(StudyFile):
                 if getattr(whole, field.name) != getattr(description, field.name):
                     found.note(path, f"{field.name} differs from the config", ANEW)
-        return _Plan(whole, experiment, planned)
+        return _Plan(whole, experiment, planned, resolved(unstudied(experiment)))
 
     def _rows(self) -> dict[str, LedgerRow] | None:
         """Returns the trials of the ledger; None if it cannot be read."""
@@ -303,12 +319,8 @@ class _StudyCheck:
                 self.found.note(run / "result.json", what, EVALUATE)
 
     def _experiment(self, plan: _Plan, point: Point, tuned: Mapping[str, float]) -> Experiment:
-        """Returns the experiment of a trial; seeds share one validation, which traces the model."""
-        settings = {**point.settings, **tuned}
-        key = json.dumps(settings | {"seed": None}, sort_keys=True)
-        if key not in self._built:
-            self._built[key] = varied(unstudied(plan.experiment), settings)
-        return dataclasses.replace(self._built[key], seed=point.seed)
+        """Returns the experiment of a trial."""
+        return validate_stored(applied(plan.base, {**point.settings, **tuned}))
 
 
 def _tuning_cells(

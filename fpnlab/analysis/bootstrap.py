@@ -132,6 +132,8 @@ def read_items(
 def _read(path: pathlib.Path, cells: Sequence[Cell], metrics: Metrics) -> dict[Cell, np.ndarray]:
     """Returns the items of one trial by cell; metrics without items, such as AP, have none."""
     names = {cell: f"{cell.metric}_{cell.evaluation}" for cell in cells}
+    if path.exists() and not path.is_file():  # Reading a pipe would never end.
+        raise ValueError("not a regular file")
     # Opened here, because NumPy does not close the file of a damaged archive.
     with path.open("rb") as file, np.load(file) as archive:
         arrays = {name: archive[name] for name in set(names.values()) & set(archive.files)}

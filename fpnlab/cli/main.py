@@ -159,16 +159,21 @@ def report(folder: pathlib.Path) -> None:
     say(f"report: {page}")
 
 
-@main.command("verify", short_help="Check a run or study against its checksums.")
+@main.command("verify", short_help="Check a run or study for changed or damaged files.")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path))
 def verify(folder: pathlib.Path) -> None:
-    """Check the run or study FOLDER against its own checksums, and print every problem."""
+    """Check the run or study FOLDER against its manifests, and its numbers against each other.
+
+    Prints every problem with its remedy, and what cannot be checked.
+    """
     from fpnlab.study.verify import verify as check
 
     found = check(folder)
     for problem in found.problems:
         say(str(problem))
     say(str(found))
+    for what in found.unchecked:
+        say(f"not checked: {what}")
     if found.problems:
         sys.exit(5)
 

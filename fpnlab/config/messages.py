@@ -64,10 +64,13 @@ def field_errors(error: pydantic.ValidationError, table: object, kind: type) -> 
     return [line for line in dict.fromkeys(lines) if line]
 
 
-def combination_errors(experiment: Experiment) -> Iterator[str]:
+def combination_errors(experiment: Experiment, *, traced: bool) -> Iterator[str]:
     """Yields errors of fields that are each valid, but not together.
 
-    The shapes of a batch are traced through the model and its loss, without computing anything.
+    Args:
+      experiment: The experiment.
+      traced: If true, the shapes of a batch are traced through the model and its loss, without
+        computing anything.
     """
     if wrong := list(_misfits(experiment)):
         yield from wrong
@@ -87,6 +90,8 @@ def combination_errors(experiment: Experiment) -> Iterator[str]:
     for path, images in in_memory.items():
         if problem := too_many_pixels(images, experiment.image_size):
             yield f"{path}: {problem}"
+    if not traced:
+        return
     name = "batch_size" if train.micro_batch is None else "micro_batch"
     images = getattr(train, name)
     try:

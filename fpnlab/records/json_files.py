@@ -14,6 +14,8 @@ import pydantic
 from fpnlab.errors import RunFolderError
 from fpnlab.records.regular_files import read_regular
 
+LONGEST_INTEGER = 18
+"""Largest number of characters of an integer, so that it fits 64 bits."""
 T = TypeVar("T")
 MOST_JSON_BYTES = 2**30
 """Largest JSON file or log in bytes."""
@@ -50,14 +52,43 @@ def read_json(path: pathlib.Path) -> JsonObject:
       RunFolderError: The file cannot be read, or does not hold an object.
     """
     try:
-        value = json.loads(read_regular(path, MOST_JSON_BYTES), parse_int=_integer)
-    except RecursionError:
-        raise RunFolderError(f"{path}: cannot be read (it is nested too deeply)") from None
+        value = parse_json(read_regular(path, MOST_JSON_BYTES))
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path}: cannot be read ({error})") from error
     if not isinstance(value, dict):
         raise RunFolderError(f"{path}: expected a table; found {type(value).__name__}")
     return value
+
+
+def parse_json(content: bytes) -> object:
+    """Returns the value in JSON text; numbers are finite, and integers have at most 64 bits.
+
+    Raises:
+      ValueError: The text is not such JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(
+            content, parse_constant=_not_json, parse_float=_finite_number, parse_int=_short_integer
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _not_json(text: str) -> float:
+    raise ValueError(f"{text} is not a number of JSON")
+
+
+def _finite_number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError("a number is too large")
+    return value
+
+
+def _short_integer(text: str) -> int:
+    # Longer ones fit neither a float nor an array, and so would end in an error far from here.
+    if len(text) > LONGEST_INTEGER:
+        raise ValueError("an integer has too many digits")
+    return int(text)
 
 
 def read_record(path: pathlib.Path, kind: type[T], what: str) -> T:
@@ -111,14 +142,6 @@ def replace_file(path: pathlib.Path, content: str | bytes) -> None:
             # leave an empty file in place of the old one.
             os.fsync(file.fileno())
         scratch.replace(path)
-
-
-def _integer(digits: str) -> int:
-    """Returns an integer, which like all that is written has at most 64 bits."""
-    value = int(digits)
-    if not -(2**63) <= value < 2**63:
-        raise ValueError(f"an integer of {len(digits)} digits")
-    return value
 
 
 def _finite(value: object) -> object:

@@ -7,8 +7,6 @@ import pathlib
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-import pydantic
-
 from fpnlab.errors import RunFolderError
 from fpnlab.records.json_files import (
     MOST_JSON_BYTES,
@@ -22,6 +20,8 @@ from fpnlab.records.json_files import (
 )
 from fpnlab.records.regular_files import open_regular, read_regular
 
+LARGEST_INTEGER = 2**63
+"""Bound of the integers of a log, which go into arrays."""
 TAIL_BYTES = 65536
 """Length of the end of a log that `last_record` reads; longer than any record."""
 Metrics = dict[str, dict[str, float | None]]
@@ -56,7 +56,8 @@ class MetricRecord:
 
 
 _OWN = {field.name for field in dataclasses.fields(MetricRecord)} - {"logs"}
-_ADAPTER = pydantic.TypeAdapter(MetricRecord)
+_INTEGERS = ("step", "examples", "pack")
+_SPEEDS = ("seconds", "examples_per_second")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,9 +200,24 @@ def read_result(path: pathlib.Path) -> RunResult:
     """Returns the content of a ``result.json``.
 
     Raises:
-      RunFolderError: The file cannot be read, or lacks a field.
+      RunFolderError: The file cannot be read, lacks a field, or has an impossible metric.
     """
-    return read_record(path, RunResult, "the result of a run")
+    result = read_record(path, RunResult, "the result of a run")
+    if result.status == "done" and not result.metrics.get("running"):
+        raise RunFolderError(f"{path}: not the result of a run (metrics.running: no metrics)")
+    names = result.metrics.get("running", {}).keys()
+    for source, numbers in result.metrics.items():
+        if numbers.keys() != names:
+            raise RunFolderError(
+                f"{path}: not the result of a run (metrics.{source}: other metrics than running)"
+            )
+        for name, value in numbers.items():
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise RunFolderError(
+                    f"{path}: not the result of a run (metrics.{source}.{name}: {value:g}; "
+                    "expected a number from 0 to 1)"
+                )
+    return result
 
 
 def write_result(path: pathlib.Path, result: RunResult) -> None:
@@ -279,12 +295,35 @@ def last_record(path: pathlib.Path) -> MetricRecord | None:
 
 
 def _record(row: object) -> MetricRecord:
-    """Returns a line as a record; raises ValueError if it is none."""
+    """Returns a line of a log as a record.
+
+    Raises:
+      ValueError: It is not a record.
+    """
     if not isinstance(row, dict):
-        raise ValueError("a record is a table")
+        raise ValueError("expected a table")
     own = {name: row[name] for name in _OWN if row.get(name) is not None}
     logs = {name: value for name, value in row.items() if name not in _OWN}
-    return _ADAPTER.validate_python(own | {"logs": logs})
+    # Spelled out, because pydantic would take several times as long for hundreds of thousands.
+    rates = own.get("effective_rates") or {}
+    if not isinstance(rates, dict):
+        raise ValueError("effective_rates is not a table")
+    if not all(_is_integer(own.get(name, 1 if name == "pack" else None)) for name in _INTEGERS):
+        raise ValueError("expected integers")
+    if not all(_is_number(own.get(name, 0.0)) for name in _SPEEDS):
+        raise ValueError("expected numbers")
+    rest = (own.get("effective_rate"), *logs.values(), *rates.values())
+    if not all(value is None or _is_number(value) for value in rest):
+        raise ValueError("expected numbers or null")
+    return MetricRecord(**own, logs=logs)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and abs(value) < LARGEST_INTEGER
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or _is_integer(value)
 
 
 def _flat(record: MetricRecord) -> JsonObject:

@@ -51,7 +51,7 @@ def diagnose(
     return Diagnostics(
         drift=_drift(experiment.task, state, population),
         signals=_signals(experiment, params, state, views),
-        effective_rates=_halfway(records),
+        effective_rates=halfway_rates(records),
         gradient_noise=_noise(experiment, params, state, views),
     )
 
@@ -99,7 +99,7 @@ def _signals(
     ]
 
 
-def _halfway(records: Sequence[MetricRecord]) -> EffectiveRates | None:
+def halfway_rates(records: Sequence[MetricRecord]) -> EffectiveRates | None:
     """Returns the rates logged halfway through training; None where it ended before.
 
     A run that was trained longer has logged them twice; the last ones are those of the whole run.
@@ -109,7 +109,7 @@ def _halfway(records: Sequence[MetricRecord]) -> EffectiveRates | None:
             return EffectiveRates(
                 step=record.step,
                 examples=record.examples,
-                learning_rate=record.logs["learning_rate"],
+                learning_rate=record.logs.get("learning_rate"),
                 rates=record.effective_rates,
             )
     return None

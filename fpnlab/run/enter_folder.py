@@ -29,6 +29,7 @@ from fpnlab.records.data_files import (
     write_fingerprint,
 )
 from fpnlab.records.json_files import JsonObject, write_json, writing
+from fpnlab.records.manifest import unseal
 from fpnlab.records.run_records import read_result, write_result
 from fpnlab.run.environment import environment
 from fpnlab.run.folder import RunFolder, StoredConfig
@@ -188,6 +189,7 @@ def _set_result_aside(files: RunFolder) -> None:
 def _write_config(
     files: RunFolder, table: JsonObject, training: str, initial: JsonObject | None = None
 ) -> None:
+    unseal(files.path)
     content: JsonObject = {"hash": hash_of(table), "training_hash": training}
     if initial is not None:
         content["initial"] = initial

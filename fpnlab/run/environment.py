@@ -54,7 +54,7 @@ def environment() -> Environment:
         "flags": {
             name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS") if name in os.environ
         },
-        "commit": _commit(),
+        "commit": code_commit(),
         "known_cases": compiler.summary(),
     }
 
@@ -64,7 +64,7 @@ def _cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _commit() -> str | None:
+def code_commit() -> str | None:
     """Returns the Git commit of the package's checkout; None outside a checkout."""
     root = pathlib.Path(__file__).parents[2]
     if (git := shutil.which("git")) is None:

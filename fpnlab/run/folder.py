@@ -10,11 +10,23 @@ from typing import IO, NamedTuple
 
 from fpnlab.config.experiment import Experiment
 from fpnlab.config.trials import Trial
-from fpnlab.config.validate import training_hash_of, validate
+from fpnlab.config.validate import training_hash_of, validate_stored
 from fpnlab.errors import ConfigError, FolderLockedError, RunFolderError
 from fpnlab.records.json_files import JsonObject, read_json, writing
+from fpnlab.records.manifest import MANIFEST
 from fpnlab.records.run_records import MetricRecord, RunResult, read_result
-from fpnlab.train.checkpoint import Checkpoints
+from fpnlab.train.checkpoint import SUMS, Checkpoints, complete_steps
+
+SEALED = (
+    "config.json",
+    "env.json",
+    "data.json",
+    "metrics.jsonl",
+    "gallery.npz",
+    "items.npz",
+    "result.json",
+)
+"""Files of a run that its manifest seals where they exist; reports can be written anew."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +36,7 @@ class RunFolder:
     ``config.json`` (resolved), ``env.json`` and, for data read from files, ``data.json`` with
     their fingerprint are written before the first step. Training writes
     ``metrics.jsonl``, one record per line, and ``checkpoints/``. At the end come ``gallery.npz``,
-    for a classifier ``items.npz``, and last ``result.json``.
+    for a classifier ``items.npz``, and ``result.json``; last ``manifest.json``, which seals them.
     """
 
     path: pathlib.Path
@@ -54,6 +66,21 @@ class RunFolder:
         """The result; its presence means that the run has ended."""
         return self.path / "result.json"
 
+    @property
+    def manifest(self) -> pathlib.Path:
+        """Size and SHA-256 of each file that counts; absent until the run has ended."""
+        return self.path / MANIFEST
+
+    def sealed_names(self) -> list[str]:
+        """Returns the relative paths of the files that a manifest must have.
+
+        Of a checkpoint it is ``SHA256SUMS``, which has the checksums of the others.
+        """
+        steps = complete_steps(self.path / "checkpoints")
+        sums = [f"checkpoints/{step}/{SUMS}" for step in steps]
+        shorter = sorted(path.name for path in self.path.glob("result-step-*.json"))
+        return [*(name for name in SEALED if (self.path / name).exists()), *shorter, *sums]
+
     def stored(self) -> "StoredConfig":
         """Returns the config that the run started with.
 
@@ -68,7 +95,7 @@ class RunFolder:
             training = table.get("training_hash") or training_hash_of(tables)
             initial = table.get("initial")
             initial = initial if isinstance(initial, dict) else None
-            return StoredConfig(validate(tables), digest, str(training), tables, initial)
+            return StoredConfig(validate_stored(tables), digest, str(training), tables, initial)
         except (RunFolderError, KeyError, TypeError, ConfigError) as error:
             raise ConfigError(f"{self.config}: not the config of a run ({error})") from None
 

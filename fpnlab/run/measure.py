@@ -66,7 +66,7 @@ def measure(
         class_names=list(dataset.class_names),
         norm_batch=norm_batches(experiment.task.model.norm_positions),
         smallest_count=_smallest_count(state.state),
-        final_loss=records[-1].logs["loss"] if records else None,
+        final_loss=records[-1].logs.get("loss") if records else None,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         pack=records[-1].pack if records else 1,
         metrics={source: dict(numbers) for source, numbers in measured.metrics.items()},

@@ -12,6 +12,7 @@ from fpnlab.config.trials import Trial
 from fpnlab.data.dataset import Dataset
 from fpnlab.errors import Interrupted
 from fpnlab.records.json_files import read_json, write_json, writing
+from fpnlab.records.manifest import seal, unseal
 from fpnlab.records.run_records import MetricRecord, RunResult, read_result, write_result
 from fpnlab.run.enter_folder import enter_folder
 from fpnlab.run.first_state import first_state
@@ -83,11 +84,17 @@ def run_trials(runs: Sequence[Run], dataset: Dataset, *, stop: Stop) -> list[Run
             enter_folder(run.folder, run.trial.experiment, dataset, list_files=run.list_files)
         left = [run for run in runs if not of_first(run.files.finished() is not None)]
         if left:
+            for run in left:
+                unseal(run.folder)
             _check_backend([run.files for run in left])
             for run, (state, seconds) in zip(left, _train(left, dataset, stop)):
                 run.phase("evaluating")
                 result = measure(run.trial, dataset, run.files, state, seconds)
                 write_result(run.files.result, result)
+        for run in runs:
+            # Also after a kill between the result and the manifest.
+            if not run.files.manifest.exists():
+                seal(run.folder, run.files.sealed_names())
         return [read_result(run.files.result) for run in runs]
 
 

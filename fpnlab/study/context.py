@@ -73,21 +73,8 @@ class StudyContext:
         """
         row = self.ledger.rows()[name]
         if row.status == "failed":
-            return self.failed_result(name, row.error)
-        return read_result(self.run_folder(name) / "result.json")
-
-    def failed_result(self, name: str, error: str | None) -> RunResult:
-        """Returns the result of a trial that raised ``error``."""
-        point = self.points[name]
-        return RunResult(
-            trial=name,
-            arm=point.arm,
-            axis_value=point.axis_value,
-            seed=point.seed,
-            tuned=point.tuned,
-            status="failed",
-            error=error,
-        )
+            return failed_result(self.points[name], row.error)
+        return point_result(self.folder, self.points[name])
 
     def build(self, name: str) -> Trial:
         """Returns a trial, with the best value of the tuned field if the study tunes one.
@@ -113,6 +100,51 @@ class StudyContext:
 def run_path(point: Point) -> str:
     """Returns a trial's folder relative to the study's; tuning trials have their own parent."""
     return f"{'tuning' if point.split == 'validation' else 'trials'}/{point.name}"
+
+
+def failed_result(point: Point, error: str | None) -> RunResult:
+    """Returns the result of a trial that raised ``error``."""
+    return RunResult(
+        trial=point.name,
+        arm=point.arm,
+        axis_value=point.axis_value,
+        seed=point.seed,
+        tuned=point.tuned,
+        status="failed",
+        error=error,
+    )
+
+
+def point_result(folder: pathlib.Path, point: Point) -> RunResult:
+    """Returns the result that a trial has stored.
+
+    Args:
+      folder: The study folder.
+      point: The trial's place in the study.
+
+    Raises:
+      RunFolderError: The trial has no readable ``result.json``, or that of another trial.
+    """
+    path = folder / run_path(point) / "result.json"
+    result = read_result(path)
+    for name, expected in [
+        ("trial", point.name),
+        ("arm", point.arm),
+        ("axis_value", point.axis_value),
+        ("seed", point.seed),
+    ]:
+        value = getattr(result, name)
+        if value != expected:
+            raise RunFolderError(
+                f"{path}: the result of another trial ({name} is {value!r}, not {expected!r}); "
+                "remove it and run the same command again to evaluate the trial again"
+            )
+    if point.split == "validation" and result.tuned != point.tuned:
+        raise RunFolderError(
+            f"{path}: the result of another trial (tuned is {result.tuned}, not {point.tuned}); "
+            "remove it and run the same command again to evaluate the trial again"
+        )
+    return result
 
 
 def open_study(folder: pathlib.Path, pack: int = 1) -> StudyContext:

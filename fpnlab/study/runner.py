@@ -5,8 +5,6 @@ import pathlib
 import time
 from typing import Protocol, runtime_checkable
 
-from fpnlab.analysis.bootstrap import with_bootstrap
-from fpnlab.analysis.summary import summarize
 from fpnlab.config.experiment import Experiment
 from fpnlab.config.study import study_file
 from fpnlab.config.trials import Trial, points, trials
@@ -15,7 +13,8 @@ from fpnlab.data.dataset import Dataset
 from fpnlab.errors import Interrupted, RunFolderError, WorkersLostError
 from fpnlab.records.data_files import write_fingerprint
 from fpnlab.records.json_files import writing
-from fpnlab.records.run_records import MetricRecord, RunResult, last_record, read_result
+from fpnlab.records.manifest import unseal
+from fpnlab.records.run_records import MetricRecord, RunResult, last_record
 from fpnlab.records.study_records import (
     DataProblem,
     DatasetInfo,
@@ -26,10 +25,11 @@ from fpnlab.records.study_records import (
 from fpnlab.run.environment import environment
 from fpnlab.run.folder import in_use, locked
 from fpnlab.run.interrupts import Stop
-from fpnlab.study.context import StudyContext, StudyListener
+from fpnlab.study.context import StudyContext, StudyListener, failed_result, point_result
 from fpnlab.study.enter_study import check_study_data, enter_study
 from fpnlab.study.executors.local import worker_command
 from fpnlab.study.ledger import OPEN, Ledger
+from fpnlab.study.study_summary import seal_study, study_summary
 from fpnlab.study.worker import owner_name, work
 
 LOOK_SECONDS = 0.5
@@ -118,6 +118,7 @@ def run_study(
         check_study_data(folder, dataset)
         description = enter_study(study, plan, description)
         _reopen(study)
+        unseal(folder)
         if dataset.fingerprint is not None and not (folder / "data.json").exists():
             write_fingerprint(folder / "data.json", dataset.fingerprint)
         write_record(folder / "study.json", description)
@@ -134,6 +135,7 @@ def run_study(
             ended = True
         finally:
             summary = progress.summarize(ended=ended)
+        seal_study(folder, study.points)
         return summary
 
 
@@ -200,9 +202,9 @@ class _Progress(StudyListener):
             if row.status in OPEN or name in self.results:
                 continue
             if row.status == "failed":
-                result = self.study.failed_result(name, row.error)
+                result = failed_result(self.study.points[name], row.error)
             else:
-                result = read_result(self.study.run_folder(name) / "result.json")
+                result = point_result(self.study.folder, self.study.points[name])
             self.end(self.trials[name], result)
 
     def report_workers(self) -> None:
@@ -234,13 +236,9 @@ class _Progress(StudyListener):
         """
         started = time.monotonic()
         study = self.study
-        parts: dict[str, list[RunResult]] = {"test": [], "validation": []}
-        for name, point in study.points.items():
-            if name in self.results:
-                parts[point.split].append(self.results[name])
-        summary = summarize(self.description, parts["test"], parts["validation"])
-        if ended:
-            summary = with_bootstrap(summary, self.description, parts["test"], study.run_folder)
+        summary = study_summary(
+            self.description, study.points, self.results, study.folder, bootstrap=ended
+        )
         write_record(study.folder / "summary.json", summary)
         self._next_summary = time.monotonic() + (time.monotonic() - started) / SUMMARY_SHARE
         return summary

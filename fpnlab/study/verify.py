@@ -1,329 +1,348 @@
-"""Integrity checks of run and study folders by their checksums; reports all problems at once."""
+"""Verification of studies: files against manifests, results against plan, ledger and summary."""
 
 import dataclasses
-import itertools
+import json
+import os
 import pathlib
+import shutil
 import tempfile
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 
-from fpnlab import compiler
-from fpnlab.analysis.tuning import score
+from fpnlab.analysis.tuning import best_value, score
 from fpnlab.config.experiment import Experiment
-from fpnlab.config.trials import points, trial
-from fpnlab.config.validate import config_hash, hash_of, resolved, validate
-from fpnlab.errors import ConfigError, DamagedCheckpointError, FolderLockedError, RunFolderError
-from fpnlab.records.json_files import JsonObject, read_json
-from fpnlab.records.run_records import MetricRecord, RunResult, read_result, scan_records
-from fpnlab.records.study_records import read_study_file
-from fpnlab.run.folder import RunFolder, StoredConfig, in_use
+from fpnlab.config.study import Point, applied, study_file
+from fpnlab.config.trials import points, unstudied
+from fpnlab.config.validate import config_hash, resolved, validate_stored
+from fpnlab.errors import ConfigError, FolderLockedError, RunFolderError, TuningError
+from fpnlab.records.json_files import AxisValue, JsonObject
+from fpnlab.records.manifest import MANIFEST, Manifest, broken_seals, read_manifest
+from fpnlab.records.run_records import RunResult
+from fpnlab.records.study_records import StudyFile, read_study_file
+from fpnlab.run.folder import RunFolder, in_use
+from fpnlab.run.integrity import (
+    ALSO,
+    ENDED,
+    EVALUATE,
+    RERUN,
+    RESTART,
+    Verification,
+    check_run,
+    is_run,
+)
+from fpnlab.study.context import failed_result, point_result, run_path
 from fpnlab.study.ledger import Ledger, LedgerRow, copy_ledger
-from fpnlab.train.checkpoint import read_checkpoint
+from fpnlab.study.summary_check import check_summary
 
-RERUN = "run the same command again"
-EVALUATE = f"remove result.json and {RERUN} to evaluate it again"
-RESTART = f"remove the folder of this run and {RERUN}"
-ENDED = ("done", "diverged")
-"""Statuses of a trial that has a result."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FileProblem:
-    """A problem of a file or folder."""
-
-    path: pathlib.Path
-    """The file or folder."""
-    what: str
-    """Description of the problem."""
-    remedy: str
-    """The remedy."""
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.what}; {self.remedy}"
-
-
-@dataclasses.dataclass
-class Verification:
-    """Problems of a folder, with the numbers of checked runs, checkpoints and arrays."""
-
-    folder: pathlib.Path
-    """The folder of a run or a study."""
-    problems: list[FileProblem] = dataclasses.field(default_factory=list)
-    """All problems."""
-    runs: int = 0
-    """Number of checked runs."""
-    checkpoints: int = 0
-    """Number of checked checkpoints."""
-    leaves: int = 0
-    """Number of checked arrays in sound checkpoints."""
-
-    def note(self, path: pathlib.Path, what: str, remedy: str) -> None:
-        """Adds a problem."""
-        self.problems.append(FileProblem(path, what, remedy))
-
-    def __str__(self) -> str:
-        verdict = f"problems: {len(self.problems)}" if self.problems else "sound"
-        looked = f"runs {self.runs}, checkpoints {self.checkpoints}, leaves {self.leaves}"
-        return f"{self.folder}: {verdict} ({looked})"
+ANEW = f"remove it and {RERUN}"
+NEW_LEDGER = f"{ANEW}; finished trials are not run again"
+ALWAYS_UNCHECKED = (
+    "whether the weights have these metrics (fpnlab evaluate measures a checkpoint again)",
+    "whether the files at data.root are those that the training read",
+)
 
 
 def verify(folder: pathlib.Path) -> Verification:
-    """Returns all problems of a run folder, or of a study's ledger and all its runs.
+    """Returns all problems of a run folder, or of a study and all its runs.
 
-    Needs neither data nor model, and changes nothing.
+    Needs neither data nor model, and changes nothing. Of a study that is running or was
+    interrupted, the trials that have ended are checked.
 
     Raises:
       RunFolderError: The folder holds neither a run nor a study.
-      FolderLockedError: A process has locked the folder.
+      FolderLockedError: A process has locked the run folder.
     """
     found = Verification(folder)
     if (folder / "study.json").exists() or (folder / "ledger.sqlite").exists():
-        _check_study(folder, found)
-    elif (folder / "config.json").exists():
-        _check_run(folder, found)
+        _StudyCheck(folder, found).check()
+    elif is_run(folder):
+        if in_use(folder):
+            raise FolderLockedError(f"{folder}: locked by a process; wait until it has ended")
+        check_run(folder, found)
     else:
         raise RunFolderError(
             f"{folder}: neither a run nor a study; give a folder written by `fpnlab train` or "
             "`fpnlab study`"
         )
+    found.problems = list(dict.fromkeys(found.problems))  # A run and its study may find the same.
+    found.unchecked += [*_unsealed(found), *ALWAYS_UNCHECKED]
+    if (manifest := folder / MANIFEST).is_file():
+        found.unchecked.append(
+            f"whether files and {manifest} were changed together (keep its SHA-256 elsewhere)"
+        )
     return found
 
 
-def _check_run(folder: pathlib.Path, found: Verification) -> None:
-    if in_use(folder):
-        raise FolderLockedError(f"{folder}: locked by a process; wait until it has ended")
-    found.runs += 1
-    files = RunFolder(folder)
-    stored = _check_config(files, found)
-    environment = _table(
-        files.environment, "only the versions are lost; the results are not affected", found
-    )
-    if doubt := compiler.doubt(environment or {}):
-        remedy = "run it again in another folder on a backend that passes `fpnlab doctor`"
-        found.note(files.environment, doubt, remedy)
-    records = _check_log(files.metrics, found)
-    sound = _check_checkpoints(folder / "checkpoints", stored, found)
-    if not files.result.exists():
-        return
-    _check_archive(folder / "gallery.npz", found)
-    if (folder / "items.npz").exists():  # Detectors have none.
-        _check_archive(folder / "items.npz", found)
-    try:
-        result = read_result(files.result)
-    except RunFolderError as error:
-        found.note(files.result, _reason(error, files.result), EVALUATE)
-        return
-    for what in _inconsistencies(result, stored, records, sound):
-        found.note(files.result, what, RESTART)
+def _unsealed(found: Verification) -> list[str]:
+    """Returns a phrase on the ended runs without a manifest."""
+    if not found.unsealed:
+        return []
+    some = ", ".join(str(path) for path in found.unsealed[:3])
+    more = f" and {rest} more" if (rest := len(found.unsealed) - 3) > 0 else ""
+    return [
+        f"whether files were changed without a contradiction in {some}{more}: no {MANIFEST} "
+        "(written by an older version, or killed at the end)"
+    ]
 
 
-def _check_config(files: RunFolder, found: Verification) -> StoredConfig | None:
-    """Returns the config of a run; None if it cannot be read."""
-    if _table(files.config, RESTART, found) is None:
-        return None
-    try:
-        stored = files.stored()
-    except ConfigError as error:
-        found.note(files.config, _reason(error, files.config), RESTART)
-        return None
-    if stored.hash != hash_of(stored.table):
-        found.note(files.config, "the hash does not match the experiment", RESTART)
-    return stored
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """The plan of a study, as its file and as its trials."""
+
+    description: StudyFile
+    experiment: Experiment
+    points: dict[str, Point]
+    base: JsonObject
+    """The resolved experiment that the trials vary."""
 
 
-def _reason(error: Exception, path: pathlib.Path) -> str:
-    """Returns the message of an error without the leading path."""
-    return str(error).removeprefix(f"{path}: ")
+class _StudyCheck:
+    """The checks of one study folder."""
 
+    def __init__(self, folder: pathlib.Path, found: Verification) -> None:
+        self.folder, self.found = folder, found
+        self.running = in_use(folder)
+        self.manifest: Manifest | None = None
+        self.busy: set[pathlib.Path] = set()
+        """Run folders that a process uses."""
+        self.damaged = False
+        """True if a result cannot be read."""
 
-def _check_log(path: pathlib.Path, found: Verification) -> list[MetricRecord]:
-    """Returns the complete records of a log."""
-    records, problems = scan_records(path)
-    for problem in problems:
-        remedy = f"{RERUN} to drop the line" if problem.torn else RESTART
-        found.note(path, f"line {problem.number} is not a complete record", remedy)
-    steps = [record.step for record in records]
-    for before, after in itertools.pairwise(steps):
-        if after <= before:
-            found.note(path, f"step {after} follows step {before}", RESTART)
-    return records
+    def check(self) -> None:
+        """Adds all problems."""
+        folder, found = self.folder, self.found
+        self._check_manifest()
+        plan = self._plan()
+        rows = self._rows()
+        if plan is not None and rows is not None:
+            self._check_rows(plan, rows)
+        paths = {row.name: folder / row.path for row in (rows or {}).values()}
+        if plan is not None:
+            paths |= {name: folder / run_path(point) for name, point in plan.points.items()}
+        self._check_runs(set(paths.values()))
+        if paths:
+            self._check_strangers(set(paths.values()))
+        if rows is None:
+            found.unchecked.append("status and score of the trials against the ledger")
+        if plan is None:
+            found.unchecked.append("the trials and summary.json against the plan in study.json")
+            return
+        results = self._results(plan, rows)
+        self._check_experiments(plan, results)
+        if self.running:
+            found.unchecked.append("summary.json, which the running study writes")
+        elif self.damaged:
+            found.unchecked.append("summary.json against the results, because some are damaged")
+        else:
+            check_summary(folder, plan.description, plan.points, results, found)
 
+    def _check_runs(self, paths: set[pathlib.Path]) -> None:
+        """Checks the run folders that no process uses."""
+        self.busy = {path for path in paths if in_use(path)}
+        for path in sorted(paths - self.busy):
+            if is_run(path):
+                check_run(path, self.found)
+        if self.busy:
+            self.found.unchecked.append(f"{len(self.busy)} trials that are running")
 
-def _check_checkpoints(
-    folder: pathlib.Path, stored: StoredConfig | None, found: Verification
-) -> list[int]:
-    """Returns the steps of the sound checkpoints."""
-    paths = {int(path.name): path for path in folder.glob("*") if path.name.isdigit()}
-    sound = []
-    for number, path in sorted(paths.items()):
-        found.checkpoints += 1
+    def _check_manifest(self) -> None:
+        folder, found = self.folder, self.found
+        path = folder / MANIFEST
+        if not path.exists():
+            return
         try:
-            digest, leaves = read_checkpoint(path)
-        except DamagedCheckpointError as damage:
-            for what in damage.problems:
-                found.note(path, what, f"remove this checkpoint and {RERUN}")
-            continue
-        found.leaves += len(leaves)
-        sound.append(number)
-        if stored is not None and digest != stored.training_hash:
-            found.note(path, "belongs to another config", f"remove it and {RERUN}")
-    return sound
-
-
-def _check_archive(path: pathlib.Path, found: Verification) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except Exception as error:  # A damaged archive raises errors of many kinds.
-        broken = str(error)
-    if broken:
-        found.note(path, f"does not match its checksums ({broken})", EVALUATE)
-
-
-def _inconsistencies(
-    result: RunResult,
-    stored: StoredConfig | None,
-    records: list[MetricRecord],
-    sound: list[int],
-) -> Iterator[str]:
-    """Yields contradictions between a result and the other files of its folder."""
-    step = result.steps
-    if result.status not in ENDED:
-        yield f"status {result.status!r}; expected done or diverged"
-    if stored is not None:
-        train = stored.experiment.train
-        if result.config_hash != stored.hash:
-            yield "belongs to another config"
-        if result.status == "done" and step != train.steps:
-            yield f"done after step {step}, but the config has {train.steps} steps"
-        if result.examples != train.batch_size * step:
-            yield f"{step} steps do not make {result.examples} examples"
-    if not records or records[-1].step != step:
-        yield f"result of step {step}, but the last record of metrics.jsonl has another step"
-    elif result.final_loss != records[-1].logs.get("loss"):
-        yield "final_loss differs from the last record of metrics.jsonl"
-    if step not in sound:
-        yield f"result of step {step}, which has no sound checkpoint"
-
-
-def _check_study(folder: pathlib.Path, found: Verification) -> None:
-    if in_use(folder):
-        raise FolderLockedError(f"{folder}: locked by a process; wait until it has ended")
-    if (folder / "summary.json").exists():
-        _table(folder / "summary.json", RERUN, found)
-    rows = _check_ledger(folder / "ledger.sqlite", found)
-    results = {
-        name: _result(folder / row.path, row.status)
-        for name, row in rows.items()
-        if row.status in ENDED
-    }
-    metric, experiments = _check_plan(folder / "study.json", rows, results, found)
-    known = {folder / row.path for row in rows.values()}
-    for name, row in rows.items():
-        run = folder / row.path
-        if (run / "config.json").exists():
-            _check_run(run, found)
-        if name in results:
-            _check_row(run, row, results[name], metric, found)
-            _check_trial(run, experiments.get(name), found)
-    for run in sorted([*folder.glob("trials/*"), *folder.glob("tuning/*")]):
-        if run not in known:
-            found.note(run, "not in the ledger", "move it elsewhere")
-            if (run / "config.json").exists():
-                _check_run(run, found)
-
-
-def _check_ledger(path: pathlib.Path, found: Verification) -> dict[str, LedgerRow]:
-    """Returns the trials of a ledger."""
-    remedy = f"remove it and {RERUN}; finished trials are not run again"
-    if not path.exists():
-        found.note(path, "is missing", remedy)
-        return {}
-    # Check a copy, because opening a ledger of an older version migrates it.
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = pathlib.Path(scratch) / path.name
-        try:
-            copy_ledger(path, copy)
-            ledger = Ledger(copy)
-            ledger.check()
-            return ledger.rows()
+            self.manifest = read_manifest(folder)
         except RunFolderError as error:
-            reason = _reason(error, copy)
-            found.note(path, f"cannot be read ({reason})", remedy)
-            return {}
+            found.note(path, str(error).removeprefix(f"{path}: "), ANEW)
+            return
+        for name, what in broken_seals(folder, self.manifest).items():
+            exists = (folder / name).exists()
+            if name in ("study.json", "summary.json"):
+                remedy = ANEW if exists else RERUN
+            else:  # Of a trial.
+                remedy = ALSO if exists else EVALUATE
+            found.note(folder / name, what, remedy)
+
+    def _plan(self) -> _Plan | None:
+        """Returns the plan; None if it cannot be read."""
+        path, found = self.folder / "study.json", self.found
+        try:
+            description = read_study_file(path)
+            experiment = validate_stored(description.config)
+            planned = {point.name: point for point in points(experiment)}
+        except (RunFolderError, ConfigError) as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            what = f"not the description of a study ({reason})"
+            found.note(path, what, ANEW if path.exists() else RERUN)
+            return None
+        assert experiment.study is not None
+        # The config decides; the other fields repeat parts of it for the reader.
+        whole = study_file(
+            experiment.study,
+            **{name: getattr(description, name) for name in ("name", "question", "command")},
+            trials=sum(point.split == "test" for point in planned.values()),
+            examples=experiment.train.examples,
+            updates=experiment.train.updates,
+            dataset=description.dataset,
+            env=description.env,
+            config=description.config,
+        )
+        # Older versions stored other fields of the config, and of the claims.
+        if description.config == resolved(experiment):
+            for field in dataclasses.fields(StudyFile):
+                if getattr(whole, field.name) != getattr(description, field.name):
+                    found.note(path, f"{field.name} differs from the config", ANEW)
+        return _Plan(whole, experiment, planned, resolved(unstudied(experiment)))
+
+    def _rows(self) -> dict[str, LedgerRow] | None:
+        """Returns the trials of the ledger; None if it cannot be read."""
+        path, found = self.folder / "ledger.sqlite", self.found
+        if not path.exists():
+            found.note(path, "is missing", f"{RERUN}; finished trials are not run again")
+            return None
+        # Check a copy, because opening a ledger of an older version migrates it.
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = pathlib.Path(scratch) / path.name
+            try:
+                _copy(path, copy)
+                ledger = Ledger(copy)
+                ledger.check()
+                rows = ledger.rows()
+            except (RunFolderError, OSError) as error:
+                reason = str(error).removeprefix(f"{copy}: ").removeprefix(f"{path}: ")
+                found.note(path, f"cannot be read ({reason})", NEW_LEDGER)
+                return None
+        for row in rows.values():
+            texts = (row.name, row.hash, row.cell, row.split, row.path, row.status)
+            if not all(isinstance(text, str) for text in texts):
+                found.note(path, f"cannot be read ({row.name!r} is not text)", NEW_LEDGER)
+                return None
+        return rows
+
+    def _check_rows(self, plan: _Plan, rows: Mapping[str, LedgerRow]) -> None:
+        """Compares the fixed fields of the ledger with the plan."""
+        path = self.folder / "ledger.sqlite"
+        for name in sorted(plan.points.keys() ^ rows.keys()):
+            other = "the ledger" if name in plan.points else "study.json"
+            self.found.note(path, f"{name} is not in {other}", NEW_LEDGER)
+        # Older versions hashed other fields.
+        comparable = plan.description.config == resolved(plan.experiment)
+        for name in plan.points.keys() & rows.keys():
+            row, point = rows[name], plan.points[name]
+            cell = json.dumps([point.arm, point.axis_value])
+            if (row.cell, row.split, row.path) != (cell, point.split, run_path(point)):
+                self.found.note(path, f"{name} has another place in study.json", NEW_LEDGER)
+            if comparable and row.hash != config_hash(self._experiment(plan, point, {})):
+                self.found.note(path, f"{name} has another config in study.json", NEW_LEDGER)
+
+    def _check_strangers(self, known: set[pathlib.Path]) -> None:
+        """Notes folders beside the trials that belong to none."""
+        for run in sorted([*self.folder.glob("trials/*"), *self.folder.glob("tuning/*")]):
+            if run not in known:
+                self.found.note(run, "belongs to no trial of the study", "move it elsewhere")
+
+    def _results(self, plan: _Plan, rows: Mapping[str, LedgerRow] | None) -> dict[str, RunResult]:
+        """Returns the results of the trials that have ended and can be read."""
+        results = {}
+        for name, point in plan.points.items():
+            run = self.folder / run_path(point)
+            path = run / "result.json"
+            row = rows.get(name) if rows is not None else None
+            if row is not None and row.status == "failed":
+                results[name] = failed_result(point, row.error)
+                continue
+            ended = path.exists() if rows is None else row is not None and row.status in ENDED
+            if not ended or run in self.busy:
+                continue
+            try:
+                results[name] = point_result(self.folder, point)
+            except RunFolderError as error:
+                self.damaged = True
+                self._note_unreadable(path, error, row)
+                continue
+            if row is not None:
+                self._check_row(path, row, results[name], plan.description.metric)
+            if self.manifest is not None and not self._is_chained(run):
+                what = f"was sealed after the study ({MANIFEST} of the study does not have it)"
+                self.found.note(run / MANIFEST, what, RERUN)
+        return results
+
+    def _is_chained(self, run: pathlib.Path) -> bool:
+        """Returns whether the study's manifest has that of a run, if the run has one."""
+        assert self.manifest is not None
+        name = (run / MANIFEST).relative_to(self.folder).as_posix()
+        return name in self.manifest.files or not (run / MANIFEST).exists()
+
+    def _note_unreadable(
+        self, path: pathlib.Path, error: RunFolderError, row: LedgerRow | None
+    ) -> None:
+        if not path.exists() and row is not None:
+            what = f"is missing, but the status in the ledger is {row.status}"
+            self.found.note(path, what, RERUN)
+        else:
+            self.found.note(path, str(error).removeprefix(f"{path}: "), EVALUATE)
+
+    def _check_row(
+        self, path: pathlib.Path, row: LedgerRow, result: RunResult, metric: str
+    ) -> None:
+        """Compares the ledger's status and score of a trial with its result."""
+        if (row.status, row.error) != (result.status, result.error):
+            self.found.note(path, "the ledger has another status", EVALUATE)
+        elif row.score not in (None, score(metric, result)):
+            self.found.note(path, f"the ledger has another {metric}", EVALUATE)
+
+    def _check_experiments(self, plan: _Plan, results: Mapping[str, RunResult]) -> None:
+        """Compares the configs of runs with those that the study has for them."""
+        assert plan.experiment.study is not None
+        tunes = plan.experiment.study.tune is not None
+        cells = _tuning_cells(plan, results)
+        for name, point in plan.points.items():
+            run = self.folder / run_path(point)
+            if run in self.busy or not (run / "config.json").exists():
+                continue
+            if self.damaged and tunes and point.split == "test":
+                continue  # A tuning trial may be among the damaged ones.
+            tuned = None
+            try:
+                if tunes and point.split == "test":
+                    tuned = best_value(
+                        plan.description.metric, cells.get((point.arm, point.axis_value), [])
+                    )
+                stored = RunFolder(run).stored()
+                expected = self._experiment(plan, point, tuned or {})
+            except (ConfigError, TuningError):
+                continue  # Noted by `check_run`, or the trial has failed for lack of a value.
+            if stored.experiment != expected:
+                what = "was run with another config than the study has for it"
+                self.found.note(run, what, RESTART)
+            elif tuned and name in results and results[name].tuned != tuned:
+                what = f"tuned is {results[name].tuned}, but the tuning trials give {tuned}"
+                self.found.note(run / "result.json", what, EVALUATE)
+
+    def _experiment(self, plan: _Plan, point: Point, tuned: Mapping[str, float]) -> Experiment:
+        """Returns the experiment of a trial."""
+        return validate_stored(applied(plan.base, {**point.settings, **tuned}))
 
 
-def _check_plan(
-    path: pathlib.Path,
-    rows: dict[str, LedgerRow],
-    results: dict[str, RunResult | None],
-    found: Verification,
-) -> tuple[str | None, dict[str, Experiment]]:
-    """Returns the metric of a study, and the experiment of each trial by name."""
-    if _table(path, RERUN, found) is None:
-        return None, {}
-    try:
-        plan = read_study_file(path)
-        study = validate(plan.config)
-        planned = {point.name: point for point in points(study)}
-    except (RunFolderError, ConfigError) as error:
-        found.note(path, f"not the description of a study ({_reason(error, path)})", RERUN)
-        return None, {}
-    remedy = f"{RERUN}; if that fails, the folder mixes files of two studies"
-    for name in sorted(planned.keys() ^ rows.keys()) if rows else ():
-        other = "the ledger" if name in planned else "study.json"
-        found.note(path, f"{name} is not in {other}", remedy)
-    both = [name for name in rows if name in planned]
-    if plan.config == resolved(study):  # Older versions hashed other fields.
-        for name in both:
-            if rows[name].hash != config_hash(trial(study, planned[name]).experiment):
-                found.note(path, f"{name} has another config in the ledger", remedy)
-    tuned = {name: result.tuned for name, result in results.items() if result is not None}
-    experiments = {n: trial(study, planned[n], tuned.get(n)).experiment for n in both}
-    return plan.metric, experiments
+def _tuning_cells(
+    plan: _Plan, results: Mapping[str, RunResult]
+) -> dict[tuple[str, AxisValue], list[RunResult]]:
+    """Returns the results of the tuning trials by arm and axis value."""
+    cells: dict[tuple[str, AxisValue], list[RunResult]] = {}
+    for name, result in results.items():
+        if plan.points[name].split == "validation":
+            cells.setdefault((result.arm, result.axis_value), []).append(result)
+    return cells
 
 
-def _check_trial(run: pathlib.Path, experiment: Experiment | None, found: Verification) -> None:
-    """Compares the config of a run with its trial's config in the study."""
-    try:
-        stored = RunFolder(run).stored()
-    except ConfigError:
-        return  # `_check_run` has noted the problem.
-    if experiment is not None and stored.experiment != experiment:
-        found.note(run, "was run with another config than the study has for it", RESTART)
+def _copy(path: pathlib.Path, copy: pathlib.Path) -> None:
+    """Copies a ledger, also one on a file system that is mounted read-only.
 
-
-def _result(run: pathlib.Path, status: str) -> RunResult | None:
-    """Returns the result of a trial that has ended; None if it cannot be read."""
-    try:
-        return read_result(run / "result.json")
-    except RunFolderError:
-        return None
-
-
-def _check_row(
-    run: pathlib.Path,
-    row: LedgerRow,
-    result: RunResult | None,
-    metric: str | None,
-    found: Verification,
-) -> None:
-    """Compares the ledger's status and score of a trial with the result in its folder."""
-    path = run / "result.json"
-    if not path.exists():
-        found.note(path, f"is missing, but the status in the ledger is {row.status}", RERUN)
-    elif result is not None and (row.status, row.error) != (result.status, result.error):
-        found.note(path, "the ledger has another status", RESTART)
-    elif (
-        result is not None and metric is not None and row.score not in (None, score(metric, result))
-    ):
-        found.note(path, f"the ledger has another {metric}", RESTART)
-
-
-def _table(path: pathlib.Path, remedy: str, found: Verification) -> JsonObject | None:
-    """Returns the object in a JSON file; notes a problem and returns None if it is unreadable."""
-    try:
-        return read_json(path)
-    except RunFolderError as error:
-        found.note(path, _reason(error, path), remedy)
-        return None
+    SQLite needs to write beside a database whose write-ahead log it reads. On a copy of both files
+    it can.
+    """
+    if os.access(path.parent, os.W_OK):
+        copy_ledger(path, copy)
+        return
+    for suffix in ("", "-wal"):
+        if (source := path.with_name(path.name + suffix)).exists():
+            shutil.copyfile(source, copy.with_name(copy.name + suffix))

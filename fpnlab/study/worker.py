@@ -24,7 +24,7 @@ from fpnlab.records.run_records import RunResult
 from fpnlab.run.folder import Run, in_use
 from fpnlab.run.interrupts import Stop
 from fpnlab.run.run import run_trials
-from fpnlab.study.context import StudyContext, StudyListener
+from fpnlab.study.context import StudyContext, StudyListener, failed_result
 from fpnlab.study.enter_study import move_replaced
 from fpnlab.study.lease import TICK_SECONDS, Heartbeats, Lease
 from fpnlab.study.ledger import MOST_ATTEMPTS
@@ -130,7 +130,7 @@ def _carry_out(study: StudyContext, claim: _Claim, stop: Stop, listener: StudyLi
                 _release(claim, listener)
                 return
             # A trial's failure is recorded, and must not end the other trials of the study.
-            results = [study.failed_result(names[0], f"{type(error).__name__}: {error}")]
+            results = [failed_result(study.points[names[0]], f"{type(error).__name__}: {error}")]
             _write_trace(study.run_folder(names[0]))
     _record(study, claim, results, listener)
 
@@ -169,7 +169,7 @@ def _run(study: StudyContext, claim: _Claim, listener: StudyListener) -> list[Ru
         move_replaced(study, run)
     if study.ledger.attempts(runs[0].trial.name) > MOST_ATTEMPTS and _died(runs[0]):
         error = f"{MOST_ATTEMPTS} workers died while running it (killed, or out of memory)"
-        return [study.failed_result(runs[0].trial.name, error)]
+        return [failed_result(study.points[runs[0].trial.name], error)]
     return run_trials(runs, _dataset(study, claim.trials[0]), stop=claim.lease.stop)
 
 

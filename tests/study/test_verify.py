@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from fpnlab.cli.main import main
 from fpnlab.config.study import Axis, Study
 from fpnlab.errors import FolderLockedError, Interrupted, RunFolderError
+from fpnlab.records.manifest import MANIFEST
 from fpnlab.records.run_records import read_records, write_records
 from fpnlab.run.folder import locked
 from fpnlab.run.interrupts import Stop
@@ -88,8 +89,9 @@ def test_verify_names_the_checkpoint_file_with_a_flipped_bit(study):
         found = lines(study)
         path.write_bytes(sound)
         assert any(path.name in line for line in found), path
-        assert all("checkpoints/4: " in line for line in found[:-1]), found
+        assert all("checkpoints/4" in line for line in found[:-1]), found
         assert "which has no sound checkpoint" in found[-1]
+        assert all("result.json" in line.partition("; ")[2] for line in found), found
     assert lines(study) == []
 
 
@@ -105,14 +107,16 @@ def test_verify_reports_all_problems_at_once_with_file_and_remedy(study):
     (study / "trials/bn-batch_size-4-seed-1/result.json").unlink()
     found = lines(study)
     for start, message in [
-        (f"{RUN}/env.json: cannot be read", "the results are not affected"),
+        (f"{RUN}/env.json: is not what was written", "remove the folder"),
+        (f"{RUN}/env.json: cannot be read", "remove the folder"),
         (f"{RUN}/config.json: the hash does not match", "remove the folder"),
+        (f"{RUN}/result.json: is not what was written", "remove the folder"),
         (f"{RUN}/result.json: done after step 3, but the config has 4", "remove the folder"),
         (f"{RUN}/result.json: 3 steps do not make 16 examples", "remove the folder"),
         (f"{RUN}/result.json: result of step 3, but the last record", "remove the folder"),
-        (f"{RUN}/metrics.jsonl: line 5 is not a complete record", "to drop the line"),
-        (f"{RUN}/gallery.npz: does not match its checksums", "to evaluate it again"),
-        ("trials/unknown: not in the ledger", "move it"),
+        (f"{RUN}/metrics.jsonl: line 5 is not a complete record", "remove the folder"),
+        (f"{RUN}/gallery.npz: is not what was written", "remove the folder"),
+        ("trials/unknown: belongs to no trial", "move it"),
         (
             "trials/bn-batch_size-4-seed-1/result.json: is missing",
             "but the status in the ledger is done; run the same command again",
@@ -132,8 +136,8 @@ def test_verify_reports_all_problems_at_once_with_file_and_remedy(study):
         ("metrics.jsonl", RECORD, "result of step 4, but the last record of"),
         ("result.json", "{}", "result.json: not the result of a run (trial: Field required)"),
         ("result.json", "{", "result.json: cannot be read"),
-        ("gallery.npz", "", "gallery.npz: does not match its checksums"),
-        ("items.npz", "", "items.npz: does not match its checksums"),
+        ("gallery.npz", "", "gallery.npz: is not what was written"),
+        ("items.npz", "", "items.npz: was added after the run had ended"),
     ],
 )
 def test_verify_names_a_damaged_file_of_a_run(name, content, message, study):
@@ -142,15 +146,124 @@ def test_verify_names_a_damaged_file_of_a_run(name, content, message, study):
         assert any(message in line for line in lines(folder)), lines(folder)
 
 
-def test_verify_reports_a_changed_number_in_a_result(study):
-    result = json.loads((study / RUN / "result.json").read_text())
-    change(study / RUN / "result.json", final_loss=0.5)
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gallery.npz", "", "gallery.npz: does not match its checksums"),
+        ("items.npz", "", "items.npz: does not match its checksums"),
+    ],
+)
+def test_verify_tests_archives_of_an_unsealed_run(name, content, message, study):
+    (study / RUN / MANIFEST).unlink()
+    (study / RUN / name).write_text(content)
+    assert any(message in line for line in lines(study / RUN)), lines(study / RUN)
+
+
+def unseal_all(study):
+    """Removes all manifests, as if an older version had written the study."""
+    for path in [study / MANIFEST, *study.glob(f"trials/*/{MANIFEST}")]:
+        path.unlink()
+
+
+def test_verify_reports_a_changed_number_in_an_unsealed_result(study):
+    unseal_all(study)
+    assert lines(study) == []
+    path = study / RUN / "result.json"
+    result = json.loads(path.read_text())
+    change(path, final_loss=0.5)
     [line] = lines(study)
     assert "final_loss differs from the last record of metrics.jsonl" in line
-    result["metrics"]["precise"]["AP50"] += 0.01
-    change(study / RUN / "result.json", **result)
-    [line] = lines(study)
-    assert f"{RUN}/result.json: the ledger has another AP50" in line
+    metrics = result["metrics"] | {"precise": result["metrics"]["precise"] | {"AP50": 0.91}}
+    change(path, **result | {"metrics": metrics})
+    found = " ".join(lines(study))
+    assert f"{RUN}/result.json: the ledger has another AP50" in found
+    assert "summary.json: " in found
+    change(path, **result | {"metrics": metrics | {"running": {"AP50": 91.0}}})
+    assert "metrics.running.AP50: 91; expected a number from 0 to 1" in " ".join(lines(study))
+    emptied = {"drift": [], "signals": [], "effective_rates": None, "gradient_noise": None}
+    change(path, **result | {"diagnostics": emptied})
+    found = " ".join(lines(study))
+    assert "diagnostics have 0 signals; expected 3" in found
+    assert "diagnostics lack the drift" in found
+    assert "effective rates differ" in found
+
+
+def forge(path):
+    """Changes a number, the best arm and a sentence of a summary."""
+    summary = json.loads(path.read_text())
+    summary["rows"][0]["mean"] = 91.0
+    summary["best"]["arm"] = "LN"
+    summary["findings"][0] = "BN wins."
+    path.write_text(json.dumps(summary))
+
+
+def test_verify_computes_the_numbers_and_sentences_of_a_summary_again(study):
+    forge(study / "summary.json")
+    found = [line for line in lines(study) if "but the results give" not in line]
+    assert found == [
+        "summary.json: is not what was written (by manifest.json); "
+        "remove it and run the same command again"
+    ]
+    unseal_all(study)
+    found = lines(study)
+    assert len(found) == 3
+    assert any('findings.0 is "BN wins.", but the results give ' in line for line in found)
+    assert any('best.arm is "LN", but the results give "BN"' in line for line in found)
+    assert any("rows.0.mean is 91.0, but the results give " in line for line in found)
+
+
+def test_another_version_may_word_a_summary_differently(study):
+    unseal_all(study)
+    change(study / "study.json", env={"versions": {"fpnlab": "0.0.1"}})
+    forge(study / "summary.json")
+    found = verify(study)
+    assert len(found.problems) == 2
+    assert not any("findings" in str(problem) for problem in found.problems)
+    assert any("the wording in" in what for what in found.unchecked)
+
+
+def test_verify_lists_what_it_cannot_check(study):
+    assert any("whether the weights have these metrics" in w for w in verify(study).unchecked)
+    assert not any("older version" in what for what in verify(study).unchecked)
+    unseal_all(study)
+    [line] = [what for what in verify(study).unchecked if "older version" in what]
+    assert RUN in line
+
+
+def test_an_interrupted_study_has_no_problems(small, dataset, tmp_path):
+    """Neither after a stop, nor after a kill that left a summary without the last trial."""
+    stop = Stop()
+
+    class Listener(StudyListener):
+        def begin(self, trial):
+            stop.requested = trial.seed == 1
+
+    study = Study(
+        axes=(Axis(field="train.batch_size", values=(4,)),),
+        seeds=(0, 1),
+        arms={"BN": {}},
+        metric="AP50",
+    )
+    studied = dataclasses.replace(small, study=study)
+    with pytest.raises(Interrupted):
+        run_study(studied, dataset, tmp_path, command="", stop=stop, listener=Listener())
+    assert not (tmp_path / MANIFEST).exists()
+    assert lines(tmp_path) == []
+    with (tmp_path / "trials/bn-batch_size-4-seed-1/metrics.jsonl").open("a") as log:
+        log.write('{"step": 9, "lo')
+    with locked(tmp_path), locked(tmp_path / "trials/bn-batch_size-4-seed-1"):
+        found = verify(tmp_path)
+    assert (found.problems, found.runs) == ([], 1)
+    assert any("trials that are running" in what for what in found.unchecked)
+    assert lines(tmp_path) == []
+    change(
+        tmp_path / "summary.json",
+        counts={"planned": 2, "missing": 2, "done": 0},
+        rows=[],
+    )
+    found = verify(tmp_path)
+    assert found.problems == []
+    assert any("which 1 trials that have ended are not in" in what for what in found.unchecked)
 
 
 def test_verify_reports_files_of_another_run(small, dataset, run, tmp_path, study):
@@ -180,34 +293,41 @@ def test_verify_reports_a_ledger_that_is_damaged_or_differs_from_the_study(study
         )
     database.close()
     found = lines(study)
-    assert "study.json: bn-batch_size-4-seed-0 has another config in the ledger" in " ".join(found)
+    expected = "ledger.sqlite: bn-batch_size-4-seed-0 has another config in study.json"
+    assert expected in " ".join(found)
     assert any("n is not in study.json" in line for line in found)
     for file in study.glob("ledger.sqlite-*"):
         file.unlink()
     ledger.write_bytes(b"x" * 5000)
     assert any(line.startswith("ledger.sqlite: cannot be read") for line in lines(study))
     ledger.unlink()
-    assert lines(study)[0].startswith("ledger.sqlite: is missing")
+    [line] = lines(study)
+    assert line.startswith("ledger.sqlite: is missing; run the same command again")
     (study / "study.json").unlink()
+    (study / MANIFEST).unlink()
     with pytest.raises(RunFolderError, match="neither a run nor a study; give a folder"):
         verify(study)
 
 
-def test_verify_rejects_a_locked_folder(study):
-    for folder in (study, study / RUN):
-        with locked(folder), pytest.raises(FolderLockedError, match="wait until it has ended"):
-            verify(study)
+def test_verify_rejects_a_locked_run(study):
+    run = study / RUN
+    with locked(run), pytest.raises(FolderLockedError, match="wait until it has ended"):
+        verify(run)
 
 
 def test_the_command_prints_each_problem_and_a_summary_and_exits_with_5(study):
     done = CliRunner().invoke(main, ["verify", str(study)])
-    assert (done.exit_code, done.stdout) == (0, f"{verify(study)}\n")
+    found = verify(study)
+    assert done.exit_code == 0
+    unchecked = [f"not checked: {what}" for what in found.unchecked]
+    assert done.stdout.splitlines() == [str(found), *unchecked]
     log = study / RUN / "metrics.jsonl"
     write_records(log, read_records(log)[:-1])
     done = CliRunner().invoke(main, ["verify", str(study)])
     assert done.exit_code == 5
-    problem, summary = done.stdout.splitlines()
+    changed, problem, summary, *_ = done.stdout.splitlines()
+    assert changed.startswith(f"{log}: is not what was written")
     assert problem.startswith(
         f"{study / RUN / 'result.json'}: result of step 4, but the last record"
     )
-    assert summary.startswith(f"{study}: problems: 1 (runs 2, checkpoints 4")
+    assert summary.startswith(f"{study}: problems: 2 (runs 2, checkpoints 4")

@@ -1,0 +1,307 @@
+"""Damaged files of a finished study are found by `verify` or harmless, and never a traceback."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import traceback
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from fpnlab.cli.main import main
+from fpnlab.records.manifest import MANIFEST
+from fpnlab.records.run_records import read_result
+from fpnlab.records.study_records import read_summary
+
+CONFIG = """
+[data]
+kind = "image_folder"
+root = "{root}"
+image_size = [16, 16]
+class_names = ["dark", "light"]
+
+[model]
+classes = 2
+
+[model.backbone]
+depths = [1, 1]
+widths = [4, 8]
+stem = {{ size = 3 }}
+norm = {{ kind = "batch_norm" }}
+
+[train]
+examples = 16
+batch_size = 4
+learning_rate = 0.1
+
+[evaluate]
+batch_size = 8
+population_examples = 8
+"""
+STUDY = """
+[study]
+seeds = [0, 1]
+
+[[study.axes]]
+field = "train.batch_size"
+values = [2, 4]
+
+[study.arms.BN]
+
+[study.arms.LN]
+"model.backbone.norm" = { kind = "layer_norm", axes = "hwc" }
+
+[[study.claims]]
+statement = "LN is better at a batch of two."
+rules = [{ kind = "difference", arm = "LN", baseline = "BN", axis_values = [2], side = "above" }]
+"""
+TRIAL, OTHER = "trials/bn-batch_size-2-seed-0", "trials/ln-batch_size-4-seed-1"
+OVERRIDES = ["--log_examples", "4", "--checkpoint_seconds", "0"]
+
+
+def call(*words):
+    """Runs a command; returns its exit code and output, after checking that it did not crash."""
+    done = CliRunner().invoke(main, [*map(str, words)])
+    error = done.exception
+    if error is not None and not isinstance(error, SystemExit):
+        raise AssertionError("".join(traceback.format_exception(error))) from error
+    assert done.exit_code == 0 or done.output.strip(), words
+    return done.exit_code, done.output
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """A finished study with the commands that it came from."""
+
+    folder: pathlib.Path
+    config: pathlib.Path
+    single: pathlib.Path
+
+    def study(self, folder):
+        return call("study", self.config, "--out", folder, *OVERRIDES)
+
+    def train(self, folder):
+        words = ("--train.batch_size", "2", "--seed", "0", *OVERRIDES)
+        return call("train", self.single, "--out", folder / TRIAL, *words)
+
+
+@pytest.fixture(scope="module")
+def no_reports():
+    """Leaves out the pages of `study` and `train`, which `report` writes again."""
+    with pytest.MonkeyPatch.context() as patch:
+        import fpnlab.report
+
+        patch.setattr(fpnlab.report, "write_report", lambda folder: "left out")
+        patch.setattr(fpnlab.report, "write_run_report", lambda folder: "left out")
+        yield
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory, no_reports):
+    home = tmp_path_factory.mktemp("corruption")
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 6)):
+        for name, low in (("dark", 0), ("light", 90)):
+            (home / "data" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = draw.integers(low, low + 160, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(home / "data" / split / name / f"{i}.png")
+    single, config = home / "single.toml", home / "config.toml"
+    single.write_text(CONFIG.format(root=home / "data"))
+    config.write_text(single.read_text() + STUDY)
+    found = Sound(home / "study", config, single)
+    code, output = found.study(found.folder)
+    assert code == 0, output
+    return found
+
+
+def copied(source, target):
+    """A copy of a study, which shares the files of checkpoints, as no command writes into these."""
+    share = lambda path, new: (os.link if "/checkpoints/" in path else shutil.copy2)(path, new)
+    return shutil.copytree(source, target, symlinks=True, copy_function=share)
+
+
+@pytest.fixture
+def copy(sound, tmp_path):
+    return copied(sound.folder, tmp_path / "study")
+
+
+def rewrite(path, content):
+    """Writes a new file in place of one that copies may share."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+def kinds(folder):
+    """The files of a study by kind, those of one trial for its kinds; reports are left out."""
+    checkpoints = sorted((folder / TRIAL / "checkpoints" / "8").rglob("*"))
+    groups = [[folder / name] for name in ("study.json", "summary.json", "ledger.sqlite", MANIFEST)]
+    groups += [[path] for path in sorted((folder / TRIAL).iterdir()) if path.suffix]
+    groups.append([path for path in checkpoints if path.is_file() and path.suffix == ".json"])
+    groups.append([path for path in checkpoints if path.is_file() and path.suffix != ".json"])
+    return groups
+
+
+def change_byte(folder, number):
+    """Replaces one byte of one file, all kinds of files in turn; returns the file."""
+    draw = np.random.default_rng(number)
+    groups = kinds(folder)
+    path = draw.choice(groups[number % len(groups)])
+    content = bytearray(path.read_bytes())
+    content[draw.integers(len(content))] ^= draw.integers(1, 256)
+    rewrite(path, content)
+    return path
+
+
+def edit(change):
+    """A corruption that changes the value in a JSON file."""
+    return lambda path: rewrite(path, json.dumps(change(json.loads(path.read_text()))).encode())
+
+
+def replace_by(make):
+    """A corruption that makes something else in place of the file."""
+
+    def corrupt(path):
+        path.unlink()
+        make(path)
+
+    return corrupt
+
+
+def emptied(value):
+    """A JSON value with all of its lists emptied."""
+    match value:
+        case dict():
+            return {name: emptied(field) for name, field in value.items()}
+        case list():
+            return []
+    return value
+
+
+def with_numbers(value, number):
+    """A JSON value with another value in place of each of its numbers."""
+    match value:
+        case dict():
+            return {name: with_numbers(field, number) for name, field in value.items()}
+        case list():
+            return [with_numbers(field, number) for field in value]
+        case bool() | None | str():
+            return value
+    return number
+
+
+ANY_FILE = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: rewrite(path, b""),
+    "half": lambda path: rewrite(path, path.read_bytes()[: path.stat().st_size // 2]),
+    "directory": replace_by(lambda path: path.mkdir()),
+    "dangling link": replace_by(lambda path: path.symlink_to("nowhere")),
+    "pipe": replace_by(lambda path: os.mkfifo(path)),
+}
+JSON_FILE = {
+    "list": edit(lambda value: [value]),
+    "null": edit(lambda value: None),
+    "emptied object": edit(lambda value: {}),
+    "emptied lists": edit(emptied),
+    "renamed fields": edit(lambda value: {f"{name}_": field for name, field in value.items()}),
+    "null fields": edit(lambda value: dict.fromkeys(value)),
+    "numbers as text": edit(lambda value: with_numbers(value, "1")),
+    "NaN": edit(lambda value: with_numbers(value, math.nan)),
+    "huge numbers": lambda path: rewrite(
+        path, re.sub(rb": [0-9.]+", b": 1e999", path.read_bytes())
+    ),
+    "huge integers": edit(lambda value: with_numbers(value, 10**400)),
+    "deep nesting": lambda path: rewrite(path, b"[" * 100_000 + b"]" * 100_000),
+    "not UTF-8": lambda path: rewrite(path, path.read_bytes().replace(b'"', b"\xff", 1)),
+}
+LINES = {
+    "record missing": lambda path: path.write_text("".join(path.open().readlines()[1:])),
+    "last record missing": lambda path: path.write_text("".join(path.open().readlines()[:-1])),
+    "renamed loss": lambda path: path.write_text(path.read_text().replace("loss", "lossy")),
+    "text": lambda path: path.write_text('"text"\n3\n[]\n'),
+    "null fields": lambda path: path.write_text('{"step": null, "examples": null}\n'),
+    "deep nesting": JSON_FILE["deep nesting"],
+}
+
+
+def swap(name):
+    """A corruption that exchanges a file of two trials."""
+
+    def corrupt(folder):
+        one, other, scratch = folder / TRIAL / name, folder / OTHER / name, folder / "scratch"
+        one.rename(scratch)
+        other.rename(one)
+        scratch.rename(other)
+
+    return corrupt
+
+
+def at(name, corrupt):
+    """A corruption of a study's file."""
+    return lambda folder: corrupt(folder / name)
+
+
+STRUCTURAL = {
+    f"{name}: {what}": at(name, corrupt)
+    for names, corruptions in [
+        (("study.json", "summary.json", MANIFEST), ANY_FILE | JSON_FILE),
+        (("ledger.sqlite",), ANY_FILE),
+        (
+            [f"{TRIAL}/{name}" for name in ("config.json", "env.json", "result.json", MANIFEST)],
+            ANY_FILE | JSON_FILE,
+        ),
+        ((f"{TRIAL}/metrics.jsonl",), ANY_FILE | LINES),
+        ([f"{TRIAL}/{name}" for name in ("gallery.npz", "items.npz")], ANY_FILE),
+        ((f"{TRIAL}/checkpoints/8/SHA256SUMS",), ANY_FILE),
+        ((f"{TRIAL}/checkpoints/8/{MANIFEST}",), ANY_FILE | JSON_FILE),
+    ]
+    for name in names
+    for what, corrupt in corruptions.items()
+} | {
+    f"{name}: swapped": swap(name)
+    for name in ("config.json", "result.json", "metrics.jsonl", "items.npz", "checkpoints", "")
+}
+
+
+def numbers(folder):
+    """The numbers and decisions of a study's summary, without times."""
+    summary = read_summary(folder / "summary.json")
+    return dataclasses.replace(summary, speed=[])
+
+
+def metrics(folder):
+    return read_result(folder / TRIAL / "result.json").metrics
+
+
+def check(sound, scratch, corrupt):
+    """Checks one corruption: all commands end with a message, and it is found or harmless."""
+    for_verify, for_train, for_study = (
+        copied(sound.folder, scratch / name) for name in ("verify", "train", "study")
+    )
+    for folder in (for_verify, for_train, for_study):
+        corrupt(folder)
+    found, output = call("verify", for_verify)
+    trained, _ = sound.train(for_train)
+    studied, _ = sound.study(for_study)
+    assert found in (0, 5), output
+    if found == 0:
+        assert trained == studied == 0
+        assert metrics(for_train) == metrics(sound.folder)
+        assert numbers(for_study) == numbers(sound.folder)
+
+
+def test_a_sound_study_is_sound(sound, copy):
+    code, output = call("verify", copy)
+    assert code == 0, output
+    assert "sound (runs 8" in output
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_a_changed_byte_is_found_or_harmless(number, sound, tmp_path):
+    check(sound, tmp_path, lambda folder: change_byte(folder, number))

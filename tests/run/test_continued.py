@@ -15,6 +15,7 @@ from fpnlab.records.run_records import read_result
 from fpnlab.run.enter_folder import data_changes
 from fpnlab.run.folder import RunFolder
 from fpnlab.run.measure import restored_run, weights
+from fpnlab.study.verify import verify
 from fpnlab.train.schedule import Cosine, Steps, first_other_rate
 
 CONSTANT = Steps(warmup=0.0, milestones=())
@@ -69,6 +70,7 @@ def test_a_finished_run_trained_longer_equals_a_run_of_that_length(
     without_rates = lambda rows: [{k: v for k, v in r.items() if "rates" not in k} for r in rows]
     assert without_rates(records(copied)) == without_rates(records(tmp_path / "whole"))
     assert (copied / "result-step-8.json").read_bytes() == short
+    assert verify(copied).problems == []
 
 
 def test_a_run_is_not_trained_longer_where_its_schedule_would_have_been_another(
@@ -188,4 +190,5 @@ def test_moved_data_and_another_question_train_and_evaluate_nothing(
     before = read_result(unbroken / "result.json")
     assert result == dataclasses.replace(before, config_hash=result.config_hash)
     assert result.config_hash == RunFolder(tmp_path).stored().hash != before.config_hash
+    assert verify(tmp_path).problems == []
     assert load(experiment.data).files == ()

@@ -13,6 +13,7 @@ from fpnlab.records.data_files import DataFile
 from fpnlab.records.run_records import RunResult
 from fpnlab.records.study_records import read_study_file
 from fpnlab.study.ledger import Ledger
+from fpnlab.study.verify import verify
 
 from .test_runner import LAYER, PLACES, results, start, statuses_in
 from .test_runner import study as study_fixture
@@ -68,6 +69,7 @@ def test_an_added_seed_axis_value_or_arm_runs_only_what_is_missing(
     again, listener, _ = start(larger, dataset, folder)
     assert listener.of("begin") == []
     assert again.rows == summary.rows
+    assert verify(folder).problems == []
     assert read_study_file(folder / "study.json").additions == [addition]
 
 
@@ -98,6 +100,7 @@ def test_another_question_or_metric_trains_and_evaluates_nothing(
     assert [a.what for a in plan.additions] == ["metric AP instead of AP50; another question"]
     for row in Ledger(folder / "ledger.sqlite").rows().values():
         assert row.score is None
+    assert verify(folder).problems == []
 
 
 def test_a_study_keeps_the_fingerprint_of_its_data(study, dataset, tmp_path):
@@ -116,6 +119,7 @@ def test_a_study_keeps_the_fingerprint_of_its_data(study, dataset, tmp_path):
         start(one, other, tmp_path)
     _, listener, _ = start(one, loaded, tmp_path)
     assert listener.of("begin") == []
+    assert verify(tmp_path).problems == []
 
 
 @pytest.fixture

@@ -32,8 +32,8 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunFolderError(
-            f"{folder}: cannot be written ({error}); free space or allow writing, or choose "
-            "another folder with --out, then run the same command again"
+            f"{folder}: cannot be written ({error}); free space, allow writing, or use another "
+            "folder, then run the same command again"
         ) from error
 
 

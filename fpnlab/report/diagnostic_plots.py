@@ -121,7 +121,7 @@ def plot_lines(
     names = [x for x in stops if isinstance(x, str)]
     few = len(bundles) <= INSIDE
     handles = {}
-    with panel(file, title) as axes:
+    with panel(file, title, width=width(len(bundles), ())) as axes:
         for i, (label, bundle) in enumerate(zip(short_names(list(bundles)), bundles.values())):
             if not bundle:
                 continue

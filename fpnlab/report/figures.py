@@ -19,6 +19,7 @@ from fpnlab.report.figure_text import draw_every_text, families, names, shortene
 from fpnlab.report.series import (
     ARM_COLORS,
     INSIDE,
+    PAGE_WIDE,
     WIDTH,
     ArmStyle,
     add_legend,
@@ -241,7 +242,7 @@ def _metric_panel(
 ) -> contextlib.AbstractContextManager["matplotlib.axes.Axes"]:
     """Returns a panel with room for all series beside each tick."""
     inches = width(len(series), summary.axis_values)
-    return panel(file, title, height=3.8 if inches < 2 * WIDTH else 6.5, width=inches)
+    return panel(file, title, height=3.8 if inches < PAGE_WIDE else 6.5, width=inches)
 
 
 def _draw(axes: "matplotlib.axes.Axes", summary: Summary, series: Sequence[Series]) -> None:

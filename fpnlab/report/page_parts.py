@@ -85,7 +85,7 @@ class PageParts:
             self._write(name, data)
             source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
             inches = int.from_bytes(data[16:20]) / 180  # The width is the first field of a PNG.
-            return [Figure(source, caption, caption, wide=inches > 1.5 * WIDTH)]
+            return [Figure(source, caption, caption, wide=inches > 1.2 * WIDTH)]
 
         return self.make(f"figure {name}", drawn, [])
 

@@ -18,8 +18,8 @@ ARM_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Colors of arms, distinguishable by color-blind readers (Okabe and Ito, 2008)."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":")
-WIDTH, WIDEST = 5.4, 14.0
-"""Width of a figure in inches: the usual one, and that of 50 arms at 5 axis values."""
+WIDTH, PAGE_WIDE, WIDEST = 5.4, 11.0, 14.0
+"""Widths of figures in inches: the usual one, that of very many arms, and the largest one."""
 SERIES_INCHES = 0.056
 """Width of a mean with its interval in inches, below which those of two arms run together."""
 ROOM = 0.7
@@ -100,7 +100,8 @@ def step(n: int, values: Sequence[AxisValue]) -> float:
 
 def width(n: int, values: Sequence[AxisValue]) -> float:
     """Returns the width of a figure of ``n`` series in inches."""
-    return min(max(WIDTH, SERIES_INCHES * n * len(values) / ROOM), WIDEST)
+    least = WIDTH if n <= 3 * INSIDE else PAGE_WIDE  # Room for the legend.
+    return min(max(least, SERIES_INCHES * n * len(values) / ROOM), WIDEST)
 
 
 def show_values(axes: "matplotlib.axes.Axes", values: Sequence[AxisValue], label: str) -> None:

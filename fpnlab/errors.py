@@ -19,6 +19,12 @@ class ProcessesError(FpnlabError):
     exit_code = 2
 
 
+class PeerLostError(FpnlabError):
+    """Another process of the same run ended before its end."""
+
+    exit_code = 5
+
+
 class UnavailableError(FpnlabError):
     """A cluster or its client library is not available."""
 

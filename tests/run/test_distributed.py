@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -125,6 +126,71 @@ def test_an_error_in_process_0_ends_process_1(config_file, tmp_path):
     assert codes[0] == 5
     assert "this folder holds a study; choose another" in errors[0]
     assert codes[1] != 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_killed_during_start_up_ends_the_other_within_a_minute(
+    killed, config_file, tmp_path
+):
+    processes = two(config_file, tmp_path)
+    time.sleep(1)  # It has not yet loaded JAX.
+    processes[killed].kill()
+    start = time.monotonic()
+    codes, errors = ends(processes)
+    assert time.monotonic() - start < 60
+    assert codes[1 - killed] == 2
+    (line,) = errors[1 - killed].splitlines()
+    assert "could not connect to each other (not all of them were there after 50 seconds" in line
+
+
+@pytest.mark.slow
+def test_a_process_killed_during_training_gives_the_other_one_sentence(config_file, tmp_path):
+    processes = two(config_file, tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    while not (log.exists() and log.read_text()):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    processes[1].kill()
+    start = time.monotonic()
+    codes, errors = ends(processes)
+    assert time.monotonic() - start < 60
+    assert codes == [5, -signal.SIGKILL], errors[0]
+    assert "Traceback" not in errors[0]
+    assert (
+        errors[0]
+        .splitlines()[-1]
+        .startswith("fpnlab train: another process of this run has ended; its own output says why")
+    )
+
+
+def listening(port):
+    """The addresses at which this machine listens on a port, in hexadecimal."""
+    lines = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    places = [line[1].split(":") for line in lines if line[3] == "0A"]
+    return [address for address, found in places if int(found, 16) == port]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
+def test_the_coordinator_listens_at_its_address_alone(config_file, tmp_path):
+    port = free_port()
+    command = [sys.executable, "-m", "fpnlab", "train", config_file, "--out", tmp_path]
+    command += ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", "0"]
+    process = subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    try:
+        while not (found := listening(port)):
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    # 127.0.0.1 in the order of bytes of this machine, also as an address of IPv6.
+    assert {address[-8:] for address in found} == {"0100007F"}
 
 
 @pytest.mark.parametrize("missing", ["--coordinator", "--processes", "--process"])

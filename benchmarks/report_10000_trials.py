@@ -30,7 +30,7 @@ from fpnlab.records.run_records import (
 )
 from fpnlab.run.interrupts import Stop
 from fpnlab.study.context import StudyListener, run_path
-from fpnlab.study.ledger import Entry, Ledger
+from fpnlab.study.ledger import Ledger, LedgerRow
 from fpnlab.study.runner import run_study
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -129,7 +129,7 @@ def make(folder, experiment):
     paths = {point.name: run_path(point) for point in points(experiment)}
     digests = {trial.name: config_hash(trial.experiment) for trial in plan}
     ledger = Ledger(folder / "ledger.sqlite", journal="wal")
-    ledger.expect(Entry(t.name, digests[t.name], t.cell, t.split, paths[t.name]) for t in plan)
+    ledger.expect(LedgerRow(t.name, digests[t.name], t.cell, t.split, paths[t.name]) for t in plan)
     by_name, claims = {trial.name: trial for trial in plan}, []
     draw = np.random.default_rng(0)
     while True:

@@ -128,6 +128,11 @@ class _RunCheck:
         except RunFolderError as error:
             found.note(files.result, _reason(error, files.result), EVALUATE)
             return
+        if stored is not None and result.config_hash != stored.hash:
+            if files.manifest.exists():
+                found.note(files.result, "belongs to another config", RESTART)
+            else:  # The evaluation changed, and the run was stopped before it was repeated.
+                found.unchecked.append(f"{files.result}, which the next start replaces")
         for what in _contradictions(result, stored, records):
             found.note(files.result, what, RESTART)
         if result.steps not in sound:
@@ -269,8 +274,6 @@ def _contradictions(
         yield f"status {result.status!r}; expected done or diverged"
     if stored is not None:
         train = stored.experiment.train
-        if result.config_hash != stored.hash:
-            yield "belongs to another config"
         if result.seed != stored.experiment.seed:
             yield f"has seed {result.seed}, but the config has seed {stored.experiment.seed}"
         if result.status == "done" and step != train.steps:

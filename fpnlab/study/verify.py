@@ -30,11 +30,12 @@ from fpnlab.run.integrity import (
     is_run,
 )
 from fpnlab.study.context import failed_result, point_result, run_path
-from fpnlab.study.ledger import Ledger, LedgerRow, copy_ledger
+from fpnlab.study.ledger import OPEN, Ledger, LedgerRow, copy_ledger
 from fpnlab.study.summary_check import check_summary
 
 ANEW = f"remove it and {RERUN}"
 NEW_LEDGER = f"{ANEW}; finished trials are not run again"
+STATUSES = (*OPEN, *ENDED, "failed")
 ALWAYS_UNCHECKED = (
     "whether the weights have these metrics (fpnlab evaluate measures a checkpoint again)",
     "whether the files at data.root are those that the training read",
@@ -115,12 +116,11 @@ class _StudyCheck:
         rows = self._rows()
         if plan is not None and rows is not None:
             self._check_rows(plan, rows)
-        paths = {row.name: folder / row.path for row in (rows or {}).values()}
-        if plan is not None:
-            paths |= {name: folder / run_path(point) for name, point in plan.points.items()}
-        self._check_runs(set(paths.values()))
-        if paths:
-            self._check_strangers(set(paths.values()))
+        folders = {*folder.glob("trials/*"), *folder.glob("tuning/*")}
+        planned = {folder / run_path(point) for point in plan.points.values()} if plan else folders
+        self._check_runs(planned)
+        for run in sorted(folders - planned):
+            found.note(run, "belongs to no trial of the study", "move it elsewhere")
         if rows is None:
             found.unchecked.append("status and score of the trials against the ledger")
         if plan is None:
@@ -139,8 +139,12 @@ class _StudyCheck:
         """Checks the run folders that no process uses."""
         self.busy = {path for path in paths if in_use(path)}
         for path in sorted(paths - self.busy):
+            before = len(self.found.problems)
             if is_run(path):
                 check_run(path, self.found)
+            if in_use(path):  # A worker has started it meanwhile, and changes its files.
+                del self.found.problems[before:]
+                self.busy.add(path)
         if self.busy:
             self.found.unchecked.append(f"{len(self.busy)} trials that are running")
 
@@ -148,6 +152,10 @@ class _StudyCheck:
         folder, found = self.folder, self.found
         path = folder / MANIFEST
         if not path.exists():
+            found.unchecked.append(
+                f"whether study.json was changed without a contradiction: no {MANIFEST} (the study "
+                "has not ended, or an older version ran it)"
+            )
             return
         try:
             self.manifest = read_manifest(folder)
@@ -231,14 +239,10 @@ class _StudyCheck:
             cell = json.dumps([point.arm, point.axis_value])
             if (row.cell, row.split, row.path) != (cell, point.split, run_path(point)):
                 self.found.note(path, f"{name} has another place in study.json", NEW_LEDGER)
+            if row.status not in STATUSES:
+                self.found.note(path, f"{name} has the status {row.status!r}", NEW_LEDGER)
             if comparable and row.hash != config_hash(self._experiment(plan, point, {})):
                 self.found.note(path, f"{name} has another config in study.json", NEW_LEDGER)
-
-    def _check_strangers(self, known: set[pathlib.Path]) -> None:
-        """Notes folders beside the trials that belong to none."""
-        for run in sorted([*self.folder.glob("trials/*"), *self.folder.glob("tuning/*")]):
-            if run not in known:
-                self.found.note(run, "belongs to no trial of the study", "move it elsewhere")
 
     def _results(self, plan: _Plan, rows: Mapping[str, LedgerRow] | None) -> dict[str, RunResult]:
         """Returns the results of the trials that have ended and can be read."""

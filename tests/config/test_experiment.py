@@ -13,7 +13,15 @@ from fpnlab.config.load import load_config
 from fpnlab.config.messages import MINIMAL
 from fpnlab.config.study import Axis
 from fpnlab.config.trials import trials
-from fpnlab.config.validate import PRESETS, config_hash, hash_of, resolved, training_hash, validate
+from fpnlab.config.validate import (
+    PRESETS,
+    config_hash,
+    hash_of,
+    resolved,
+    training_hash,
+    validate,
+    validate_stored,
+)
 from fpnlab.errors import ConfigError
 from fpnlab.nn.norm_specs import BatchNorm, LayerNorm, NoNorm
 from fpnlab.nn.resnet import resnet
@@ -398,3 +406,15 @@ def test_the_training_hash_ignores_fields_that_do_not_change_the_weights(write):
         assert training_hash(other) == training_hash(one)
         assert config_hash(other) != config_hash(one)
     assert training_hash(load_config(path, [("train.weight_decay", "0.5")])) != training_hash(one)
+
+
+def test_stored_tables_that_differ_in_their_seed_share_one_validation():
+    table = resolved(validate(tomllib.loads(RUN + STUDY)))
+    experiment = validate_stored(table)
+    assert experiment == validate(table)
+    assert list(experiment.study.arms) == list(table["study"]["arms"])
+    other = validate_stored(table | {"seed": 5})
+    assert other == dataclasses.replace(experiment, seed=5)
+    assert other.model is experiment.model
+    with pytest.raises(ConfigError, match="seed: "):
+        validate_stored(table | {"seed": "5"})

@@ -7,6 +7,8 @@ import os
 import pathlib
 import re
 import shutil
+import sqlite3
+import subprocess
 import traceback
 
 import numpy as np
@@ -15,9 +17,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from fpnlab.cli.main import main
-from fpnlab.records.manifest import MANIFEST
+from fpnlab.records.manifest import MANIFEST, read_manifest
 from fpnlab.records.run_records import read_result
 from fpnlab.records.study_records import read_summary
+from fpnlab.run.integrity import RERUN
+from fpnlab.study.verify import verify
+from fpnlab.train.checkpoint import SUMS
 
 CONFIG = """
 [data]
@@ -296,12 +301,188 @@ def check(sound, scratch, corrupt):
         assert numbers(for_study) == numbers(sound.folder)
 
 
-def test_a_sound_study_is_sound(sound, copy):
+def test_a_sound_study_is_sound(copy):
     code, output = call("verify", copy)
     assert code == 0, output
     assert "sound (runs 8" in output
 
 
-@pytest.mark.parametrize("number", range(12))
+SOME_BYTES = (0, 2, 6, 9, 12)
+"""Bytes of study.json, the ledger, items.npz, result.json and a checkpoint."""
+SOME_STRUCTURAL = (
+    "study.json: deep nesting",
+    "ledger.sqlite: half",
+    f"{TRIAL}/result.json: emptied lists",
+    f"{TRIAL}/metrics.jsonl: renamed loss",
+    f"{TRIAL}/items.npz: pipe",
+    "items.npz: swapped",
+)
+
+
+def partly_slow(cases, fast):
+    return [pytest.param(c, marks=[] if c in fast else pytest.mark.slow) for c in cases]
+
+
+@pytest.mark.parametrize("number", partly_slow(range(210), SOME_BYTES))
 def test_a_changed_byte_is_found_or_harmless(number, sound, tmp_path):
     check(sound, tmp_path, lambda folder: change_byte(folder, number))
+
+
+@pytest.mark.parametrize("name", partly_slow(STRUCTURAL, SOME_STRUCTURAL))
+def test_a_damaged_file_is_found_or_harmless(name, sound, tmp_path):
+    check(sound, tmp_path, STRUCTURAL[name])
+
+
+def remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def run_of(path):
+    """The run folder of a file in it."""
+    return next(p for p in [path, *path.parents] if p.parent.name in ("trials", "tuning"))
+
+
+def follow(problem):
+    """Does what the remedy of a problem says, up to running the command again."""
+    path, remedy = problem.path, problem.remedy
+    steps, again, _ = remedy.partition(RERUN)
+    if "remove the folder of this run" in steps:
+        remove(run_of(path))
+    if "this checkpoint" in steps:
+        remove(next(p for p in [path, *path.parents] if p.parent.name == "checkpoints"))
+    if "remove it" in steps:
+        remove(path)
+    if "result.json" in steps:
+        remove(run_of(path) / "result.json")
+    if steps == "move it elsewhere":
+        path.rename(path.parents[2] / path.name)
+    assert again or steps in ("remove it", "move it elsewhere"), remedy
+
+
+ADVISED = {
+    name: corrupt
+    for name, corrupt in STRUCTURAL.items()
+    if name.rpartition(": ")[2] in ("missing", "half", "directory", "emptied lists", "swapped")
+} | {
+    "a foreign folder": lambda folder: (folder / "trials/other").mkdir(),
+    "an added file": lambda folder: (folder / TRIAL / "data.json").write_text("{}"),
+    "an added checkpoint": lambda folder: shutil.copytree(
+        folder / TRIAL / "checkpoints/8", folder / TRIAL / "checkpoints/9"
+    ),
+    "all checkpoints missing": lambda folder: shutil.rmtree(folder / TRIAL / "checkpoints"),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    partly_slow(
+        ADVISED,
+        ("study.json: half", f"{TRIAL}/gallery.npz: directory", "a foreign folder"),
+    ),
+)
+def test_following_all_advice_makes_the_study_sound(name, sound, copy):
+    ADVISED[name](copy)
+    for problem in verify(copy).problems:
+        follow(problem)
+    code, output = sound.study(copy)
+    assert code == 0, output
+    assert [str(problem) for problem in verify(copy).problems] == []
+    assert numbers(copy) == numbers(sound.folder)
+
+
+def test_verify_does_not_change_a_study(copy):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    assert verify(copy).problems == []
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="needs the program mount")
+def test_a_sound_study_on_a_read_only_mount_has_no_problems(sound, tmp_path):
+    def mount(*words):
+        return subprocess.run(["mount", *words], capture_output=True, check=False).returncode == 0
+
+    target = tmp_path / "mounted"
+    target.mkdir()
+    if not mount("--bind", sound.folder, target):
+        pytest.skip("mounting is not permitted")
+    try:
+        assert mount("-o", "remount,ro,bind", target)
+        with pytest.raises(OSError, match="Read-only"):
+            (target / "new").touch()
+        assert verify(target).problems == []
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+def test_the_last_changes_of_a_ledger_are_read_from_a_folder_without_write_permission(
+    copy, monkeypatch
+):
+    """They may be in SQLite's write-ahead log, as after a kill."""
+    database = sqlite3.connect(copy / "ledger.sqlite", isolation_level=None)
+    database.execute("update trials set status = 'waiting' where rowid = 1")
+    assert (copy / "ledger.sqlite-wal").exists()
+    monkeypatch.setattr(os, "access", lambda *words: False)
+    found = " ".join(map(str, verify(copy).problems))
+    database.close()
+    assert "summary.json" in found
+
+
+def test_a_study_without_its_ledger_keeps_its_trials(sound, copy):
+    (copy / "ledger.sqlite").unlink()
+    [problem] = verify(copy).problems
+    assert str(problem).endswith(
+        f"ledger.sqlite: is missing; {RERUN}; finished trials are not run again"
+    )
+
+
+def test_the_manifest_of_a_run_has_every_file_that_counts(sound):
+    names = {path.relative_to(sound.folder / TRIAL) for path in sound.folder.glob(f"{TRIAL}/**/*")}
+    files = {str(name) for name in names if (sound.folder / TRIAL / name).is_file()}
+    sealed = read_manifest(sound.folder / TRIAL).files
+    through_sums = {n for n in files if n.startswith("checkpoints/") and not n.endswith(SUMS)}
+    assert files - through_sums - set(sealed) == {".lock", MANIFEST}
+
+
+def test_the_manifest_of_a_study_chains_those_of_its_trials(sound):
+    trials = {f"trials/{path.name}/{MANIFEST}" for path in sound.folder.glob("trials/*")}
+    assert set(read_manifest(sound.folder).files) == {"study.json", "summary.json", *trials}
+
+
+def test_a_run_that_was_killed_before_its_manifest_is_sealed_on_the_next_start(sound, copy):
+    sealed = read_manifest(copy / TRIAL)
+    (copy / TRIAL / MANIFEST).unlink()
+    code, output = sound.train(copy)
+    assert code == 0, output
+    assert read_manifest(copy / TRIAL) == sealed
+
+
+def test_a_run_that_is_evaluated_again_is_sealed_again(sound, copy):
+    sealed = read_manifest(copy / TRIAL).files
+    words = ("--train.batch_size", "2", "--seed", "0", *OVERRIDES, "--evaluate.batch_size", "4")
+    code, output = call("train", sound.single, "--out", copy / TRIAL, *words)
+    assert code == 0, output
+    new = read_manifest(copy / TRIAL).files
+    changed = {name for name in sealed | new if sealed.get(name) != new.get(name)}
+    assert {"config.json", "result.json"} <= changed
+    assert "metrics.jsonl" not in changed
+    assert verify(copy / TRIAL).problems == []
+    found = " ".join(map(str, verify(copy).problems))
+    assert f"{TRIAL}/{MANIFEST}: is not what was written (by {MANIFEST})" in found
+
+
+def test_items_of_another_trial_are_found_without_manifests(copy):
+    for path in [copy / MANIFEST, *copy.glob(f"trials/*/{MANIFEST}")]:
+        path.unlink()
+    assert verify(copy).problems == []
+    with np.load(copy / TRIAL / "items.npz") as archive:
+        items = {name: ~archive[name].astype(bool) for name in archive.files}
+        means = {name: archive[name].mean() for name in archive.files}
+    np.savez_compressed(copy / TRIAL / "items.npz", **items)
+    found = [problem.what for problem in verify(copy).problems]
+    differing = {name for name, mean in means.items() if mean != 0.5}
+    assert differing
+    for name in differing:
+        assert any(what.startswith(f"the mean of {name} is ") for what in found)

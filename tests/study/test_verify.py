@@ -14,7 +14,7 @@ from fpnlab.config.study import Axis, Study
 from fpnlab.errors import FolderLockedError, Interrupted, RunFolderError
 from fpnlab.records.manifest import MANIFEST
 from fpnlab.records.run_records import read_records, write_records
-from fpnlab.run.folder import locked
+from fpnlab.run.folder import claim_folder, locked
 from fpnlab.run.interrupts import Stop
 from fpnlab.study.context import StudyListener
 from fpnlab.study.runner import run_study
@@ -222,12 +222,25 @@ def test_another_version_may_word_a_summary_differently(study):
     assert any("the wording in" in what for what in found.unchecked)
 
 
+def test_a_run_that_was_stopped_before_its_new_evaluation_has_no_problems(
+    small, dataset, run, tmp_path
+):
+    run(small, dataset, tmp_path)
+    other = dataclasses.replace(small, evaluate=dataclasses.replace(small.evaluate, batch_size=4))
+    claim_folder(tmp_path, other)
+    found = verify(tmp_path)
+    assert found.problems == []
+    assert any("result.json, which the next start replaces" in what for what in found.unchecked)
+
+
 def test_verify_lists_what_it_cannot_check(study):
     assert any("whether the weights have these metrics" in w for w in verify(study).unchecked)
     assert not any("older version" in what for what in verify(study).unchecked)
     unseal_all(study)
-    [line] = [what for what in verify(study).unchecked if "older version" in what]
-    assert RUN in line
+    lines = [what for what in verify(study).unchecked if "older version" in what]
+    assert len(lines) == 2
+    assert any("study.json" in line for line in lines)
+    assert any(RUN in line for line in lines)
 
 
 def test_an_interrupted_study_has_no_problems(small, dataset, tmp_path):

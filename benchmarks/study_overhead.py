@@ -31,7 +31,7 @@ PARTS = {
     "ledger": [(Ledger, name) for name in LEDGER],
     "checkpoints": [(Checkpoints, "save"), (Checkpoints, "restore")],
     "records": [(hooks.LogMetrics, "before_step"), (hooks.LogMetrics, "after_step")],
-    "files": [(run, "claim_folder"), (run, "write_result"), (runner, "write_record")],
+    "files": [(run, "enter_folder"), (run, "write_result"), (runner, "write_record")],
     "summary": [(runner._Progress, "summarize")],
     "display": [(ProgressDisplay, name) for name in ("start", "begin", "record", "end")],
 }

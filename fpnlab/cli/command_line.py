@@ -126,6 +126,12 @@ out_option = click.option(
 )
 
 
+root_option = click.option(
+    "--data.root",
+    "root",
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    help="Folder of the data, if they were moved.  [default: as in the config]",
+)
 existing_option = click.option(
     "--allow-existing",
     is_flag=True,

@@ -14,6 +14,7 @@ from fpnlab.cli.command_line import (
     given_experiment,
     loaded_data,
     print_metrics,
+    root_option,
     say,
     use_compilation_cache,
 )
@@ -71,13 +72,8 @@ def worker(folder: pathlib.Path, owner: str | None, parent: int | None, pack: in
 
 @main.command("evaluate", short_help="Measure the last checkpoint of a run again.")
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path))
-@click.option(
-    "--data.root",
-    "root",
-    metavar="PATH",
-    help="Folder of the data, where they were moved.  [default: as in the run's config]",
-)
-def evaluate(run: pathlib.Path, root: str | None) -> None:
+@root_option
+def evaluate(run: pathlib.Path, root: pathlib.Path | None) -> None:
     """Measure the last checkpoint of the run folder RUN again, and print its metrics.
 
     Batch norm is measured three ways: by running, precise and batch statistics.
@@ -91,7 +87,7 @@ def evaluate(run: pathlib.Path, root: str | None) -> None:
     use_compilation_cache()
     experiment = RunFolder(run).stored().experiment
     if root is not None:
-        experiment = varied(experiment, {"data.root": root})
+        experiment = varied(experiment, {"data.root": str(root)})
     dataset = loaded_data(experiment)
     if changed := data_changes(run, dataset):
         say(
@@ -161,14 +157,15 @@ def report(folder: pathlib.Path) -> None:
 
 @main.command("verify", short_help="Check a run or study for changed or damaged files.")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path))
-def verify(folder: pathlib.Path) -> None:
+@root_option
+def verify(folder: pathlib.Path, root: pathlib.Path | None) -> None:
     """Check the run or study FOLDER against its manifests, and its numbers against each other.
 
     Prints every problem with its remedy, and what cannot be checked.
     """
     from fpnlab.study.verify import verify as check
 
-    found = check(folder)
+    found = check(folder, root)
     for problem in found.problems:
         say(str(problem))
     say(str(found))

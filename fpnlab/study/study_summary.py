@@ -45,8 +45,6 @@ def seal_study(folder: pathlib.Path, points: Mapping[str, Point]) -> None:
 
     A trial without a manifest is left out: it failed, or an older version ran it.
     """
-    trials = [f"{run_path(point)}/{MANIFEST}" for point in points.values()]
-    seal(
-        folder,
-        ["study.json", "summary.json", *(name for name in trials if (folder / name).is_file())],
-    )
+    optional = ["data.json", *(f"{run_path(point)}/{MANIFEST}" for point in points.values())]
+    there = [name for name in optional if (folder / name).is_file()]
+    seal(folder, ["study.json", "summary.json", *there])

@@ -12,12 +12,14 @@ from fpnlab.analysis.tuning import best_value, score
 from fpnlab.config.experiment import Experiment
 from fpnlab.config.study import Point, applied, study_file
 from fpnlab.config.trials import points, unstudied
-from fpnlab.config.validate import config_hash, resolved, validate_stored
+from fpnlab.config.validate import config_hash, resolved, same_result, validate_stored
 from fpnlab.errors import ConfigError, FolderLockedError, RunFolderError, TuningError
+from fpnlab.records.data_files import read_fingerprint
 from fpnlab.records.json_files import AxisValue, JsonObject
 from fpnlab.records.manifest import MANIFEST, Manifest, broken_seals, read_manifest
 from fpnlab.records.run_records import RunResult
 from fpnlab.records.study_records import StudyFile, read_study_file
+from fpnlab.run.data_check import check_data
 from fpnlab.run.folder import RunFolder, in_use
 from fpnlab.run.integrity import (
     ALSO,
@@ -38,15 +40,18 @@ NEW_LEDGER = f"{ANEW}; finished trials are not run again"
 STATUSES = (*OPEN, *ENDED, "failed")
 ALWAYS_UNCHECKED = (
     "whether the weights have these metrics (fpnlab evaluate measures a checkpoint again)",
-    "whether the files at data.root are those that the training read",
 )
 
 
-def verify(folder: pathlib.Path) -> Verification:
+def verify(folder: pathlib.Path, root: pathlib.Path | None = None) -> Verification:
     """Returns all problems of a run folder, or of a study and all its runs.
 
-    Needs neither data nor model, and changes nothing. Of a study that is running or was
-    interrupted, the trials that have ended are checked.
+    Needs no model, and changes nothing. The data are compared where they are found. Of a study that
+    is running or was interrupted, the trials that have ended are checked.
+
+    Args:
+      folder: The folder.
+      root: The folder of the data, if they were moved; None: as in the config.
 
     Raises:
       RunFolderError: The folder holds neither a run nor a study.
@@ -54,11 +59,12 @@ def verify(folder: pathlib.Path) -> Verification:
     """
     found = Verification(folder)
     if (folder / "study.json").exists() or (folder / "ledger.sqlite").exists():
-        _StudyCheck(folder, found).check()
+        _StudyCheck(folder, found, root).check()
     elif is_run(folder):
         if in_use(folder):
             raise FolderLockedError(f"{folder}: locked by a process; wait until it has ended")
         check_run(folder, found)
+        _check_data_of_run(folder, found, root)
     else:
         raise RunFolderError(
             f"{folder}: neither a run nor a study; give a folder written by `fpnlab train` or "
@@ -71,6 +77,16 @@ def verify(folder: pathlib.Path) -> Verification:
             f"whether files and {manifest} were changed together (keep its SHA-256 elsewhere)"
         )
     return found
+
+
+def _check_data_of_run(
+    folder: pathlib.Path, found: Verification, root: pathlib.Path | None
+) -> None:
+    try:
+        stored = RunFolder(folder).stored()
+    except ConfigError:
+        return  # Noted by `check_run`.
+    check_data(RunFolder(folder).data, stored.table, found, root, remedy=RESTART)
 
 
 def _unsealed(found: Verification) -> list[str]:
@@ -99,8 +115,10 @@ class _Plan:
 class _StudyCheck:
     """The checks of one study folder."""
 
-    def __init__(self, folder: pathlib.Path, found: Verification) -> None:
-        self.folder, self.found = folder, found
+    def __init__(
+        self, folder: pathlib.Path, found: Verification, root: pathlib.Path | None
+    ) -> None:
+        self.folder, self.found, self.root = folder, found, root
         self.running = in_use(folder)
         self.manifest: Manifest | None = None
         self.busy: set[pathlib.Path] = set()
@@ -128,6 +146,7 @@ class _StudyCheck:
             return
         results = self._results(plan, rows)
         self._check_experiments(plan, results)
+        self._check_data(plan)
         if self.running:
             found.unchecked.append("summary.json, which the running study writes")
         elif self.damaged:
@@ -164,7 +183,7 @@ class _StudyCheck:
             return
         for name, what in broken_seals(folder, self.manifest).items():
             exists = (folder / name).exists()
-            if name in ("study.json", "summary.json"):
+            if name in ("study.json", "summary.json", "data.json"):
                 remedy = ANEW if exists else RERUN
             else:  # Of a trial.
                 remedy = ALSO if exists else EVALUATE
@@ -191,6 +210,7 @@ class _StudyCheck:
             examples=experiment.train.examples,
             updates=experiment.train.updates,
             dataset=description.dataset,
+            additions=description.additions,
             env=description.env,
             config=description.config,
         )
@@ -294,6 +314,22 @@ class _StudyCheck:
         elif row.score not in (None, score(metric, result)):
             self.found.note(path, f"the ledger has another {metric}", EVALUATE)
 
+    def _check_data(self, plan: _Plan) -> None:
+        """Compares the data with the study's fingerprint, and this with those of its trials."""
+        path, config = self.folder / "data.json", plan.description.config
+        data = check_data(path, config, self.found, self.root, remedy=ANEW)
+        for point in plan.points.values():
+            path = self.folder / run_path(point) / "data.json"
+            if data is None or point.split != "test" or not path.exists():
+                continue  # Tuning trials read other files of the same data.
+            try:
+                own = read_fingerprint(path)
+            except RunFolderError as error:
+                self.found.note(path, str(error).removeprefix(f"{path}: "), RESTART)
+                continue
+            if own.digest != data.digest:
+                self.found.note(path, "was trained on other data than the study has", RESTART)
+
     def _check_experiments(self, plan: _Plan, results: Mapping[str, RunResult]) -> None:
         """Compares the configs of runs with those that the study has for them."""
         assert plan.experiment.study is not None
@@ -315,7 +351,7 @@ class _StudyCheck:
                 expected = self._experiment(plan, point, tuned or {})
             except (ConfigError, TuningError):
                 continue  # Noted by `check_run`, or the trial has failed for lack of a value.
-            if stored.experiment != expected:
+            if not same_result(resolved(stored.experiment), resolved(expected)):
                 what = "was run with another config than the study has for it"
                 self.found.note(run, what, RESTART)
             elif tuned and name in results and results[name].tuned != tuned:

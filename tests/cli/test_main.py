@@ -421,6 +421,10 @@ def test_evaluate_says_that_the_data_have_changed_or_moved(tmp_path):
     again = call("train", tmp_path / "c.toml", "--out", run, *root)
     assert again.exit_code == 5
     assert "the data have changed since this run began: train/a/0.png" in again.stderr
+    found = call("verify", run)
+    assert found.exit_code == 5
+    assert "the data have changed since training: train/a/0.png (other content)" in found.stdout
+    assert call("verify", run, "--data.root", tmp_path / "no").exit_code == 0
 
 
 def test_a_worker_of_no_study_exits_with_5(tmp_path):

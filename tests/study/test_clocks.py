@@ -48,7 +48,8 @@ from fpnlab.config.trials import points
 from fpnlab.config.validate import config_hash
 from fpnlab.errors import Interrupted
 from fpnlab.records.run_records import RunResult, write_result
-from fpnlab.run.folder import claim_folder, locked
+from fpnlab.run.enter_folder import enter_folder
+from fpnlab.run.folder import locked
 from fpnlab.run.interrupts import Stop
 from fpnlab.study import lease, worker
 from fpnlab.study.context import StudyContext, StudyListener
@@ -67,7 +68,7 @@ def run_trials(runs, dataset, *, stop):
     note("claimed", run.trial.name)
     time.sleep(before_lock)
     with locked(run.folder):
-        claim_folder(run.folder, run.trial.experiment)
+        enter_folder(run.folder, run.trial.experiment, dataset)
         if result := run.files.finished():
             return [result]
         note("trains", run.trial.name)

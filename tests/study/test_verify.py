@@ -14,7 +14,8 @@ from fpnlab.config.study import Axis, Study
 from fpnlab.errors import FolderLockedError, Interrupted, RunFolderError
 from fpnlab.records.manifest import MANIFEST
 from fpnlab.records.run_records import read_records, write_records
-from fpnlab.run.folder import claim_folder, locked
+from fpnlab.run.enter_folder import enter_folder
+from fpnlab.run.folder import locked
 from fpnlab.run.interrupts import Stop
 from fpnlab.study.context import StudyListener
 from fpnlab.study.runner import run_study
@@ -227,7 +228,7 @@ def test_a_run_that_was_stopped_before_its_new_evaluation_has_no_problems(
 ):
     run(small, dataset, tmp_path)
     other = dataclasses.replace(small, evaluate=dataclasses.replace(small.evaluate, batch_size=4))
-    claim_folder(tmp_path, other)
+    enter_folder(tmp_path, other, dataset)
     found = verify(tmp_path)
     assert found.problems == []
     assert any("result.json, which the next start replaces" in what for what in found.unchecked)

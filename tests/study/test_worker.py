@@ -13,7 +13,8 @@ from fpnlab.config.validate import config_hash, resolved, validate
 from fpnlab.data.dataset import Dataset
 from fpnlab.errors import FolderLockedError, Interrupted, RunFolderError
 from fpnlab.records.run_records import RunResult, write_result
-from fpnlab.run.folder import claim_folder, locked
+from fpnlab.run.enter_folder import enter_folder
+from fpnlab.run.folder import locked
 from fpnlab.run.interrupts import Stop
 from fpnlab.study import context, lease, worker
 from fpnlab.study.context import StudyContext, StudyListener, open_study, run_path
@@ -231,7 +232,7 @@ def leave_result(study, name):
     """Writes config and result of a trial as a worker does that then dies."""
     trial, folder = study.build(name), study.run_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
-    claim_folder(folder, trial.experiment)
+    enter_folder(folder, trial.experiment, study.dataset)
     return written(folder, result_of(trial, config_hash=config_hash(trial.experiment)))
 
 

@@ -54,6 +54,17 @@ arms = { BN = {} }
 )
 
 
+DIGITS = """
+[data]
+kind = "digits"
+
+[model]
+kind = "classifier"
+classes = 10
+backbone = { depths = [1], widths = [4], norm = { kind = "batch_norm" } }
+"""
+
+
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "tiny.toml"
@@ -214,6 +225,18 @@ def test_a_missing_data_folder_exits_with_3_and_names_the_field(config_file, tmp
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("command", ["train", "study", "show"])
+def test_missing_scikit_learn_exits_with_3_and_a_remedy(command, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    path = tmp_path / "digits.toml"
+    path.write_text(CONFIG.replace(MODEL, DIGITS))
+    result = call(command, path, "--out", tmp_path / "out")
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"fpnlab {command}: digits: the images come with scikit-learn")
+    assert result.stderr.rstrip().endswith("pip install scikit-learn")
+    assert "data.root" not in result.stderr
+
+
 def test_a_study_without_a_study_table_exits_with_2(config_file, tmp_path):
     result = call("study", config_file, "--study", "none", "--out", tmp_path)
     assert result.exit_code == 2
@@ -315,6 +338,24 @@ def test_predict_writes_json_and_a_picture_an_image(trained, tmp_path):
             assert 0 <= y1 <= y2 <= image["height"]
         with Image.open(tmp_path / "out" / picture) as drawn:
             assert drawn.width >= image["width"]
+
+
+def test_predict_leaves_out_what_is_no_picture_and_prints_a_line_each(trained, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (20, 20)).save(photos / "a.png")
+    Image.new("1", (7_100, 7_100)).save(photos / "large.png")
+    Image.new("RGB", (20, 20)).save(photos / "eps.jpg", "EPS")
+    os.mkfifo(photos / "pipe.png")
+    (photos / "endless.tif").symlink_to("/dev/zero")
+    result = call("predict", trained, photos, "--out", tmp_path / "out")
+    assert result.exit_code == 3
+    assert "1 image predicted, 4 left out" in result.stdout
+    endless, eps, large, pipe = result.stderr.splitlines()
+    assert "endless.tif: left out: is a device; expected a regular file" in endless
+    assert "eps.jpg: left out: does not decode (it is none of JPEG, PNG, BMP, TIFF, WEBP" in eps
+    assert "large.png: left out: has 7100 x 7100 = 50,410,000 pixels" in large
+    assert "pipe.png: left out: is a named pipe; expected a regular file" in pipe
 
 
 def test_predict_without_an_image_exits_with_3(trained, tmp_path):

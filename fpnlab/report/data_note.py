@@ -34,7 +34,8 @@ def data_note(folder: pathlib.Path, config: JsonObject) -> DataNote:
     if not path.is_file():
         return DataNote()
     found = read_fingerprint(path)
-    origin = f"Loaded from {found.count:,} files of {found.size:,} bytes"
+    files = f"{found.count:,} files" if found.count > 1 else "1 file"
+    origin = f"Loaded from {files} of {found.size:,} bytes"
     sealed = f"SHA-256 over names, sizes and contents {found.digest[:12]}"
     if root is None or not found.files:
         return DataNote(f"{origin}; {sealed}.")

@@ -358,6 +358,44 @@ def test_predict_leaves_out_what_is_no_picture_and_prints_a_line_each(trained, t
     assert "pipe.png: left out: is a named pipe; expected a regular file" in pipe
 
 
+DAMAGE = {
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2 - 3],
+    "another type": lambda content: b"[]\n" + content,
+    "wrong fields": lambda content: b'{"step": "x", "examples": [], "status": 5}\n' * 2,
+    "deep": lambda content: b"[" * 200_000,
+    "binary": lambda content: b"\xff\xfe\0",
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "pipe", "endless"])
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl", "config.json"])
+def test_a_damaged_file_of_a_run_is_an_error_of_one_line(
+    name, damage, trained, config_file, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    path = folder / name
+    if damage == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    elif damage == "endless":
+        os.truncate(path, 2**42)
+    else:
+        path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    for words in (
+        ["train", config_file, "--out", folder],
+        ["evaluate", folder],
+        ["show", config_file, "--run", folder, "--out", tmp_path / "show.png"],
+    ):
+        result = call(*words)
+        *progress, last = result.stderr.splitlines() or [""]
+        assert all(line.startswith("1/1  tiny  done") for line in progress)
+        if result.exit_code:
+            assert last.startswith(f"fpnlab {words[0]}: ")
+            assert path.name in last
+
+
 def test_predict_without_an_image_exits_with_3(trained, tmp_path):
     result = call("predict", trained, tmp_path, "--out", tmp_path / "out")
     assert result.exit_code == 3

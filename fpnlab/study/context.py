@@ -10,7 +10,7 @@ from fpnlab.config.trials import Trial, counted, points, trial
 from fpnlab.config.validate import validate
 from fpnlab.data.dataset import Dataset
 from fpnlab.data.load_data import load
-from fpnlab.errors import ConfigError, RunFolderError, TuningError
+from fpnlab.errors import ConfigError, DataError, RunFolderError, TuningError
 from fpnlab.records.run_records import MetricRecord, RunResult, read_result
 from fpnlab.records.study_records import read_study_file
 from fpnlab.study.ledger import Ledger
@@ -152,6 +152,7 @@ def open_study(folder: pathlib.Path, pack: int = 1) -> StudyContext:
 
     Raises:
       RunFolderError: The folder does not hold a study.
+      DataError: Its data cannot be read.
     """
     try:
         experiment = validate(read_study_file(folder / "study.json").config)
@@ -160,5 +161,8 @@ def open_study(folder: pathlib.Path, pack: int = 1) -> StudyContext:
         raise RunFolderError(
             f"{folder}: not the folder of a study ({error}); give one written by `fpnlab study`"
         ) from None
-    dataset = load(counted(experiment).data)
+    try:
+        dataset = load(counted(experiment).data)
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"{folder}: {error}") from error
     return StudyContext(folder, experiment, plan, dataset, Ledger(folder / "ledger.sqlite"), pack)

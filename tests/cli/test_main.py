@@ -512,6 +512,18 @@ def test_a_worker_of_no_study_exits_with_5(tmp_path):
     assert "not the folder of a study" in result.stderr
 
 
+def test_a_worker_without_the_data_exits_with_3(config_file, tmp_path):
+    words = ("study", config_file, "--train.examples", 48, "--out", tmp_path)
+    assert call(*words).exit_code == 0
+    plan = json.loads((tmp_path / "study.json").read_text())
+    names = ["circle", "square", "triangle", "cross"]
+    plan["config"]["data"] = {"kind": "voc", "root": "/no/such", "class_names": names}
+    (tmp_path / "study.json").write_text(json.dumps(plan))
+    result = call("worker", tmp_path)
+    assert result.exit_code == 3
+    assert "Voc data in /no/such: 1 error" in result.stderr
+
+
 def test_a_worker_runs_what_is_left_of_a_study(config_file, tmp_path):
     words = ("study", config_file, "--train.examples", 48, "--out", tmp_path)
     assert call(*words).exit_code == 0

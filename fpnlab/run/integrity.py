@@ -159,8 +159,10 @@ class _RunCheck:
             found.note(files.manifest, "does not have result.json", ALSO)
         for name in files.sealed_names():
             if name not in self.manifest.files:
+                path = files.path / name
+                path = path.parent if path.name == SUMS else path  # The whole checkpoint.
                 what = f"was added after the run had ended ({MANIFEST} does not have it)"
-                found.note(files.path / name, what, "remove it")
+                found.note(path, what, "remove it")
 
     def _remedy(self, name: str) -> str:
         """Returns the remedy for a sealed file that has changed or is missing."""

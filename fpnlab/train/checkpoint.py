@@ -234,6 +234,11 @@ def _reserve(folder: pathlib.Path, size: int) -> None:
 
 def _check_files(folder: pathlib.Path) -> None:
     """Raises DamagedCheckpointError if a file of a checkpoint differs from what was written."""
+    entries = list(folder.rglob("*"))
+    special = [path for path in entries if not (path.is_file() or path.is_dir())]
+    if special:  # Links to nothing, and pipes, whose reading would never end.
+        names = [path.relative_to(folder).as_posix() for path in special]
+        raise DamagedCheckpointError([f"{name} is not a regular file" for name in names])
     try:
         *lines, end = (folder / SUMS).read_bytes().decode(errors="replace").split("\n")
     except OSError as error:
@@ -242,7 +247,7 @@ def _check_files(folder: pathlib.Path) -> None:
     sums = [(match[2], match[1]) for match in found if match]
     if end or None in found or not sums or sums[-1][0] != MANIFEST:
         raise DamagedCheckpointError([f"{SUMS} is not what was saved"])
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    there = {path.relative_to(folder).as_posix() for path in entries if path.is_file()}
     missing = [name for name, _ in sums if name not in there]
     changed = [name for name, sum in sums if name in there and _sha256(folder / name) != sum]
     if missing or changed:

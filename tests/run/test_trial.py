@@ -81,6 +81,7 @@ def outcome(folder, experiment):
 def test_a_finished_run_has_all_files_and_a_complete_result(unbroken, experiment, dataset):
     names = {path.name for path in unbroken.iterdir() if not path.name.startswith(".")}
     assert names == {
+        "manifest.json",
         "config.json",
         "env.json",
         "metrics.jsonl",

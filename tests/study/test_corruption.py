@@ -169,6 +169,11 @@ def edit(change):
     return lambda path: rewrite(path, json.dumps(change(json.loads(path.read_text()))).encode())
 
 
+def edit_lines(change):
+    """A corruption that changes the list of lines of a file."""
+    return lambda path: rewrite(path, b"".join(change(path.read_bytes().splitlines(True))))
+
+
 def replace_by(make):
     """A corruption that makes something else in place of the file."""
 
@@ -226,8 +231,8 @@ JSON_FILE = {
     "not UTF-8": lambda path: rewrite(path, path.read_bytes().replace(b'"', b"\xff", 1)),
 }
 LINES = {
-    "record missing": lambda path: path.write_text("".join(path.open().readlines()[1:])),
-    "last record missing": lambda path: path.write_text("".join(path.open().readlines()[:-1])),
+    "record missing": edit_lines(lambda lines: lines[1:]),
+    "last record missing": edit_lines(lambda lines: lines[:-1]),
     "renamed loss": lambda path: path.write_text(path.read_text().replace("loss", "lossy")),
     "text": lambda path: path.write_text('"text"\n3\n[]\n'),
     "null fields": lambda path: path.write_text('{"step": null, "examples": null}\n'),

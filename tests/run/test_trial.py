@@ -286,9 +286,7 @@ def test_run_rejects_a_folder_locked_by_another_process(unbroken, experiment, no
 def test_run_rejects_a_path_below_a_file(inside, experiment, no_data, run, tmp_path):
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / inside
-    with pytest.raises(
-        RunFolderError, match=r"cannot be written.*choose another folder with --out"
-    ):
+    with pytest.raises(RunFolderError, match=r"cannot be written.*use another folder"):
         run(experiment, no_data, folder)
 
 
@@ -367,7 +365,7 @@ def test_run_rejects_a_read_only_folder_and_leaves_it_unchanged(
         for path in [folder, *before]:
             path.chmod(0o555 if path.is_dir() else 0o444)
         with unprivileged():
-            with pytest.raises(RunFolderError, match=r"Permission denied.*choose another folder"):
+            with pytest.raises(RunFolderError, match=r"Permission denied.*use another folder"):
                 run(experiment, no_data, folder)
             assert verify(folder).problems == []
         assert there() == before

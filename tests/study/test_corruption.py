@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import fpnlab.report
 from fpnlab.cli.main import main
 from fpnlab.records.manifest import MANIFEST, read_manifest
 from fpnlab.records.run_records import read_result
@@ -100,8 +101,6 @@ class Sound:
 def no_reports():
     """Leaves out the pages of `study` and `train`, which `report` writes again."""
     with pytest.MonkeyPatch.context() as patch:
-        import fpnlab.report
-
         patch.setattr(fpnlab.report, "write_report", lambda folder: "left out")
         patch.setattr(fpnlab.report, "write_run_report", lambda folder: "left out")
         yield
@@ -146,10 +145,12 @@ def rewrite(path, content):
 def kinds(folder):
     """The files of a study by kind, those of one trial for its kinds; reports are left out."""
     checkpoints = sorted((folder / TRIAL / "checkpoints" / "8").rglob("*"))
-    groups = [[folder / name] for name in ("study.json", "summary.json", "ledger.sqlite", MANIFEST)]
+    names = ("study.json", "summary.json", "ledger.sqlite", MANIFEST)
+    groups = [[folder / name] for name in names]
     groups += [[path] for path in sorted((folder / TRIAL).iterdir()) if path.suffix]
     groups.append([path for path in checkpoints if path.is_file() and path.suffix == ".json"])
     groups.append([path for path in checkpoints if path.is_file() and path.suffix != ".json"])
+    groups.append([folder / "data.json"])
     return groups
 
 
@@ -260,10 +261,10 @@ def at(name, corrupt):
 STRUCTURAL = {
     f"{name}: {what}": at(name, corrupt)
     for names, corruptions in [
-        (("study.json", "summary.json", MANIFEST), ANY_FILE | JSON_FILE),
+        (("study.json", "data.json", "summary.json", MANIFEST), ANY_FILE | JSON_FILE),
         (("ledger.sqlite",), ANY_FILE),
         (
-            [f"{TRIAL}/{name}" for name in ("config.json", "env.json", "result.json", MANIFEST)],
+            [f"{TRIAL}/{name}.json" for name in ("config", "env", "data", "result", "manifest")],
             ANY_FILE | JSON_FILE,
         ),
         ((f"{TRIAL}/metrics.jsonl",), ANY_FILE | LINES),
@@ -324,6 +325,11 @@ SOME_STRUCTURAL = (
 )
 
 
+WRITE_REPORT = fpnlab.report.write_report
+REPORTED = int(os.environ.get("FPNLAB_REPORTS", "12"))
+"""Every so many corruptions are tried on `report`, which takes seconds; 1 for all of them."""
+
+
 def partly_slow(cases, fast):
     return [pytest.param(c, marks=[] if c in fast else pytest.mark.slow) for c in cases]
 
@@ -336,6 +342,18 @@ def test_a_changed_byte_is_found_or_harmless(number, sound, tmp_path):
 @pytest.mark.parametrize("name", partly_slow(STRUCTURAL, SOME_STRUCTURAL))
 def test_a_damaged_file_is_found_or_harmless(name, sound, tmp_path):
     check(sound, tmp_path, STRUCTURAL[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*STRUCTURAL, *range(210)][::REPORTED])
+def test_a_damaged_study_has_a_report_or_an_error_of_one_line(case, sound, copy, monkeypatch):
+    monkeypatch.setattr(fpnlab.report, "write_report", WRITE_REPORT)
+    (STRUCTURAL.get(case) or (lambda folder: change_byte(folder, case)))(copy)
+    code, output = call("report", copy)
+    page = copy / "report.html"
+    assert (code, page.is_file()) == (0, True) or (code == 5 and output.count("\n") == 1), output
+    if code == 5:
+        assert "study.json" in output
 
 
 def remove(path):
@@ -373,7 +391,7 @@ ADVISED = {
     if name.rpartition(": ")[2] in ("missing", "half", "directory", "emptied lists", "swapped")
 } | {
     "a foreign folder": lambda folder: (folder / "trials/other").mkdir(),
-    "an added file": lambda folder: (folder / TRIAL / "data.json").write_text("{}"),
+    "an added file": lambda folder: (folder / TRIAL / "result-step-4.json").write_text("{}"),
     "an added checkpoint": lambda folder: shutil.copytree(
         folder / TRIAL / "checkpoints/8", folder / TRIAL / "checkpoints/9"
     ),
@@ -453,7 +471,8 @@ def test_the_manifest_of_a_run_has_every_file_that_counts(sound):
 
 def test_the_manifest_of_a_study_chains_those_of_its_trials(sound):
     trials = {f"trials/{path.name}/{MANIFEST}" for path in sound.folder.glob("trials/*")}
-    assert set(read_manifest(sound.folder).files) == {"study.json", "summary.json", *trials}
+    own = {"study.json", "data.json", "summary.json"}
+    assert set(read_manifest(sound.folder).files) == own | trials
 
 
 def test_a_run_that_was_killed_before_its_manifest_is_sealed_on_the_next_start(sound, copy):

@@ -294,7 +294,7 @@ def test_expect_rejects_the_trials_of_another_study(other, names, ledger):
 
 
 def test_expect_adds_trials_after_those_that_the_ledger_holds(ledger):
-    ledger.claim("x", 60.0)
+    ledger.claim("x")
     ledger.finish("b", "x", *DONE)
     ledger.expect([LedgerRow("d", "4"), *ENTRIES])
     assert statuses(ledger) == {"b": "done", "a": "waiting", "c": "waiting", "d": "waiting"}

@@ -343,7 +343,7 @@ def test_run_study_rejects_the_folder_of_a_run_and_a_file(study, dataset, tmp_pa
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(RunFolderError, match="this folder holds a run; choose another"):
         start(study, dataset, tmp_path)
-    with pytest.raises(RunFolderError, match=r"cannot be written .*choose another folder"):
+    with pytest.raises(RunFolderError, match=r"cannot be written .*use another folder"):
         start(study, dataset, tmp_path / "config.json")
 
 

@@ -206,8 +206,9 @@ def test_an_old_study_without_items_is_reported_without_bootstrap_intervals(
     studied, dataset, finished, tmp_path
 ):
     folder = shutil.copytree(finished, tmp_path / "old")
-    for path in [*folder.glob("trials/*/items.npz"), *folder.glob("**/manifest.json")]:
-        path.unlink()
+    for name in ("trials/*/items.npz", "trials/*/manifest.json", "manifest.json"):
+        for path in folder.glob(name):
+            path.unlink()
     summary = study(studied, dataset, folder)
     assert summary.counts["done"] == 8
     assert summary.claim_bootstrap == []

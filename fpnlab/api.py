@@ -49,7 +49,8 @@ def run_experiment(
 
     Args:
       experiment: The experiment; its ``study`` is ignored.
-      folder: The run folder; created if absent. A finished run is not run again.
+      folder: The run folder; created if absent. A finished run is not run again, unless the
+        experiment is longer and its schedule allows it to continue.
       dataset: The data, if already loaded; None: loaded by the experiment's ``data``.
       report: Called with each record of metrics.
       stop: Checked after each step; as a context manager, it is set by SIGINT and SIGTERM.
@@ -87,7 +88,8 @@ def run_study(
 
     Args:
       experiment: An experiment with a ``study``.
-      folder: The study folder; created if absent.
+      folder: The study folder; created if absent. If the study has grown, only the missing trials
+        are run.
       dataset: The data, if already loaded; None: loaded by the experiment's ``data``.
       listener: Callbacks for progress.
       executor: Starts workers in other processes; None: this process is the only worker.

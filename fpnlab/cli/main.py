@@ -143,7 +143,10 @@ def report(folder: pathlib.Path) -> None:
     # The records of thousands of trials are millions of values, which hold no cycles.
     collecting = gc.isenabled()
     gc.disable()
-    write = write_report if (folder / "study.json").exists() else write_run_report
+    # A study whose description is missing is still no run.
+    parts = ("study.json", "ledger.sqlite", "trials")
+    is_study = any(os.path.lexists(folder / name) for name in parts)
+    write = write_report if is_study else write_run_report
     try:
         page = write(folder)
     except (OSError, ValueError) as error:

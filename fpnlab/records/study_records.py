@@ -58,7 +58,7 @@ class Addition:
     trials: int
     """Number of added trials."""
     ended: int
-    """Number of trials that had ended before."""
+    """Number of trials that had a result before."""
     seeds: list[int] = dataclasses.field(default_factory=list)
     """The added seeds."""
 

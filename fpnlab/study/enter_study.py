@@ -70,7 +70,7 @@ def enter_study(study: StudyContext, plan: list[Trial], description: StudyFile) 
         return description
     # A new version of the package may add fields, which changes hashes of equal experiments.
     study.ledger.set_hashes(rows)
-    ended = sum(row.status not in OPEN for row in study.ledger.rows().values())
+    ended = sum((study.run_folder(name) / "result.json").exists() for name in before)
     study.ledger.reopen(_evaluated_again(before, plan))
     study.ledger.expect(rows)
     added = [trial for trial in plan if trial.name not in before]
@@ -165,7 +165,8 @@ def _check_claims(study: StudyContext, description: StudyFile) -> None:
 def _evaluated_again(before: dict[str, Trial], plan: list[Trial]) -> list[str]:
     """Returns the names of known trials whose metrics will be others."""
     tables = lambda trial: (resolved(before[trial.name].experiment), resolved(trial.experiment))
-    return [t.name for t in plan if t.name in before and not same_result(*tables(t))]
+    known = [t for t in plan if t.name in before and before[t.name] != t]
+    return [trial.name for trial in known if not same_result(*tables(trial))]
 
 
 def _additions(old: StudyFile, new: StudyFile, trials: int, ended: int) -> list[Addition]:

@@ -94,8 +94,9 @@ def run_study(
     Raises:
       ConfigError: The experiment has no study, or trials are invalid; raised before any starts.
       Interrupted: ``stop`` was requested; the running trials were saved first.
-      RunFolderError: ``folder`` cannot be written, holds another study or a run, holds trials that
-        ended under other claims, or is locked by another process.
+      RunFolderError: ``folder`` cannot be written, holds a run or a study with other trials than
+        this one has, holds trials that ended under other claims or on other data, or is locked by
+        another process.
       WorkersLostError: All workers ended before the last trial.
     """
     plan = trials(experiment)

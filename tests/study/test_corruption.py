@@ -25,6 +25,8 @@ from fpnlab.run.integrity import RERUN
 from fpnlab.study.verify import verify
 from fpnlab.train.checkpoint import SUMS
 
+from ..small_config import STUDY
+
 CONFIG = """
 [data]
 kind = "image_folder"
@@ -50,19 +52,7 @@ learning_rate = 0.1
 batch_size = 8
 population_examples = 8
 """
-STUDY = """
-[study]
-seeds = [0, 1]
-
-[[study.axes]]
-field = "train.batch_size"
-values = [2, 4]
-
-[study.arms.BN]
-
-[study.arms.LN]
-"model.backbone.norm" = { kind = "layer_norm", axes = "hwc" }
-
+CLAIM = """
 [[study.claims]]
 statement = "LN is better at a batch of two."
 rules = [{ kind = "difference", arm = "LN", baseline = "BN", axis_values = [2], side = "above" }]
@@ -118,7 +108,7 @@ def sound(tmp_path_factory, no_reports):
                 Image.fromarray(pixels).save(home / "data" / split / name / f"{i}.png")
     single, config = home / "single.toml", home / "config.toml"
     single.write_text(CONFIG.format(root=home / "data"))
-    config.write_text(single.read_text() + STUDY)
+    config.write_text(single.read_text() + STUDY + CLAIM)
     found = Sound(home / "study", config, single)
     code, output = found.study(found.folder)
     assert code == 0, output

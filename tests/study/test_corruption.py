@@ -316,7 +316,7 @@ SOME_STRUCTURAL = (
 
 
 WRITE_REPORT = fpnlab.report.write_report
-REPORTED = int(os.environ.get("FPNLAB_REPORTS", "12"))
+REPORTED = int(os.environ.get("FPNLAB_REPORTS", "20"))
 """Every so many corruptions are tried on `report`, which takes seconds; 1 for all of them."""
 
 

@@ -46,6 +46,7 @@ time.time = lambda: real() + (jump() if skew == "jumps" else float(skew))
 from fpnlab.config.load import load_config
 from fpnlab.config.trials import points
 from fpnlab.config.validate import config_hash
+from fpnlab.data.dataset import Dataset
 from fpnlab.errors import Interrupted
 from fpnlab.records.run_records import RunResult, write_result
 from fpnlab.run.enter_folder import enter_folder
@@ -90,7 +91,8 @@ def run_trials(runs, dataset, *, stop):
 worker.run_trials = run_trials
 experiment = load_config(folder / "config.toml")
 plan = {point.name: point for point in points(experiment)}
-study = StudyContext(folder, experiment, plan, None, Ledger(folder / "ledger.sqlite"))
+data = Dataset(name="none", class_names=(), train=None, test=None)
+study = StudyContext(folder, experiment, plan, data, Ledger(folder / "ledger.sqlite"))
 note("starts", "-")
 worker.work(study, owner, stop=Stop(), listener=StudyListener())
 """

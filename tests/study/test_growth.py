@@ -34,21 +34,22 @@ def copy(whole, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "added", "words"),
     [
-        ({"seeds": (0, 1, 2)}, 4, "seed 2"),
-        ({"axes": (Axis(field="train.batch_size", values=(2, 4, 8)),)}, 4, "batch size 8"),
-        (
-            {
-                "arms": {
-                    "BN": {},
-                    "LN": dict.fromkeys(PLACES, LAYER),
-                    "LN2": {"model.neck.norm": LAYER},
-                }
-            },
+        pytest.param({"seeds": (0, 1, 2)}, 4, "seed 2", id="seed"),
+        pytest.param(
+            {"axes": (Axis(field="train.batch_size", values=(2, 4, 8)),)},
+            4,
+            "batch size 8",
+            id="axis value",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"arms": {"LN2": {"model.neck.norm": LAYER}}},
             4,
             "arm LN2",
+            id="arm",
+            marks=pytest.mark.slow,
         ),
     ],
-    ids=["seed", "axis value", "arm"],
 )
 def test_an_added_seed_axis_value_or_arm_runs_only_what_is_missing(
     whole, study, dataset, tmp_path, fields, added, words

@@ -88,7 +88,7 @@ def run_study(
 
     Args:
       experiment: An experiment with a ``study``.
-      folder: The study folder; created if absent. If the study has grown, only the missing trials
+      folder: The study folder; created if absent. If it has more trials now, only the missing ones
         are run.
       dataset: The data, if already loaded; None: loaded by the experiment's ``data``.
       listener: Callbacks for progress.

@@ -15,7 +15,7 @@ from fpnlab.records.study_records import read_study_file
 from fpnlab.study.ledger import Ledger
 from fpnlab.study.verify import verify
 
-from .test_runner import LAYER, PLACES, results, start, statuses_in
+from .test_runner import LAYER, results, start, statuses_in
 from .test_runner import study as study_fixture
 from .test_runner import whole as whole_fixture
 

@@ -134,13 +134,16 @@ def test_a_process_killed_during_start_up_ends_the_other_within_a_minute(
     killed, config_file, tmp_path
 ):
     processes = two(config_file, tmp_path)
-    time.sleep(1)  # It has not yet loaded JAX.
+    time.sleep(0.2)  # It has not yet loaded JAX.
     processes[killed].kill()
     start = time.monotonic()
     codes, errors = ends(processes)
     assert time.monotonic() - start < 60
-    assert codes[1 - killed] == 2
     (line,) = errors[1 - killed].splitlines()
+    if codes[1 - killed] == 5:  # A loaded machine killed it after the processes had connected.
+        assert "another process of this run has ended; its own output says why" in line
+        return
+    assert codes[1 - killed] == 2
     assert "could not connect to each other (not all of them were there after 50 seconds" in line
 
 

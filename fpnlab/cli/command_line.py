@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from fpnlab.errors import DataError
+from fpnlab.errors import DataError, RunFolderError
 from fpnlab.records.plain_text import visible
 
 if TYPE_CHECKING:
@@ -145,8 +145,6 @@ OWN_FILES = {".lock", "config.json", "env.json", "data.json", "study.json", "led
 
 def check_out(folder: pathlib.Path, *, allow_existing: bool) -> None:
     """Raises RunFolderError if a folder for results holds files but no run or study."""
-    from fpnlab.errors import RunFolderError
-
     if allow_existing or not folder.is_dir():
         return
     names = sorted(path.name for path in folder.iterdir())

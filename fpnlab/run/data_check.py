@@ -12,7 +12,7 @@ from fpnlab.records.data_files import (
     read_fingerprint,
 )
 from fpnlab.records.json_files import JsonObject
-from fpnlab.run.integrity import Verification
+from fpnlab.run.integrity import Verification, reason
 
 RESTORE = "restore the data, or run it in another folder"
 
@@ -43,7 +43,7 @@ def check_data(
     try:
         kept = read_fingerprint(path)
     except RunFolderError as error:
-        found.note(path, str(error).removeprefix(f"{path}: "), remedy)
+        found.note(path, reason(error, path), remedy)
         return None
     if kept.files and fingerprint(kept.files) != kept:
         found.note(path, "its digest is not that of its files", remedy)

@@ -69,10 +69,7 @@ def enter_folder(
     if (changed or stored.experiment != experiment) and _is_untrained(files):
         _set_up(files, experiment, dataset, list_files)
     elif changed:
-        raise RunFolderError(
-            f"{path}: the data have changed since this run began: {named(changed)}; restore them, "
-            "or choose another folder with --out"
-        )
+        raise data_error(path, changed, "run")
     elif stored.experiment != experiment:
         _change_config(files, stored, experiment)
 
@@ -116,6 +113,14 @@ def data_changes(path: pathlib.Path, dataset: Dataset) -> list[str]:
     amount = lambda found: f"{found.count} files of {found.size:,} bytes"
     unnamed = [f"{amount(old)} with SHA-256 {old.digest[:12]} then, {amount(new)} now"]
     return (changed_files(old, new) if old.files else []) or unnamed
+
+
+def data_error(path: pathlib.Path, changes: list[str], what: str) -> RunFolderError:
+    """Returns the error of a run or study that would continue on data that have changed."""
+    return RunFolderError(
+        f"{path}: the data have changed since this {what} began: {named(changes)}; restore them, "
+        "or choose another folder with --out"
+    )
 
 
 def _change_config(files: RunFolder, stored: StoredConfig, experiment: Experiment) -> None:

@@ -126,7 +126,7 @@ class _RunCheck:
         try:
             result = read_result(files.result)
         except RunFolderError as error:
-            found.note(files.result, _reason(error, files.result), EVALUATE)
+            found.note(files.result, reason(error, files.result), EVALUATE)
             return
         if stored is not None and result.config_hash != stored.hash:
             if files.manifest.exists():
@@ -151,7 +151,7 @@ class _RunCheck:
         try:
             self.manifest = read_manifest(files.path)
         except RunFolderError as error:
-            found.note(files.manifest, _reason(error, files.manifest), ALSO)
+            found.note(files.manifest, reason(error, files.manifest), ALSO)
             return
         for name, what in broken_seals(files.path, self.manifest).items():
             found.note(files.path / name, what, self._remedy(name))
@@ -180,7 +180,7 @@ class _RunCheck:
         try:
             stored = files.stored()
         except ConfigError as error:
-            found.note(files.config, _reason(error, files.config), RESTART)
+            found.note(files.config, reason(error, files.config), RESTART)
             return None
         if stored.hash != hash_of(stored.table):
             found.note(files.config, "the hash does not match the experiment", RESTART)
@@ -191,7 +191,7 @@ class _RunCheck:
         try:
             doubt = compiler.doubt(read_json(path))
         except RunFolderError as error:
-            self.found.note(path, _reason(error, path), RESTART)
+            self.found.note(path, reason(error, path), RESTART)
             return
         if doubt:
             remedy = "run it again in another folder on a backend that passes `fpnlab doctor`"
@@ -202,8 +202,8 @@ class _RunCheck:
         path, found = self.files.metrics, self.found
         try:
             records, problems = scan_records(path)
-        except (OSError, RunFolderError) as error:
-            found.note(path, _reason(error, path), RESTART)
+        except RunFolderError as error:
+            found.note(path, reason(error, path), RESTART)
             return []
         for problem in problems:
             # The next start of an interrupted run drops a torn line.
@@ -260,7 +260,7 @@ class _RunCheck:
             self.found.note(path, f"does not match its checksums ({broken})", ALSO)
 
 
-def _reason(error: Exception, path: pathlib.Path) -> str:
+def reason(error: Exception, path: pathlib.Path) -> str:
     """Returns the message of an error without the leading path."""
     return str(error).removeprefix(f"{path}: ")
 

@@ -23,10 +23,9 @@ from fpnlab.config.validate import (
 )
 from fpnlab.data.dataset import Dataset
 from fpnlab.errors import ConfigError, RunFolderError
-from fpnlab.records.data_files import named
 from fpnlab.records.json_files import writing
 from fpnlab.records.study_records import Addition, StudyFile, axis_label, read_study_file
-from fpnlab.run.enter_folder import data_changes
+from fpnlab.run.enter_folder import data_changes, data_error
 from fpnlab.run.folder import Run, locked
 from fpnlab.study.context import StudyContext, run_path
 from fpnlab.study.ledger import OPEN, LedgerRow
@@ -35,10 +34,7 @@ from fpnlab.study.ledger import OPEN, LedgerRow
 def check_study_data(folder: pathlib.Path, dataset: Dataset) -> None:
     """Raises RunFolderError if the data have changed since the study was begun."""
     if changed := data_changes(folder, dataset):
-        raise RunFolderError(
-            f"{folder}: the data have changed since this study began: {named(changed)}; restore "
-            "them, or choose another folder with --out"
-        )
+        raise data_error(folder, changed, "study")
 
 
 def enter_study(study: StudyContext, plan: list[Trial], description: StudyFile) -> StudyFile:

@@ -14,7 +14,7 @@ from fpnlab.records.manifest import MANIFEST
 from fpnlab.records.run_records import RunResult
 from fpnlab.records.study_records import StudyFile, Summary, read_summary
 from fpnlab.run.environment import code_commit
-from fpnlab.run.integrity import RERUN, Verification
+from fpnlab.run.integrity import RERUN, Verification, reason
 from fpnlab.study.context import failed_result
 from fpnlab.study.study_summary import study_summary
 
@@ -71,7 +71,7 @@ def check_summary(
     try:
         stored, raw = read_summary(path), read_json(path)
     except RunFolderError as error:
-        found.note(path, str(error).removeprefix(f"{path}: "), f"remove it and {RERUN}")
+        found.note(path, reason(error, path), f"remove it and {RERUN}")
         return
     results = _with_failures(stored, points, results)
     missing = len(results) - _counted(stored)

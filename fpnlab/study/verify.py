@@ -30,6 +30,7 @@ from fpnlab.run.integrity import (
     Verification,
     check_run,
     is_run,
+    reason,
 )
 from fpnlab.study.context import failed_result, point_result, run_path
 from fpnlab.study.ledger import OPEN, Ledger, LedgerRow, copy_ledger
@@ -179,7 +180,7 @@ class _StudyCheck:
         try:
             self.manifest = read_manifest(folder)
         except RunFolderError as error:
-            found.note(path, str(error).removeprefix(f"{path}: "), ANEW)
+            found.note(path, reason(error, path), ANEW)
             return
         for name, what in broken_seals(folder, self.manifest).items():
             exists = (folder / name).exists()
@@ -197,8 +198,7 @@ class _StudyCheck:
             experiment = validate_stored(description.config)
             planned = {point.name: point for point in points(experiment)}
         except (RunFolderError, ConfigError) as error:
-            reason = str(error).removeprefix(f"{path}: ")
-            what = f"not the description of a study ({reason})"
+            what = f"not the description of a study ({reason(error, path)})"
             found.note(path, what, ANEW if path.exists() else RERUN)
             return None
         assert experiment.study is not None
@@ -236,8 +236,8 @@ class _StudyCheck:
                 ledger.check()
                 rows = ledger.rows()
             except (RunFolderError, OSError) as error:
-                reason = str(error).removeprefix(f"{copy}: ").removeprefix(f"{path}: ")
-                found.note(path, f"cannot be read ({reason})", NEW_LEDGER)
+                why = reason(error, copy).removeprefix(f"{path}: ")
+                found.note(path, f"cannot be read ({why})", NEW_LEDGER)
                 return None
         for row in rows.values():
             texts = (row.name, row.hash, row.cell, row.split, row.path, row.status)
@@ -303,7 +303,7 @@ class _StudyCheck:
             what = f"is missing, but the status in the ledger is {row.status}"
             self.found.note(path, what, RERUN)
         else:
-            self.found.note(path, str(error).removeprefix(f"{path}: "), EVALUATE)
+            self.found.note(path, reason(error, path), EVALUATE)
 
     def _check_row(
         self, path: pathlib.Path, row: LedgerRow, result: RunResult, metric: str
@@ -325,7 +325,7 @@ class _StudyCheck:
             try:
                 own = read_fingerprint(path)
             except RunFolderError as error:
-                self.found.note(path, str(error).removeprefix(f"{path}: "), RESTART)
+                self.found.note(path, reason(error, path), RESTART)
                 continue
             if own.digest != data.digest:
                 self.found.note(path, "was trained on other data than the study has", RESTART)

@@ -10,8 +10,9 @@ import timing
 import torch
 from torch_networks import TorchClassifier, channels_last, prepared
 
+from fpnlab.nn.backbone import apply_backbone, init_backbone
 from fpnlab.nn.norm_specs import BatchNorm
-from fpnlab.nn.resnet import ResNet, Stem, apply_resnet, init_resnet
+from fpnlab.nn.resnet import ResNet, Stem
 from fpnlab.ops import convolution as conv_module
 from fpnlab.ops.pooling import global_average_pool
 from fpnlab.types import Mode
@@ -32,14 +33,14 @@ def network(width):
 def jax_step(spec, images, labels):
     """Returns a function that takes one step, and the number of parameters."""
     optimizer = optax.sgd(RATE, momentum=0.9, nesterov=True)
-    params, state = init_resnet(jax.random.key(0), spec)
-    channels = spec.channels[max(spec.stages)]
+    params, state = init_backbone(jax.random.key(0), spec)
+    channels = spec.channels[max(spec.layout.stages)]
     params = (params, jnp.zeros((channels, CLASSES)), jnp.zeros(CLASSES))
     images, labels = jnp.asarray(images), jnp.asarray(labels)
 
     def loss_of(params, state):
         backbone, kernel, bias = params
-        features, state = apply_resnet(spec, backbone, state, images, Mode.TRAIN)
+        features, state = apply_backbone(spec, backbone, state, images, Mode.TRAIN)
         logits = global_average_pool(features[max(features)]) @ kernel + bias
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean(), state

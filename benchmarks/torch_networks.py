@@ -46,9 +46,9 @@ class TorchResNet(nn.Module):
         if spec.stem.pool:
             stem.append(nn.MaxPool2d(3, 2, 1))
         self.stem = nn.Sequential(*stem)
-        self.levels = list(spec.stages)
+        self.levels = list(spec.layout.stages)
         self.stages = nn.ModuleList(
-            nn.Sequential(*map(TorchBlock, blocks)) for blocks in spec.stages.values()
+            nn.Sequential(*map(TorchBlock, blocks)) for blocks in spec.layout.stages.values()
         )
 
     def forward(self, x):
@@ -62,7 +62,7 @@ class TorchClassifier(nn.Module):
     def __init__(self, spec: ResNet, classes: int):
         super().__init__()
         self.backbone = TorchResNet(spec)
-        self.linear = nn.Linear(spec.channels[max(spec.stages)], classes)
+        self.linear = nn.Linear(spec.channels[max(spec.layout.stages)], classes)
 
     def forward(self, x):
         features = self.backbone(x)

@@ -23,7 +23,7 @@ def training_step(network: str, batch_size: int):
     from fpnlab.config.load import load_config
     from fpnlab.nn.classifier import Classifier
     from fpnlab.nn.norm_specs import BatchNorm
-    from fpnlab.nn.resnet import cifar_resnet
+    from fpnlab.nn.published_networks import cifar_resnet
     from fpnlab.tasks.kinds import task_of
     from fpnlab.train.objective import CrossEntropy, Objective
     from fpnlab.train.step import Train, init_train, train_step

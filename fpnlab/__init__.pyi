@@ -17,10 +17,12 @@ from .config.load import load_config as load_config
 from .nn.block import Block as Block
 from .nn.classifier import Classifier as Classifier
 from .nn.conv_norm import ConvNorm as ConvNorm
+from .nn.convnext import ConvNeXt as ConvNeXt
 from .nn.detector import Detector as Detector
 from .nn.fpn import Fpn as Fpn
 from .nn.layers import apply as apply
 from .nn.layers import init as init
+from .nn.mlp import Mlp as Mlp
 from .nn.norm_edit import freeze as freeze
 from .nn.norm_specs import BatchNorm as BatchNorm
 from .nn.norm_specs import DynamicTanh as DynamicTanh
@@ -31,10 +33,10 @@ from .nn.norm_specs import InstanceNorm as InstanceNorm
 from .nn.norm_specs import LayerNorm as LayerNorm
 from .nn.norm_specs import NoNorm as NoNorm
 from .nn.norm_specs import RmsNorm as RmsNorm
+from .nn.published_networks import cifar_resnet as cifar_resnet
+from .nn.published_networks import resnet as resnet
 from .nn.resnet import ResNet as ResNet
 from .nn.resnet import Stem as Stem
-from .nn.resnet import cifar_resnet as cifar_resnet
-from .nn.resnet import resnet as resnet
 from .nn.retina_head import RetinaHead as RetinaHead
 from .tasks.kinds import task_of as task_of
 from .types import Batch as Batch

@@ -20,7 +20,7 @@ from fpnlab.nn.fpn import Fpn, apply_fpn, init_fpn
 from fpnlab.nn.norm_edit import freeze
 from fpnlab.nn.norm_layer import apply_norm, init_norm
 from fpnlab.nn.norm_specs import BatchNorm, FrozenBatchNorm, LayerNorm
-from fpnlab.nn.resnet import resnet
+from fpnlab.nn.published_networks import resnet
 from fpnlab.nn.retina_head import RetinaHead, apply_head, init_head
 from fpnlab.ops.norm import batch_norm_train, layer_norm
 from fpnlab.types import Mode
@@ -178,7 +178,7 @@ def test_layer_norm_requires_its_axes(x):
 
 def test_basic_blocks_of_equal_shape_do_not_project_their_shortcut():
     """tensorflow/models#10583; scenic's resnet.py."""
-    for block in resnet(18, BatchNorm()).stages[2]:
+    for block in resnet(18, BatchNorm()).layout.stages[2]:
         assert block.projection is None
 
 

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import pydantic
 
@@ -15,20 +15,10 @@ from fpnlab.config.hints import spec_members, with_none
 from fpnlab.config.messages import combination_errors, field_errors, number_errors
 from fpnlab.data.load_data import Data
 from fpnlab.errors import ConfigError
-from fpnlab.nn.norm_specs import BatchNorm
-from fpnlab.nn.resnet import STANDARD, ResNet, cifar_resnet, resnet
+from fpnlab.nn.backbone import Backbone
+from fpnlab.nn.published_networks import PRESETS
 from fpnlab.records.json_files import JsonObject
 from fpnlab.tasks.kinds import TASKS
-
-PRESETS: dict[str, Callable[[], ResNet]] = {
-    **{f"resnet{layers}": functools.partial(resnet, layers, BatchNorm()) for layers in STANDARD},
-    **{
-        f"cifar_resnet{depth}": functools.partial(cifar_resnet, depth, norm=BatchNorm())
-        for depth in (8, 14, 20, 32, 44, 56, 110)
-    },
-}
-"""Published backbones by name, with batch norm; ``model.backbone.norm`` sets another norm."""
-
 
 DESCRIPTIVE = ("question", "log_examples", "checkpoint_seconds", "study")
 """Fields that change neither weights nor metrics; neither does ``data.root``, the data's folder."""
@@ -209,11 +199,14 @@ def _log_renamed(old: str, new: str) -> None:
 
 
 def _with_preset(table: JsonObject) -> JsonObject:
-    """Returns ``table`` with a backbone that is given by name written out."""
+    """Returns ``table`` with a backbone given by name written out, or with its kind."""
     model = table.get("model")
-    if not isinstance(model, dict) or not isinstance(backbone := model.get("backbone"), str):
+    backbone = model.get("backbone") if isinstance(model, dict) else None
+    if isinstance(backbone, dict) and isinstance(model, dict):
+        return table | {"model": model | {"backbone": {"kind": "resnet"} | backbone}}
+    if not isinstance(model, dict) or not isinstance(backbone, str):
         return table
     if backbone not in PRESETS:
         raise ConfigError(f"model.backbone: {unknown('backbone', backbone, list(PRESETS))}")
-    written = pydantic.TypeAdapter(ResNet).dump_python(PRESETS[backbone](), mode="json")
+    written = pydantic.TypeAdapter(Backbone).dump_python(PRESETS[backbone](), mode="json")
     return table | {"model": model | {"backbone": written}}

@@ -1,5 +1,5 @@
 from .activations import Signal as Signal
-from .activations import resnet_signals as resnet_signals
+from .activations import block_signals as block_signals
 from .drift import Drift as Drift
 from .drift import statistics_drift as statistics_drift
 from .gradients import effective_rates as effective_rates

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from fpnlab.nn.backbone import Backbone, BackboneParams, BackboneState, capture_backbone
 from fpnlab.nn.conv_norm import downsample_mask
-from fpnlab.nn.resnet import ResNet, ResNetParams, ResNetState, capture_resnet
 from fpnlab.ops.moments import local_moments, merge_moments
 from fpnlab.types import Mode, Moments
 
@@ -26,10 +26,10 @@ class Signal:
     """Mean over channels of the channel variance."""
 
 
-def resnet_signals(
-    resnet: ResNet,
-    params: ResNetParams,
-    state: ResNetState,
+def block_signals(
+    spec: Backbone,
+    params: BackboneParams,
+    state: BackboneState,
     images: Float[Array, "b h w 3"],
     mode: Mode,
     *,
@@ -41,23 +41,23 @@ def resnet_signals(
     normalization the variance grows with depth; normalization resets it at every stage.
 
     Args:
-      resnet: The ResNet.
+      spec: The backbone.
       params: Its parameters.
       state: Its running statistics.
       images: A batch of standardized images.
       mode: Source of the statistics of batch norms.
       mask: Pixels that enter statistics and moments; None: all of them.
     """
-    found = jax.device_get(_moments(resnet, mode, params, state, images, mask))
+    found = jax.device_get(_moments(spec, mode, params, state, images, mask))
     return [Signal(name, float(mean), float(var)) for name, (mean, var) in found.items()]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _moments(
-    resnet: ResNet,
+    spec: Backbone,
     mode: Mode,
-    params: ResNetParams,
-    state: ResNetState,
+    params: BackboneParams,
+    state: BackboneState,
     images: Float[Array, "b h w 3"],
     mask: Bool[Array, "b h w"] | None,
 ) -> collections.OrderedDict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
@@ -65,7 +65,7 @@ def _moments(
 
     They are in an OrderedDict because ``jit`` would sort the names of a dict.
     """
-    _, _, outputs = capture_resnet(resnet, params, state, images, mode, mask=mask)
+    _, _, outputs = capture_backbone(spec, params, state, images, mode, mask=mask)
     return collections.OrderedDict((name, _of_map(x, mask)) for name, x in outputs.items())
 
 

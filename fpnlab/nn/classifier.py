@@ -1,4 +1,4 @@
-"""Classifier: a backbone, global average pooling, and one dense layer."""
+"""Classifier: a backbone, global average pooling, an optional norm, and one dense layer."""
 
 import collections
 import math
@@ -8,9 +8,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from fpnlab.nn.backbone import (
+    Backbone,
+    BackboneParams,
+    BackboneState,
+    capture_backbone,
+    init_backbone,
+)
+from fpnlab.nn.block import Gate
+from fpnlab.nn.norm_layer import NormParams, NormState, apply_norm, init_norm
 from fpnlab.nn.norm_specs import Norm
 from fpnlab.nn.pixels import standardize_pixels
-from fpnlab.nn.resnet import ResNet, ResNetParams, ResNetState, capture_resnet, init_resnet
 from fpnlab.ops.pooling import global_average_pool
 from fpnlab.ops.random import named_key
 from fpnlab.spec import Count, Fraction, Positive, spec
@@ -24,8 +32,10 @@ class Classifier:
     kind: Literal["classifier"] = "classifier"
     classes: Annotated[int, Count]
     """Number of classes; equal to that of the data."""
-    backbone: ResNet
+    backbone: Backbone
     """Backbone; the map of its last level is classified."""
+    pooled_norm: Norm | None = None
+    """Norm of the pooled features (ConvNeXt, arXiv:2201.03545); none: no norm."""
     dropout: Annotated[float, Fraction] = 0.0
     """Probability that a pooled feature is set to 0 in training (arXiv:1207.0580)."""
     pixel_mean: float = 127.5
@@ -35,8 +45,9 @@ class Classifier:
 
     @property
     def norm_positions(self) -> dict[str, Norm]:
-        """The norm of each position, see `ResNet`."""
-        return self.backbone.norm_positions
+        """The norm of each position: those of the backbone, and ``pooled`` if there is one."""
+        found = self.backbone.norm_positions
+        return found if self.pooled_norm is None else found | {"pooled": self.pooled_norm}
 
 
 @tree
@@ -49,17 +60,19 @@ class Dense:
 
 @tree
 class ClassifierParams:
-    """The parameters of the backbone and of the dense layer."""
+    """The parameters of the backbone, of the dense layer, and of the norm before it."""
 
-    backbone: ResNetParams
+    backbone: BackboneParams
     dense: Dense
+    pooled_norm: NormParams | None = None
 
 
 @tree
 class ClassifierState:
-    """The running statistics of the backbone."""
+    """The running statistics of the backbone, and of the norm of the pooled features."""
 
-    backbone: ResNetState
+    backbone: BackboneState
+    pooled_norm: NormState | None = None
 
 
 def init_classifier(key: Key, classifier: Classifier) -> tuple[ClassifierParams, ClassifierState]:
@@ -70,11 +83,17 @@ def init_classifier(key: Key, classifier: Classifier) -> tuple[ClassifierParams,
     Raises:
       ValueError: The groups of a norm do not divide its channels.
     """
-    backbone, state = init_resnet(named_key(key, "backbone"), classifier.backbone)
+    backbone, state = init_backbone(named_key(key, "backbone"), classifier.backbone)
     channels = list(classifier.backbone.channels.values())[-1]
     draw = jax.random.normal(named_key(key, "dense"), (channels, classifier.classes))
     dense = Dense(kernel=draw / math.sqrt(channels), bias=jnp.zeros(classifier.classes))
-    return ClassifierParams(backbone=backbone, dense=dense), ClassifierState(backbone=state)
+    norm = norm_state = None
+    if classifier.pooled_norm is not None:
+        norm, norm_state = init_norm(classifier.pooled_norm, channels)
+    return (
+        ClassifierParams(backbone=backbone, dense=dense, pooled_norm=norm),
+        ClassifierState(backbone=state, pooled_norm=norm_state),
+    )
 
 
 def apply_classifier(
@@ -85,6 +104,7 @@ def apply_classifier(
     mode: Mode,
     *,
     key: Key | None = None,
+    gates: Gate | None = None,
 ) -> tuple[Float[Array, "b k"], ClassifierState]:
     """Returns the logits of every class, float32, and the new running statistics.
 
@@ -97,12 +117,16 @@ def apply_classifier(
       mode: Source and update of statistics, and whether features are dropped.
       key: Draws the features and branches to drop; needed where ``dropout`` or the backbone's
         ``drop_path`` is above 0 and the mode stochastic.
+      gates: Factors of the branches and shortcuts of the backbone's blocks, see
+        ``apply_backbone``.
 
     Raises:
       TypeError: Images of booleans or complex numbers.
       ValueError: Features or branches are dropped and ``key`` is None.
     """
-    logits, state, _ = capture_classifier(classifier, params, state, images, mode, key=key)
+    logits, state, _ = capture_classifier(
+        classifier, params, state, images, mode, key=key, gates=gates
+    )
     return logits, state
 
 
@@ -114,13 +138,18 @@ def capture_classifier(
     mode: Mode,
     *,
     key: Key | None = None,
+    gates: Gate | None = None,
 ) -> tuple[Float[Array, "b k"], ClassifierState, Intermediates]:
     """Returns the outputs of ``apply_classifier``, and those of all layers by name."""
     x = standardize_pixels(images, classifier.pixel_mean, classifier.pixel_deviation)
-    features, backbone, of_backbone = capture_resnet(
-        classifier.backbone, params.backbone, state.backbone, x, mode, key=key
+    features, backbone, of_backbone = capture_backbone(
+        classifier.backbone, params.backbone, state.backbone, x, mode, key=key, gates=gates
     )
     pooled = global_average_pool(features[max(features)].astype(jnp.float32))
+    norm_state = state.pooled_norm
+    if classifier.pooled_norm is not None and params.pooled_norm is not None:
+        own = (params.pooled_norm, norm_state)
+        pooled, norm_state = apply_norm(classifier.pooled_norm, *own, pooled, mode)
     if classifier.dropout and mode.stochastic:
         if key is None:
             raise ValueError("classifier: dropout is above 0 and the mode stochastic; give a key")
@@ -129,4 +158,4 @@ def capture_classifier(
     logits = pooled @ params.dense.kernel + params.dense.bias
     outputs = collections.OrderedDict((f"backbone {k}", y) for k, y in of_backbone.items())
     outputs["dense"] = logits
-    return logits, ClassifierState(backbone=backbone), outputs
+    return logits, ClassifierState(backbone=backbone, pooled_norm=norm_state), outputs

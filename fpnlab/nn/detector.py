@@ -9,10 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from fpnlab.nn.backbone import (
+    Backbone,
+    BackboneParams,
+    BackboneState,
+    capture_backbone,
+    init_backbone,
+)
 from fpnlab.nn.fpn import Fpn, FpnParams, FpnState, capture_fpn, init_fpn
 from fpnlab.nn.norm_specs import Norm
 from fpnlab.nn.pixels import standardize_pixels
-from fpnlab.nn.resnet import ResNet, ResNetParams, ResNetState, capture_resnet, init_resnet
 from fpnlab.nn.retina_head import (
     HeadOutput,
     HeadParams,
@@ -67,12 +73,12 @@ class Postprocess:
 
 @spec
 class Detector:
-    """A RetinaNet: ResNet, feature pyramid and shared dense head (arXiv:1708.02002)."""
+    """A RetinaNet: backbone, feature pyramid and shared dense head (arXiv:1708.02002)."""
 
     kind: Literal["detector"] = "detector"
     classes: Annotated[int, Count]
     """Number of classes; equal to that of the data."""
-    backbone: ResNet
+    backbone: Backbone
     """Backbone: images to feature maps."""
     neck: Fpn = Fpn()
     """Neck: feature maps to pyramid maps."""
@@ -101,7 +107,7 @@ class Detector:
     def norm_positions(self) -> dict[str, Norm]:
         """The norm of each position.
 
-        Those of the `ResNet`, ``lateral`` and ``output`` of the pyramid, and ``head`` where its
+        Those of the backbone, ``lateral`` and ``output`` of the pyramid, and ``head`` where its
         towers have convolutions.
         """
         neck = self.neck
@@ -124,7 +130,7 @@ class Detector:
 class DetectorParams:
     """Parameters of backbone, neck and head."""
 
-    backbone: ResNetParams
+    backbone: BackboneParams
     neck: FpnParams
     head: HeadParams
 
@@ -133,7 +139,7 @@ class DetectorParams:
 class DetectorState:
     """Running statistics of backbone, neck and head."""
 
-    backbone: ResNetState
+    backbone: BackboneState
     neck: FpnState
     head: HeadState
 
@@ -145,7 +151,9 @@ def init_detector(key: Key, detector: Detector) -> tuple[DetectorParams, Detecto
       ValueError: The neck needs levels that the backbone does not have, or the groups of a norm do
         not divide its channels.
     """
-    backbone, backbone_state = init_resnet(named_key(key, "backbone"), detector.backbone)
+    backbone, backbone_state = init_backbone(
+        named_key(key, "backbone"), detector.backbone, detector.neck.levels
+    )
     neck, neck_state = init_fpn(named_key(key, "neck"), detector.neck, detector.backbone.channels)
     head, head_state = init_head(
         named_key(key, "head"),
@@ -211,7 +219,7 @@ def capture_detector(
         if extent is None:
             raise ValueError("detector: mask_padding needs the extent of the pictures; give it")
         mask = picture_mask(extent, height, width)
-    features, backbone, of_backbone = capture_resnet(
+    features, backbone, of_backbone = capture_backbone(
         detector.backbone, params.backbone, state.backbone, x, mode, mask=mask, key=key
     )
     pyramid, neck, of_neck = capture_fpn(

@@ -2,6 +2,7 @@
 
 from jaxtyping import Array, PyTree
 
+from fpnlab.nn.backbone import Backbone, apply_backbone, init_backbone
 from fpnlab.nn.block import Block, apply_block, init_block
 from fpnlab.nn.classifier import Classifier, apply_classifier, init_classifier
 from fpnlab.nn.conv_norm import ConvNorm, apply_conv_norm, init_conv_norm
@@ -9,11 +10,10 @@ from fpnlab.nn.detector import Detector, apply_detector, init_detector
 from fpnlab.nn.fpn import Fpn, apply_fpn, init_fpn
 from fpnlab.nn.norm_layer import apply_norm, init_norm
 from fpnlab.nn.norm_specs import Norm
-from fpnlab.nn.resnet import ResNet, apply_resnet, init_resnet
 from fpnlab.nn.retina_head import RetinaHead, apply_head, init_head
 from fpnlab.types import Features, Key, Mode
 
-Layer = Norm | ConvNorm | Block | ResNet | Fpn | RetinaHead | Detector | Classifier
+Layer = Norm | ConvNorm | Block | Backbone | Fpn | RetinaHead | Detector | Classifier
 Widths = Array | int | Features | dict[int, int]
 """Input of a layer, or the number of channels in place of each map."""
 
@@ -36,8 +36,6 @@ def init(key: Key, spec: Layer, like: Widths | None = None) -> tuple[PyTree, PyT
             return init_conv_norm(key, spec)
         case Block():
             return init_block(key, spec)
-        case ResNet():
-            return init_resnet(key, spec)
         case Detector():
             return init_detector(key, spec)
         case Classifier():
@@ -49,6 +47,8 @@ def init(key: Key, spec: Layer, like: Widths | None = None) -> tuple[PyTree, PyT
             return init_head(
                 key, spec, channels=next(iter(channels.values())), levels=len(channels)
             )
+        case _ if isinstance(spec, Backbone):
+            return init_backbone(key, spec)
         case _ if isinstance(spec, Norm):
             if like is None or isinstance(like, dict):
                 raise TypeError(f"{type(spec).__name__}: give like, an input or its channels")
@@ -68,7 +68,7 @@ def apply(
       x: Maps ``[b, *space, c]``, images ``[b, h, w, 3]``, or maps by level.
       mode: Source and update of statistics, and whether stochastic layers are active.
       **options: Further arguments of the layer's ``apply_`` function: ``mask``, ``key``,
-        ``extent``.
+        ``extent``, ``gates``.
 
     Raises:
       TypeError: ``spec`` is not a layer.
@@ -78,8 +78,6 @@ def apply(
             return apply_conv_norm(spec, params, state, x, mode, **options)
         case Block():
             return apply_block(spec, params, state, x, mode, **options)
-        case ResNet():
-            return apply_resnet(spec, params, state, x, mode, **options)
         case Detector():
             return apply_detector(spec, params, state, x, mode, **options)
         case Classifier():
@@ -88,6 +86,8 @@ def apply(
             return apply_fpn(spec, params, state, x, mode, **options)
         case RetinaHead():
             return apply_head(spec, params, state, x, mode, **options)
+        case _ if isinstance(spec, Backbone):
+            return apply_backbone(spec, params, state, x, mode, **options)
         case _ if isinstance(spec, Norm):
             return apply_norm(spec, params, state, x, mode, **options)
     raise TypeError(_not_a_layer(spec))
@@ -105,6 +105,6 @@ def _channels(like: Array | int) -> int:
 
 def _not_a_layer(spec: object) -> str:
     return (
-        f"spec: {spec!r} is not a layer; expected a norm, ConvNorm, Block, ResNet, Fpn, "
-        "RetinaHead, Detector or Classifier of fpnlab"
+        f"spec: {spec!r} is not a layer; expected a norm, ConvNorm, Block, ResNet, ConvNeXt, "
+        "Mlp, Fpn, RetinaHead, Detector or Classifier of fpnlab"
     )

@@ -1,26 +1,15 @@
 """ResNet: a stem and stages of residual blocks, with one feature map per level."""
 
-import collections
+import functools
+import itertools
 import math
 from typing import Annotated, Literal
 
-from jaxtyping import Array, Bool, Float
-
-from fpnlab.nn.block import Block, BlockParams, BlockState, apply_block, init_block
-from fpnlab.nn.conv_norm import (
-    ConvNorm,
-    ConvNormParams,
-    Kernel,
-    apply_conv_norm,
-    downsample_mask,
-    init_conv_norm,
-)
-from fpnlab.nn.norm_layer import NormState, activate
+from fpnlab.nn.block import Block, BranchScale, Shortcut
+from fpnlab.nn.conv_norm import ConvNorm, Kernel
+from fpnlab.nn.layout import Layout, Repeat, check_stages, drop_rates
 from fpnlab.nn.norm_specs import Norm
-from fpnlab.ops.pooling import max_pool
-from fpnlab.ops.random import named_key
-from fpnlab.spec import Bounds, Fraction, SpecError, spec
-from fpnlab.types import Features, Intermediates, Key, Mode, tree
+from fpnlab.spec import Bounds, Count, Fraction, spec
 
 
 @spec
@@ -28,9 +17,12 @@ class Stem:
     """The layers before the first block."""
 
     size: Annotated[int, Bounds(least=1.0, most=99.0)] = 7
-    """Kernel size of the convolution, pixels; odd."""
+    """Kernel size of each convolution, pixels; odd."""
     stride: Literal[1, 2, 4] = 2
-    """Stride of the convolution."""
+    """Stride of the first convolution."""
+    layers: Literal[1, 3] = 1
+    """Convolutions; 3: all but the last have half as many channels (ResNet-C and ResNet-D,
+    arXiv:1812.01187, figure 2b; with a size of 3)."""
     pool: bool = True
     """If true, a 3x3 max pooling of stride 2 follows."""
 
@@ -41,8 +33,9 @@ class Stem:
 
 @spec
 class ResNet:
-    """A residual network of any depth and width (arXiv:1512.03385)."""
+    """A residual network of any depth and width (arXiv:1512.03385), or its plain twin."""
 
+    kind: Literal["resnet"] = "resnet"
     block: Literal["basic", "bottleneck"] = "basic"
     """Kind of residual block."""
     depths: Annotated[tuple[int, ...], Bounds(least=1.0, most=10_000.0)]
@@ -50,59 +43,93 @@ class ResNet:
     widths: Annotated[tuple[int, ...], Bounds(least=1.0, most=1e5)]
     """Channels inside the blocks of each stage; a bottleneck's maps are four times wider."""
     stem: Stem = Stem()
-    """The layers before the first block; as wide as the first stage's `widths`."""
+    """The layers before the first block."""
+    stem_width: Annotated[int | None, Count] = None
+    """Channels of the stem; none: those of the first stage's `widths`."""
+    preactivation: bool = False
+    """If true, norm and ReLU precede each convolution of a block, and follow the last block
+    (arXiv:1603.05027); the stem is a convolution alone."""
+    stride_in: Literal["3x3", "1x1"] = "3x3"
+    """Convolution of a bottleneck with the stride: the 3x3 (PyTorch), or the first 1x1 (paper)."""
+    groups: Annotated[int, Count] = 1
+    """Groups of a bottleneck's 3x3 convolution (ResNeXt, arXiv:1611.05431)."""
+    width_per_group: Annotated[int, Count] = 64
+    """Channels of each group for 64 of `widths`: the 3x3 convolution of a bottleneck has
+    ``widths * groups * width_per_group / 64`` channels (as in PyTorch)."""
     norm: Norm
     """After each convolution, unless overridden below."""
     stem_norm: Norm | None = None
-    """After the stem's convolution; none: `norm`."""
+    """After each convolution of the stem; none: `norm`."""
     last_norm: Norm | None = None
-    """After the last convolution of each residual branch; none: `norm`."""
+    """The last norm of each residual branch; none: `norm`."""
     shortcut_norm: Norm | None = None
-    """After the convolution of a shortcut; none: `norm`."""
-    shortcut: Literal["projection", "pad"] = "projection"
-    """Shortcut of a block that changes the shape: a 1x1 convolution (option B), or the input
-    subsampled and padded with channels of zeros (option A)."""
+    """After the convolution of a shortcut; none: `norm`, and no norm with `preactivation`."""
+    output_norm: Norm | None = None
+    """After the last block of each level that is used, with `preactivation`; none: `norm`."""
+    skip: bool = True
+    """If false, the plain twin of the network: the same layers with the same initial kernels,
+    without shortcuts, branch scales and stochastic depth."""
+    shortcut: Shortcut = "projection"
+    """Shortcut of the blocks: `pad` (option A), `projection` (B), `projection_all` (C), or
+    `pooled_projection` (ResNet-D)."""
+    branch_scale: BranchScale | None = None
+    """Initial scale of residual branches; none: `one` with `preactivation`, else `zero_last`."""
+    layer_scale: float = 1e-6
+    """Initial value of the scales of `layer_scale`."""
     kernel: Kernel = "free"
     """Parametrization of all convolution kernels."""
     drop_path: Annotated[float, Fraction] = 0.0
     """Stochastic depth: share of dropped branches in the last block, rising from 0 at the first."""
+    repeat: Repeat = "unrolled"
+    """Compilation of equal consecutive blocks: `unrolled`, or `scanned` as one loop."""
+    rematerialize: bool = False
+    """If true, the backward pass computes the inside of each block again instead of storing it."""
 
     def __post_init__(self) -> None:
-        if len(self.depths) != len(self.widths):
+        check_stages("ResNet", self.depths, self.widths)
+        if self.stem_norm is not None and self.preactivation:
             raise ValueError(
-                f"depths has {len(self.depths)} stages and widths {len(self.widths)}; "
-                "give one number a stage in both"
+                "stem_norm is given, but the stem of a pre-activation network is a convolution "
+                "alone; leave it out"
             )
-        if not 1 <= len(self.depths) <= 16:
-            wrong = f"has {len(self.depths)} stages; it must have 1 to 16"
-            raise SpecError("ResNet", [("depths", wrong)])
+        if self.output_norm is not None and not self.preactivation:
+            raise ValueError(
+                "output_norm is given, but only a pre-activation network has one; leave it out, or "
+                "set preactivation = true"
+            )
+        if self.block == "basic" and (self.groups, self.width_per_group) != (1, 64):
+            raise ValueError(
+                f"groups is {self.groups} and width_per_group {self.width_per_group}, but a basic "
+                "block has neither; use block = 'bottleneck', or widths"
+            )
+        for width in self.widths:
+            if width * self.groups * self.width_per_group % 64:
+                raise ValueError(
+                    f"widths has {width}: {width} * {self.groups} groups * {self.width_per_group} "
+                    "/ 64 channels is not a whole number; change widths, groups or width_per_group"
+                )
+        _layout(self)  # Its blocks check how their fields fit together.
 
     @property
-    def stem_layer(self) -> ConvNorm:
-        """The convolution of the stem."""
-        return ConvNorm(
-            size=self.stem.size,
-            inputs=3,
-            outputs=self.widths[0],
-            stride=self.stem.stride,
-            norm=self.stem_norm or self.norm,
-            kernel=self.kernel,
-        )
+    def layout(self) -> Layout:
+        """The layers in order."""
+        return _layout(self)
 
     @property
     def norm_positions(self) -> dict[str, Norm]:
         """The norm of each position.
 
-        ``stem``, ``branch`` (all convolutions of a residual branch except the last), ``last`` and,
-        if there are projections, ``shortcut``.
+        ``stem``, ``branch`` (all norms of a residual branch except the last), ``last`` and, where
+        there are any, ``shortcut`` and ``final`` (after the last block).
         """
-        found = {
-            "stem": self.stem_norm or self.norm,
-            "branch": self.norm,
-            "last": self.last_norm or self.norm,
-        }
-        if self.shortcut == "projection":
-            found["shortcut"] = self.shortcut_norm or self.norm
+        found = {"branch": self.norm, "last": self.last_norm or self.norm}
+        if not self.preactivation:
+            found = {"stem": self.stem_norm or self.norm, **found}
+        norm = self._shortcut_norm
+        if norm is not None and any(block.projection for block in self.layout.blocks):
+            found["shortcut"] = norm
+        if self.preactivation:
+            found["final"] = self.output_norm or self.norm
         return found
 
     @property
@@ -111,188 +138,68 @@ class ResNet:
         return int(math.log2(self.stem.stride)) + self.stem.pool
 
     @property
-    def stages(self) -> dict[int, list[Block]]:
-        """The blocks of each level."""
-        stages, inputs = {}, self.widths[0]
-        made, last = 0, max(sum(self.depths) - 1, 1)
-        for i, (depth, width) in enumerate(zip(self.depths, self.widths)):
-            stages[self.first_level + i] = blocks = []
-            for j in range(depth):
-                stride = 2 if i > 0 and j == 0 else 1
-                block = Block(
-                    kind=self.block,
-                    inputs=inputs,
-                    width=width,
-                    stride=stride,
-                    norm=self.norm,
-                    last_norm=self.last_norm or self.norm,
-                    shortcut_norm=self.shortcut_norm or self.norm,
-                    shortcut=self.shortcut,
-                    kernel=self.kernel,
-                    drop_path=self.drop_path * made / last,
-                )
-                blocks.append(block)
-                made, inputs = made + 1, block.outputs
-        return stages
-
-    @property
     def channels(self) -> dict[int, int]:
         """Channels of each level's map."""
-        return {level: blocks[-1].outputs for level, blocks in self.stages.items()}
+        return self.layout.channels
+
+    @property
+    def _shortcut_norm(self) -> Norm | None:
+        return self.shortcut_norm or (None if self.preactivation else self.norm)
 
 
-STANDARD: dict[int, tuple[Literal["basic", "bottleneck"], tuple[int, ...]]] = {
-    18: ("basic", (2, 2, 2, 2)),
-    34: ("basic", (3, 4, 6, 3)),
-    50: ("bottleneck", (3, 4, 6, 3)),
-    101: ("bottleneck", (3, 4, 23, 3)),
-    152: ("bottleneck", (3, 8, 36, 3)),
-}
-"""Block kind and depths of the networks in arXiv:1512.03385, table 1, by number of layers."""
-
-
-def resnet(layers: int, norm: Norm) -> ResNet:
-    """Returns the standard ResNet of 18, 34, 50, 101 or 152 layers (arXiv:1512.03385, table 1).
-
-    The 3x3 convolution of a downsampling bottleneck has the stride (as in PyTorch).
-
-    Raises:
-      ValueError: Another number of layers.
-    """
-    if layers not in STANDARD:
-        raise ValueError(f"no standard ResNet has {layers} layers; these do: {list(STANDARD)}")
-    block, depths = STANDARD[layers]
-    return ResNet(block=block, depths=depths, widths=(64, 128, 256, 512), norm=norm)
-
-
-def cifar_resnet(
-    depth: int,
-    *,
-    norm: Norm,
-    width: int = 16,
-    shortcut: Literal["projection", "pad"] = "pad",
-) -> ResNet:
-    """Returns the CIFAR ResNet of ``6n + 2`` layers (arXiv:1512.03385, section 4.2).
-
-    A 3x3 convolution, three stages of n basic blocks, and the classifier, which is the last
-    layer. The paper's networks have 20, 32, 44, 56 and 110 layers and parameter-free shortcuts.
-
-    Args:
-      depth: Number of layers: 8, 14, 20, ...
-      norm: Norm after each convolution.
-      width: Channels of the first stage; the others have two and four times as many.
-      shortcut: Shortcut if the shape changes: ``pad`` (option A, as published) or ``projection``
-        (option B).
-
-    Raises:
-      ValueError: Another number of layers.
-    """
-    blocks, rest = divmod(depth - 2, 6)
-    if rest or blocks < 1:
-        near = [6 * n + 2 for n in (blocks, blocks + 1) if n > 0] or [8]
-        raise ValueError(
-            f"no CIFAR ResNet has {depth} layers: they have 6n + 2; the nearest: "
-            + " and ".join(map(str, near))
-        )
-    return ResNet(
-        depths=(blocks,) * 3,
-        widths=(width, 2 * width, 4 * width),
-        stem=Stem(size=3, stride=1, pool=False),
-        norm=norm,
-        shortcut=shortcut,
-    )
-
-
-@tree
-class ResNetParams:
-    """Parameters of the stem, and of the blocks of each stage."""
-
-    stem: ConvNormParams
-    stages: tuple[tuple[BlockParams, ...], ...]
-
-
-@tree
-class ResNetState:
-    """The running statistics of the stem's norm, and of each block."""
-
-    stem: NormState | None
-    stages: tuple[tuple[BlockState, ...], ...]
-
-
-def init_resnet(key: Key, resnet: ResNet) -> tuple[ResNetParams, ResNetState]:
-    """Returns initial parameters and state of a network for RGB images."""
-    stem, stem_state = init_conv_norm(named_key(key, "stem"), resnet.stem_layer)
-    made = [
-        [init_block(named_key(key, "stage", i, j), block) for j, block in enumerate(blocks)]
-        for i, blocks in enumerate(resnet.stages.values())
-    ]
-    params = ResNetParams(stem=stem, stages=tuple(tuple(p for p, _ in stage) for stage in made))
-    state = ResNetState(stem=stem_state, stages=tuple(tuple(s for _, s in stage) for stage in made))
-    return params, state
-
-
-def apply_resnet(
-    resnet: ResNet,
-    params: ResNetParams,
-    state: ResNetState,
-    images: Float[Array, "b h w 3"],
-    mode: Mode,
-    *,
-    mask: Bool[Array, "b h w"] | None = None,
-    key: Key | None = None,
-) -> tuple[Features, ResNetState]:
-    """Returns the last map of each level (C2 to C5 for the standard networks), and the state.
-
-    Computes in the dtype of ``images``; the statistics of the norms stay in float32.
-
-    Args:
-      resnet: The layer.
-      params: Its parameters.
-      state: Its running statistics.
-      images: A batch.
-      mode: Source and update of statistics, and whether stochastic layers are active.
-      mask: Pixels that enter statistics; None for all of them.
-      key: Draws the branches to drop; needed where ``drop_path`` is above 0 and the mode
-        stochastic.
-    """
-    features, state, _ = capture_resnet(resnet, params, state, images, mode, mask=mask, key=key)
-    return features, state
-
-
-def capture_resnet(
-    resnet: ResNet,
-    params: ResNetParams,
-    state: ResNetState,
-    images: Float[Array, "b h w 3"],
-    mode: Mode,
-    *,
-    mask: Bool[Array, "b h w"] | None = None,
-    key: Key | None = None,
-) -> tuple[Features, ResNetState, Intermediates]:
-    """Returns the outputs of ``apply_resnet``, and those of the stem and of each block."""
-    stem, stride = resnet.stem_layer, resnet.stem.stride
-    x, stem_state = apply_conv_norm(
-        stem, params.stem, state.stem, images, mode, mask=downsample_mask(mask, stride)
-    )
-    x = activate(stem.norm, x)
-    outputs: Intermediates = collections.OrderedDict(stem=x)
-    if resnet.stem.pool:
-        x = max_pool(x)
-    features, states = {}, []
-    for i, (level, blocks) in enumerate(resnet.stages.items()):
-        new = []
-        for j, block in enumerate(blocks):
-            x, block_state = apply_block(
-                block,
-                params.stages[i][j],
-                state.stages[i][j],
-                x,
-                mode,
-                mask=downsample_mask(mask, 2**level // block.stride),
-                key=None if key is None else named_key(key, "drop", i, j),
+@functools.lru_cache(maxsize=256)
+def _layout(resnet: ResNet) -> Layout:
+    stages, inputs = {}, resnet.stem_width or resnet.widths[0]
+    rates = drop_rates(resnet.drop_path, resnet.depths)
+    for i, (depth, width) in enumerate(zip(resnet.depths, resnet.widths)):
+        blocks = []
+        for j in range(depth):
+            inner = width * resnet.groups * resnet.width_per_group // 64
+            block = Block(
+                kind=resnet.block,
+                inputs=inputs,
+                width=width,
+                stride=2 if i > 0 and j == 0 else 1,
+                norm=resnet.norm,
+                last_norm=resnet.last_norm or resnet.norm,
+                shortcut_norm=resnet._shortcut_norm,
+                preactivation=resnet.preactivation,
+                stride_in=resnet.stride_in,
+                inner=None if inner == width else inner,
+                groups=resnet.groups,
+                skip=resnet.skip,
+                shortcut=resnet.shortcut,
+                branch_scale=resnet.branch_scale,
+                layer_scale=resnet.layer_scale,
+                kernel=resnet.kernel,
+                drop_path=next(rates),
             )
-            new.append(block_state)
-            outputs[f"stage {i} block {j}"] = x
-        features[level] = x
-        states.append(tuple(new))
-    return features, ResNetState(stem=stem_state, stages=tuple(states)), outputs
+            blocks.append(block)
+            inputs = block.outputs
+        stages[resnet.first_level + i] = tuple(blocks)
+    return Layout(
+        stem=_stem_layers(resnet),
+        stem_activation=not resnet.preactivation,
+        pool=resnet.stem.pool,
+        stages=stages,
+        output_norm=(resnet.output_norm or resnet.norm) if resnet.preactivation else None,
+        repeat=resnet.repeat,
+        rematerialize=resnet.rematerialize,
+    )
+
+
+def _stem_layers(resnet: ResNet) -> tuple[ConvNorm, ...]:
+    stem, width = resnet.stem, resnet.stem_width or resnet.widths[0]
+    norm = None if resnet.preactivation else resnet.stem_norm or resnet.norm
+    widths = [3, *[max(width // 2, 1)] * (stem.layers - 1), width]
+    return tuple(
+        ConvNorm(
+            size=stem.size,
+            inputs=inputs,
+            outputs=outputs,
+            stride=1 if i else stem.stride,
+            norm=norm,
+            kernel=resnet.kernel,
+        )
+        for i, (inputs, outputs) in enumerate(itertools.pairwise(widths))
+    )

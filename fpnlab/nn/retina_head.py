@@ -210,6 +210,7 @@ def capture_head(
         layer = head.tower_layer(next(iter(maps.values())).shape[-1])
         for i, (p, s) in enumerate(zip(tower, states)):
             maps = {level: apply_convolution(layer, p, x) for level, x in maps.items()}
+            assert p.norm is not None
             maps, s = _apply_norm_over_levels(head, p.norm, s, maps, mode, masks)
             maps = {level: activate(head.norm, x) for level, x in maps.items()}
             new.append(s)

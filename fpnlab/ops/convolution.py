@@ -23,10 +23,11 @@ UNROLLED = 16
 @compiler_sharded(lambda spec: PartitionSpec(spec[0]))
 def conv(
     x: Float[Array, "b h w i"],
-    w: Float[Array, "kh kw i o"],
+    w: Float[Array, "kh kw _ o"],
     *,
     stride: int = 1,
     padding: int | None = None,
+    groups: int = 1,
 ) -> Float[Array, "b _ _ o"]:
     """Returns the cross-correlation of ``x`` with ``w``, which deep learning calls convolution.
 
@@ -45,6 +46,7 @@ def conv(
       padding: Rows and columns of zeros on each of the four sides. ``None`` is ``(k - 1) // 2``:
         an odd kernel then gives ``ceil(h / stride)`` rows, as PyTorch's ``padding=k // 2``
         does; XLA's ``"SAME"`` is shifted by a pixel where ``stride`` is even.
+      groups: Groups of channels that are convolved separately.
 
     Raises:
       TypeError: ``x`` is not of real floating-point numbers, or ``w`` of another dtype.
@@ -70,6 +72,15 @@ def conv(
                 "only square kernels of odd size have a default"
             )
         padding = w.shape[0] // 2
+    if groups > 1:
+        return jax.lax.conv_general_dilated(
+            x,
+            w,
+            (stride, stride),
+            [(padding, padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
     if w.shape[:2] == (1, 1) and padding == 0:
         return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], w[0, 0])
     return _conv(x, w, stride, padding)

@@ -48,6 +48,31 @@ def max_pool(
     return functools.reduce(jnp.maximum, slices)
 
 
+@compiler_sharded(lambda spec: spec)
+def average_pool(x: Float[Array, "b h w c"], *, size: int = 2) -> Float[Array, "b _ _ c"]:
+    """Returns the mean of each cell of ``size x size`` pixels.
+
+    The cells at the lower and right edges have fewer pixels where ``size`` does not divide the map
+    (PyTorch's ``AvgPool2d`` with ``ceil_mode=True`` and ``count_include_pad=False``).
+
+    Args:
+      x: Maps.
+      size: Height and width of the cells, and their step, in pixels.
+
+    Raises:
+      ValueError: The map does not have four axes, or has no pixels.
+    """
+    _check_maps("average_pool", x)
+    height, width = x.shape[1:3]
+    rows, columns = -(-height // size), -(-width // size)
+    pads = ((0, 0), (0, rows * size - height), (0, columns * size - width), (0, 0))
+    cells = jnp.pad(x, pads).reshape(len(x), rows, size, columns, size, x.shape[-1])
+    inside = [
+        jnp.minimum(size, n - size * jnp.arange(k)) for n, k in ((height, rows), (width, columns))
+    ]
+    return cells.sum(axis=(2, 4)) / (inside[0][:, None, None] * inside[1][:, None]).astype(x.dtype)
+
+
 def global_average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
     """Returns the mean of each channel over the map.
 

@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Array, Int, PyTree
 
 from fpnlab.config.experiment import Experiment
-from fpnlab.diagnostics.activations import resnet_signals
+from fpnlab.diagnostics.activations import block_signals
 from fpnlab.diagnostics.drift import statistics_drift
 from fpnlab.diagnostics.gradients import effective_rates, gradient_noise
 from fpnlab.evaluate.bn_statistics import has_batch_norm, whole_groups
@@ -88,7 +88,7 @@ def _signals(
     batch = _first(views, whole_groups(size, train.batch_size))
     images, mask = task.backbone_inputs(batch, train.precision)
     mode = Mode(stats=train.statistics, update="none", stochastic=False)
-    found = resnet_signals(task.backbone, params.backbone, state.backbone, images, mode, mask=mask)
+    found = block_signals(task.backbone, params.backbone, state.backbone, images, mode, mask=mask)
     return [
         SignalRow(
             name=signal.name,

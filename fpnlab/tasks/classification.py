@@ -19,6 +19,7 @@ from fpnlab.data.sources.idx import Idx
 from fpnlab.data.sources.image_folder import ImageFolder
 from fpnlab.evaluate.accuracy import class_logits, evaluate_classifier
 from fpnlab.evaluate.options import Evaluate
+from fpnlab.nn.backbone import Backbone
 from fpnlab.nn.classifier import (
     Classifier,
     ClassifierParams,
@@ -27,7 +28,6 @@ from fpnlab.nn.classifier import (
     init_classifier,
 )
 from fpnlab.nn.pixels import standardize_pixels
-from fpnlab.nn.resnet import ResNet
 from fpnlab.tasks.predictions import ImageClass
 from fpnlab.tasks.task import GALLERY_IMAGES, Measured
 from fpnlab.train.objective import CrossEntropy, classification_loss
@@ -61,7 +61,7 @@ class Classification:
             )
 
     @property
-    def backbone(self) -> ResNet:
+    def backbone(self) -> Backbone:
         """The backbone of the classifier."""
         return self.model.backbone
 

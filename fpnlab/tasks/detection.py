@@ -17,6 +17,7 @@ from fpnlab.data.sources.scenes import Scenes
 from fpnlab.data.sources.voc import Voc
 from fpnlab.evaluate.average_precision import detections, evaluate_detector
 from fpnlab.evaluate.options import Evaluate
+from fpnlab.nn.backbone import Backbone
 from fpnlab.nn.detector import (
     Detector,
     DetectorParams,
@@ -27,7 +28,6 @@ from fpnlab.nn.detector import (
     init_detector,
 )
 from fpnlab.nn.pixels import standardize_pixels
-from fpnlab.nn.resnet import ResNet
 from fpnlab.tasks.predictions import ImageDetections
 from fpnlab.tasks.task import GALLERY_IMAGES, Measured
 from fpnlab.train.objective import Objective, detection_loss
@@ -61,7 +61,7 @@ class Detection:
             )
 
     @property
-    def backbone(self) -> ResNet:
+    def backbone(self) -> Backbone:
         """The backbone of the detector."""
         return self.model.backbone
 

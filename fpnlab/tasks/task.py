@@ -8,9 +8,9 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from fpnlab.data.dataset import Dataset
 from fpnlab.evaluate.options import Evaluate
+from fpnlab.nn.backbone import Backbone
 from fpnlab.nn.classifier import Classifier
 from fpnlab.nn.detector import Detector
-from fpnlab.nn.resnet import ResNet
 from fpnlab.tasks.predictions import Prediction
 from fpnlab.train.objective import CrossEntropy, Objective
 from fpnlab.train.step import Trainable
@@ -62,7 +62,7 @@ class Task(Trainable, Protocol):
         """The loss function."""
 
     @property
-    def backbone(self) -> ResNet:
+    def backbone(self) -> Backbone:
         """The backbone of the model."""
 
     @property

@@ -24,7 +24,7 @@ from fpnlab.config.validate import (
 )
 from fpnlab.errors import ConfigError
 from fpnlab.nn.norm_specs import BatchNorm, LayerNorm, NoNorm
-from fpnlab.nn.resnet import resnet
+from fpnlab.nn.published_networks import resnet
 from fpnlab.run.folder import RunFolder
 from fpnlab.train.step import AdamW
 

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.diagnostics.activations import resnet_signals
+from fpnlab.diagnostics.activations import block_signals
 from fpnlab.diagnostics.drift import statistics_drift
 from fpnlab.diagnostics.gradients import effective_rates, gradient_noise
+from fpnlab.nn.backbone import capture_backbone, init_backbone
 from fpnlab.nn.norm_layer import NormState, apply_norm, init_norm
 from fpnlab.nn.norm_specs import BatchNorm, LayerNorm, NoNorm
-from fpnlab.nn.resnet import ResNet, Stem, capture_resnet, init_resnet
+from fpnlab.nn.resnet import ResNet, Stem
 from fpnlab.types import Mode
 
 
@@ -45,13 +46,13 @@ def net(norm):
 
 def signals_of(norm, key):
     resnet = net(norm)
-    params, state = init_resnet(key, resnet)
+    params, state = init_backbone(key, resnet)
     # As a network without zero initialization of the last scale.
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.ones_like(leaf) if path[-1].name == "scale" else leaf, params
     )
     images = jax.random.normal(key, (8, 8, 8, 3))
-    return resnet_signals(resnet, params, state, images, Mode.TRAIN)
+    return block_signals(resnet, params, state, images, Mode.TRAIN)
 
 
 def test_without_normalization_the_signal_grows_exponentially_and_with_it_linearly(key):
@@ -67,13 +68,13 @@ def test_without_normalization_the_signal_grows_exponentially_and_with_it_linear
 @pytest.mark.parametrize("masked", [False, True])
 def test_signals_are_taken_over_the_pixels_of_the_mask(masked, key):
     resnet = dataclasses.replace(net(NoNorm()), stem=Stem(size=3, stride=2, pool=False))
-    params, state = init_resnet(key, resnet)
+    params, state = init_backbone(key, resnet)
     images = jax.random.normal(key, (3, 9, 8, 3))
     mask = jnp.arange(9)[None, :, None] < jnp.array([9, 4, 6])[:, None, None]
     mask = jnp.broadcast_to(mask, images.shape[:3]) if masked else None
-    _, _, outputs = capture_resnet(resnet, params, state, images, Mode.EVAL, mask=mask)
+    _, _, outputs = capture_backbone(resnet, params, state, images, Mode.EVAL, mask=mask)
     maps = {name: np.asarray(x, np.float64) for name, x in outputs.items()}
-    signals = resnet_signals(resnet, params, state, images, Mode.EVAL, mask=mask)
+    signals = block_signals(resnet, params, state, images, Mode.EVAL, mask=mask)
     assert [signal.name for signal in signals] == list(maps)
     for signal in signals:
         x = maps[signal.name]
@@ -84,8 +85,8 @@ def test_signals_are_taken_over_the_pixels_of_the_mask(masked, key):
 
 def test_signals_of_more_than_ten_blocks_stay_in_the_order_of_depth(key):
     resnet = dataclasses.replace(net(NoNorm()), depths=(12,), widths=(2,))
-    params, state = init_resnet(key, resnet)
-    signals = resnet_signals(resnet, params, state, jnp.ones((1, 4, 4, 3)), Mode.EVAL)
+    params, state = init_backbone(key, resnet)
+    signals = block_signals(resnet, params, state, jnp.ones((1, 4, 4, 3)), Mode.EVAL)
     assert [s.name for s in signals] == ["stem", *(f"stage 0 block {i}" for i in range(12))]
 
 
@@ -137,7 +138,7 @@ def test_gradient_noise_rejects_a_single_draw(key):
 
 def test_the_effective_rate_is_the_relative_update_of_each_kernel(key):
     resnet = net(BatchNorm())
-    params, _ = init_resnet(key, resnet)
+    params, _ = init_backbone(key, resnet)
     after = jax.tree.map(lambda p: 1.01 * np.asarray(p), params)  # NumPy, as in a checkpoint.
     rates = effective_rates(params, after)
     assert len(rates) == 13

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fpnlab.nn.backbone import apply_backbone, init_backbone
 from fpnlab.nn.block import Block, apply_block, init_block
 from fpnlab.nn.classifier import Classifier, apply_classifier, init_classifier
 from fpnlab.nn.norm_specs import BatchNorm, GroupNorm, LayerNorm, NoNorm
-from fpnlab.nn.resnet import ResNet, Stem, apply_resnet, cifar_resnet, init_resnet
+from fpnlab.nn.published_networks import cifar_resnet
+from fpnlab.nn.resnet import ResNet, Stem
 from fpnlab.types import Mode
 
 STEM = Stem(size=3, stride=1, pool=False)
@@ -67,11 +69,11 @@ def test_projections_add_two_kernels_and_their_norms():
 def test_a_cifar_network_halves_the_map_twice_and_is_as_deep_as_it_is_called():
     net = cifar_resnet(20, norm=NoNorm(), width=4)
     features, _ = jax.eval_shape(
-        lambda x: apply_resnet(net, *init_resnet(jax.random.key(0), net), x, Mode.TRAIN),
+        lambda x: apply_backbone(net, *init_backbone(jax.random.key(0), net), x, Mode.TRAIN),
         jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
     )
     assert [f.shape for f in features.values()] == [(2, 32, 32, 4), (2, 16, 16, 8), (2, 8, 8, 16)]
-    params, _ = jax.eval_shape(lambda: init_resnet(jax.random.key(0), net))
+    params, _ = jax.eval_shape(lambda: init_backbone(jax.random.key(0), net))
     assert sum(leaf.ndim == 4 for leaf in jax.tree.leaves(params)) == 20 - 1
 
 
@@ -113,14 +115,13 @@ def test_a_padded_shortcut_is_the_subsampled_input_and_zeros(stride, outputs, ke
 
 
 def test_a_padded_shortcut_cannot_reduce_channels():
-    net = ResNet(depths=(1, 1), widths=(8, 4), stem=STEM, norm=NoNorm(), shortcut="pad")
     with pytest.raises(ValueError, match="cannot reduce 8 channels to 4; use shortcut"):
-        init_resnet(jax.random.key(0), net)
+        ResNet(depths=(1, 1), widths=(8, 4), stem=STEM, norm=NoNorm(), shortcut="pad")
 
 
 def test_the_kind_of_shortcut_leaves_the_branch_as_it_is(key):
     net = cifar_resnet(8, norm=BatchNorm(), width=4)
-    padded = net.stages[1][0]
+    padded = net.layout.stages[1][0]
     projecting = dataclasses.replace(padded, shortcut="projection")
     assert projecting.projection is not None
     assert padded.projection is None
@@ -138,7 +139,7 @@ def test_logits_are_the_dense_layer_of_the_last_maps_mean(dtype, key):
     @jax.jit
     def run(images):
         x = (images - 100) / 50
-        features, _ = apply_resnet(spec.backbone, params.backbone, state.backbone, x, Mode.EVAL)
+        features, _ = apply_backbone(spec.backbone, params.backbone, state.backbone, x, Mode.EVAL)
         return apply_classifier(spec, params, state, images, Mode.EVAL)[0], features[1]
 
     logits, last = run(images)

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fpnlab.nn.backbone import apply_backbone, init_backbone
 from fpnlab.nn.classifier import Classifier, apply_classifier, init_classifier
 from fpnlab.nn.conv_norm import ConvNorm, init_conv_norm
 from fpnlab.nn.detector import Anchors, Detector, apply_detector, init_detector
 from fpnlab.nn.fpn import Fpn
 from fpnlab.nn.norm_specs import BatchNorm
-from fpnlab.nn.resnet import ResNet, Stem, apply_resnet, init_resnet
+from fpnlab.nn.resnet import ResNet, Stem
 from fpnlab.nn.retina_head import RetinaHead
 from fpnlab.types import Mode
 
@@ -159,9 +160,9 @@ def head_rows(tower, states, predictor, pyramid, outputs):
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 def test_a_residual_network_equals_the_definition_of_its_paper(block, shortcut, stem, key):
     resnet = network(block, shortcut, stem)
-    params, state = (drawn(tree, i) for i, tree in enumerate(init_resnet(key, resnet)))
+    params, state = (drawn(tree, i) for i, tree in enumerate(init_backbone(key, resnet)))
     images = np.random.default_rng(2).normal(size=(2, 13, 10, 3)).astype(np.float32)
-    found, _ = jax.jit(lambda x: apply_resnet(resnet, params, state, x, Mode.EVAL))(images)
+    found, _ = jax.jit(lambda x: apply_backbone(resnet, params, state, x, Mode.EVAL))(images)
     expected = backbone_maps(resnet, params, state, wide(images))
     for one, other in zip(found.values(), expected, strict=True):
         assert one.shape == other.shape

@@ -5,7 +5,7 @@ import dataclasses
 from fpnlab.nn.classifier import Classifier
 from fpnlab.nn.norm_edit import fill_norm_batch, norm_batches
 from fpnlab.nn.norm_specs import BatchNorm, GroupNorm, LayerNorm
-from fpnlab.nn.resnet import cifar_resnet
+from fpnlab.nn.published_networks import cifar_resnet
 
 
 def groups_of(model):

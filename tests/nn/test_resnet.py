@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fpnlab.nn.backbone import apply_backbone, capture_backbone, init_backbone
 from fpnlab.nn.block import Block, apply_block, init_block
 from fpnlab.nn.norm_specs import BatchNorm, GroupNorm, LayerNorm, NoNorm
-from fpnlab.nn.resnet import ResNet, Stem, apply_resnet, capture_resnet, init_resnet, resnet
+from fpnlab.nn.published_networks import resnet
+from fpnlab.nn.resnet import ResNet, Stem
 from fpnlab.types import Mode
 
 SMALL = ResNet(
@@ -29,7 +31,7 @@ SMALL = ResNet(
     [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160), (152, 58_143_808)],
 )
 def test_standard_networks_have_the_published_number_of_parameters(layers, parameters):
-    make = functools.partial(init_resnet, resnet=resnet(layers, BatchNorm()))
+    make = functools.partial(init_backbone, spec=resnet(layers, BatchNorm()))
     params, _ = jax.eval_shape(make, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
 
@@ -38,7 +40,7 @@ def test_standard_networks_have_the_published_number_of_parameters(layers, param
 def test_standard_networks_give_levels_two_to_five(layers):
     net = resnet(layers, NoNorm())
     features, _ = jax.eval_shape(
-        lambda key, x: apply_resnet(net, *init_resnet(key, net), x, Mode.TRAIN),
+        lambda key, x: apply_backbone(net, *init_backbone(key, net), x, Mode.TRAIN),
         jax.random.key(0),
         jax.ShapeDtypeStruct((2, 96, 80, 3), jnp.float32),
     )
@@ -72,11 +74,11 @@ def test_a_fresh_block_is_its_shortcut(kind, norm, key):
 
 
 def test_only_blocks_that_change_the_shape_project_their_shortcut():
-    stages = resnet(34, NoNorm()).stages
+    stages = resnet(34, NoNorm()).layout.stages
     projects = [[block.projection is not None for block in stage] for stage in stages.values()]
     assert [sum(stage) for stage in projects] == [0, 1, 1, 1]
     assert [stage[0] for stage in projects] == [False, True, True, True]
-    assert resnet(50, NoNorm()).stages[2][0].projection
+    assert resnet(50, NoNorm()).layout.stages[2][0].projection
 
 
 def test_a_block_has_gradients_in_spite_of_its_zero_scale(key):
@@ -94,27 +96,27 @@ def test_a_block_has_gradients_in_spite_of_its_zero_scale(key):
 
 
 def test_the_norm_does_not_change_the_initial_convolutions(key):
-    bn, _ = init_resnet(key, SMALL)
-    ln, _ = init_resnet(
+    bn, _ = init_backbone(key, SMALL)
+    ln, _ = init_backbone(
         key, ResNet(depths=(1, 2), widths=(4, 8), stem=SMALL.stem, norm=LayerNorm(axes="hwc"))
     )
     chex.assert_trees_all_equal(bn, ln)
 
 
 def test_another_depth_does_not_change_the_initial_common_blocks(key):
-    short, _ = init_resnet(key, SMALL)
-    deep, _ = init_resnet(
+    short, _ = init_backbone(key, SMALL)
+    deep, _ = init_backbone(
         key, ResNet(depths=(1, 3), widths=(4, 8), stem=SMALL.stem, norm=BatchNorm())
     )
     chex.assert_trees_all_equal(short.stages[1], deep.stages[1][:2])
 
 
 def test_evaluation_does_not_change_the_state(key):
-    params, state = init_resnet(key, SMALL)
+    params, state = init_backbone(key, SMALL)
     images = jax.random.normal(key, (2, 8, 8, 3))
-    _, after = apply_resnet(SMALL, params, state, images, Mode.EVAL)
+    _, after = apply_backbone(SMALL, params, state, images, Mode.EVAL)
     chex.assert_trees_all_equal(after, state)
-    _, trained = apply_resnet(SMALL, params, state, images, Mode.TRAIN)
+    _, trained = apply_backbone(SMALL, params, state, images, Mode.TRAIN)
     moved = jax.tree.map(lambda a, b: (a != b).any().item(), trained, state)
     assert all(jax.tree.leaves(moved))
 
@@ -146,7 +148,7 @@ def test_each_place_is_initialized_with_its_own_norm(place):
     places = dict.fromkeys(("stem_norm", "norm", "last_norm", "shortcut_norm"), BatchNorm())
     norms = places | {place: GroupNorm(group_channels=2)}
     net = ResNet(depths=(1, 1), widths=(4, 8), stem=SMALL.stem, **norms)
-    _, state = jax.eval_shape(lambda: init_resnet(jax.random.key(0), net))
+    _, state = jax.eval_shape(lambda: init_backbone(jax.random.key(0), net))
     block = state.stages[1][0]
     states = (state.stem, block.branch[0], block.branch[1], block.shortcut)
     found = {name for name, kept in zip(places, states) if kept is None}
@@ -165,16 +167,16 @@ DEEP = ResNet(
 
 def test_the_rates_of_stochastic_depth_rise_in_a_line_over_all_blocks():
     """arXiv:1603.09382, section 4, the linear decay rule; from 0 at the first block."""
-    rates = [block.drop_path for blocks in DEEP.stages.values() for block in blocks]
+    rates = [block.drop_path for blocks in DEEP.layout.stages.values() for block in blocks]
     np.testing.assert_allclose(rates, [0.0, 0.2, 0.4, 0.6])
     alone = ResNet(depths=(1,), widths=(2,), norm=NoNorm(), drop_path=0.6)
-    assert [block.drop_path for block in alone.stages[2]] == [0.0]
+    assert [block.drop_path for block in alone.layout.stages[2]] == [0.0]
 
 
 @pytest.fixture(scope="module")
 def branches():
     """Output of each block's branch of `DEEP` for 2048 images, where every branch gives ones."""
-    params, state = init_resnet(jax.random.key(0), DEEP)
+    params, state = init_backbone(jax.random.key(0), DEEP)
 
     def open_branch(block):
         last = block.branch[-1]
@@ -191,7 +193,7 @@ def branches():
     @jax.jit
     def outputs(key):
         images = jnp.zeros((2048, 2, 2, 3))
-        _, _, outputs = capture_resnet(DEEP, params, state, images, Mode.TRAIN, key=key)
+        _, _, outputs = capture_backbone(DEEP, params, state, images, Mode.TRAIN, key=key)
         return jnp.stack([x[:, 0, 0, 0] for x in outputs.values()])
 
     return np.diff(outputs(jax.random.key(3)), axis=0)

@@ -13,7 +13,7 @@ from fpnlab.data.sources.digits import Digits
 from fpnlab.errors import ConfigError, RunFolderError
 from fpnlab.nn.classifier import Classifier
 from fpnlab.nn.norm_specs import BatchNorm
-from fpnlab.nn.resnet import cifar_resnet
+from fpnlab.nn.published_networks import cifar_resnet
 from fpnlab.run.measure import restored_run, weights
 from fpnlab.run.predict import TrainedRun, load_run
 from fpnlab.train.objective import CrossEntropy

@@ -23,7 +23,7 @@ from fpnlab.errors import ConfigError, Interrupted
 from fpnlab.evaluate.options import Evaluate
 from fpnlab.nn.classifier import Classifier
 from fpnlab.nn.norm_specs import BatchNorm
-from fpnlab.nn.resnet import cifar_resnet
+from fpnlab.nn.published_networks import cifar_resnet
 from fpnlab.report import write_report, write_run_report
 from fpnlab.run.interrupts import Stop
 from fpnlab.run.measure import evaluate_run

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fpnlab.diagnostics.activations import resnet_signals
+from fpnlab.diagnostics.activations import block_signals
 from fpnlab.diagnostics.drift import statistics_drift
 from fpnlab.diagnostics.gradients import effective_rates, gradient_noise
 from fpnlab.evaluate.bn_statistics import population_state
@@ -203,14 +203,14 @@ def test_precise_statistics_and_drift_equal_eager_float64():
 
 
 @pytest.mark.slow
-def test_resnet_signals_equal_eager_float64():
+def test_block_signals_equal_eager_float64():
     model, objective, batch = problem("classifier", BatchNorm())
     state = init_train(jax.random.key(0), task_of(model, objective), TRAIN)
     mode = Mode(stats="batch", update="none", stochastic=False)
 
     def signals(train, params, running, images):
         pictures = (jnp.asarray(images).astype(train.precision) - 127.5) / 64
-        found = resnet_signals(model.backbone, params.backbone, running.backbone, pictures, mode)
+        found = block_signals(model.backbone, params.backbone, running.backbone, pictures, mode)
         return [(signal.squared_mean, signal.variance) for signal in found]
 
     given = state.params, state.state, batch.images

@@ -2,12 +2,13 @@
 
 import collections
 import dataclasses
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Num
 
 from fpnlab.nn.backbone import (
     Backbone,
@@ -16,6 +17,7 @@ from fpnlab.nn.backbone import (
     capture_backbone,
     init_backbone,
 )
+from fpnlab.nn.convnext import ConvNeXt
 from fpnlab.nn.fpn import Fpn, FpnParams, FpnState, capture_fpn, init_fpn
 from fpnlab.nn.norm_specs import Norm
 from fpnlab.nn.pixels import standardize_pixels
@@ -219,9 +221,13 @@ def capture_detector(
         if extent is None:
             raise ValueError("detector: mask_padding needs the extent of the pictures; give it")
         mask = picture_mask(extent, height, width)
+    padded, padded_mask = _whole_cells(detector.backbone, x, mask)
     features, backbone, of_backbone = capture_backbone(
-        detector.backbone, params.backbone, state.backbone, x, mode, mask=mask, key=key
+        detector.backbone, params.backbone, state.backbone, padded, mode, mask=padded_mask, key=key
     )
+    if padded is not x:
+        sizes = level_sizes(features, height, width)
+        features = {k: y[:, : sizes[k][0], : sizes[k][1]] for k, y in features.items()}
     pyramid, neck, of_neck = capture_fpn(
         detector.neck, params.neck, state.neck, features, mode, mask=mask
     )
@@ -242,9 +248,7 @@ def detector_anchors(detector: Detector, height: int, width: int) -> np.ndarray:
       ValueError: The images are smaller than one cell of the coarsest level.
     """
     _check_image(detector, (height, width))
-    sizes = {
-        level: (-(-height // 2**level), -(-width // 2**level)) for level in detector.neck.levels
-    }
+    sizes = level_sizes(detector.neck.levels, height, width)
     a = detector.anchors
     return pyramid_anchors(sizes, scale=a.scale, octaves=a.octaves, ratios=a.ratios)
 
@@ -283,6 +287,26 @@ def detect(
         )
 
     return jax.vmap(one)(output.logits, output.deltas, extent)
+
+
+def level_sizes(levels: Iterable[int], height: int, width: int) -> dict[int, tuple[int, int]]:
+    """Returns height and width in cells of the maps of an image, by level."""
+    return {level: (-(-height // 2**level), -(-width // 2**level)) for level in levels}
+
+
+def _whole_cells(
+    backbone: Backbone, x: Float[Array, "b h w 3"], mask: Bool[Array, "b h w"] | None
+) -> tuple[Float[Array, "b _ _ 3"], Bool[Array, "b _ _"] | None]:
+    """Returns images and mask padded below and on the right to whole cells of all levels.
+
+    Only for a `ConvNeXt`, whose patches would leave out the pixels of a broken cell.
+    """
+    cell = 2 ** max(backbone.channels)
+    below, right = -x.shape[1] % cell, -x.shape[2] % cell
+    if not isinstance(backbone, ConvNeXt) or not (below or right):
+        return x, mask
+    pads = ((0, 0), (0, below), (0, right))
+    return jnp.pad(x, (*pads, (0, 0))), None if mask is None else jnp.pad(mask, pads)
 
 
 def _check_image(detector: Detector, size: tuple[int, int]) -> None:

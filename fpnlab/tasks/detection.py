@@ -29,7 +29,7 @@ from fpnlab.nn.detector import (
 )
 from fpnlab.nn.pixels import standardize_pixels
 from fpnlab.tasks.predictions import ImageDetections
-from fpnlab.tasks.task import GALLERY_IMAGES, Measured
+from fpnlab.tasks.task import GALLERY_IMAGES, Measured, scanned
 from fpnlab.train.objective import Objective, detection_loss
 from fpnlab.train.step import LossOutput
 from fpnlab.types import Batch, Detections, Key, Mode
@@ -208,7 +208,8 @@ class Detection:
         Raises:
           ValueError: The model cannot be applied to such images.
         """
-        _trace(self, image_size, batch_size)
+        task = dataclasses.replace(self, model=scanned(self.model))
+        _trace(task, image_size, batch_size)
 
 
 def _check_batch(batch: object) -> None:

@@ -1,7 +1,8 @@
 """The interface of a task: loss, augmentation, evaluation, pictures, metric names."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
@@ -15,6 +16,8 @@ from fpnlab.tasks.predictions import Prediction
 from fpnlab.train.objective import CrossEntropy, Objective
 from fpnlab.train.step import Trainable
 from fpnlab.types import Batch, Key, LabeledBatch, Mode
+
+Model = TypeVar("Model", Detector, Classifier)
 
 GALLERY_IMAGES = 12
 """Number of test images with predictions that a run stores as pictures."""
@@ -35,6 +38,12 @@ class Measured(NamedTuple):
     ``accuracy_running``; empty for other tasks."""
     population: PyTree
     """The state with population statistics."""
+
+
+def scanned(model: Model) -> Model:
+    """Returns the model with its equal blocks as one loop, so that their shapes are traced once."""
+    backbone = dataclasses.replace(model.backbone, repeat="scanned")
+    return dataclasses.replace(model, backbone=backbone)
 
 
 @runtime_checkable

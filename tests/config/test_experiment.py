@@ -351,7 +351,7 @@ def test_minimal_tables_and_presets_make_an_experiment(write):
     assert load_config(write(text)).model.backbone == resnet(18, BatchNorm())
     for name, make in PRESETS.items():
         small = [("model.neck.min_level", "2"), ("model.neck.max_level", "3")]
-        levels = small if name.startswith("cifar") else []
+        levels = small if name.startswith(("cifar", "preactivation")) else []
         found = load_config(write(text), [("model.backbone", name), *levels])
         assert found.model.backbone == make()
 

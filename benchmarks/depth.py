@@ -50,7 +50,9 @@ def measured(layers: int, form: str, seconds: float) -> Row:
     task = task_of(Classifier(classes=10, backbone=backbone), CrossEntropy())
     train = Train(examples=BATCH, batch_size=BATCH, learning_rate=0.01)
     begin = time.perf_counter()
-    state = jax.block_until_ready(jax.jit(lambda key: init_train(key, task, train))(jax.random.key(0)))
+    state = jax.block_until_ready(
+        jax.jit(lambda key: init_train(key, task, train))(jax.random.key(0))
+    )
     ready = time.perf_counter()
     random = np.random.default_rng(0)
     batch = LabeledBatch(

@@ -20,6 +20,9 @@ from fpnlab.spec import spec
 
 T = TypeVar("T")
 
+PixelValue = float | tuple[float, float, float]
+"""A value in the units of pixels, 0 to 255: of all channels, or of red, green and blue."""
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def tree(cls: type[T]) -> type[T]:

@@ -1,5 +1,6 @@
 """XLA flags that a jaxlib needs, and the checks of a backend for wrong numbers."""
 
+import math
 import os
 import shlex
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -257,3 +259,26 @@ def test_the_doctor_command_fails_if_a_known_case_is_wrong(monkeypatch):
 
 def test_every_version_known_to_be_wrong_gets_the_flag():
     assert {"0.10.2", "0.12.0.1"} <= NEEDED_FLAGS.keys()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_the_exact_gelu_and_its_gradient_equal_their_closed_form(compiled):
+    gelu = lambda x: jax.nn.gelu(x, approximate=False)
+    run = jax.jit if compiled else lambda f: f
+    x = np.linspace(-12, 12, 4001, dtype=np.float32)
+    half = [0.5 * math.erfc(-z / math.sqrt(2)) for z in x.astype(np.float64)]
+    density = np.exp(-(x.astype(np.float64) ** 2) / 2) / math.sqrt(2 * math.pi)
+    np.testing.assert_allclose(run(gelu)(x), x * half, rtol=1e-6, atol=1e-6)
+    slope = run(jax.vmap(jax.grad(gelu)))(x)
+    np.testing.assert_allclose(slope, half + x * density, rtol=1e-6, atol=1e-6)
+
+
+def test_the_exact_gelu_and_its_gradient_equal_pytorch():
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    x = np.linspace(-12, 12, 4001, dtype=np.float32)
+    tx = torch.tensor(x, requires_grad=True)
+    ty = torch.nn.functional.gelu(tx)
+    ty.sum().backward()
+    y, pull = jax.vjp(lambda x: jax.nn.gelu(x, approximate=False), jnp.asarray(x))
+    np.testing.assert_allclose(y, ty.detach(), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(pull(jnp.ones_like(y))[0], tx.grad, rtol=1e-6, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 import typing
 from collections.abc import Iterator
 
@@ -21,6 +22,9 @@ MINIMAL = {
     "train": "train = { examples = 4096, batch_size = 32, learning_rate = 0.1 }",
 }
 """A minimal example of each required table, as TOML."""
+
+
+UNIONS = (typing.Union, types.UnionType)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +144,26 @@ def _line(invalid: _Invalid, table: object, kind: type) -> str | None:
             if isinstance(given, dict) != (part in members):
                 return None
             hint = members.get(str(part))
+        elif not members and (choice := _number_or_list(hint, given)):
+            if part != choice[0]:
+                return None
+            hint = choice[1]
         else:
             path.append(str(part))
             owner = next(iter(members.values()), None)
             hint = typing.get_type_hints(owner).get(str(part)) if owner else None
             given = given.get(part) if isinstance(given, dict) else None
     return _message(".".join(path), owner, invalid, kind)
+
+
+def _number_or_list(hint: object, given: object) -> tuple[str, object] | None:
+    """Returns name and type of the member meant by ``given``; None for no union with a tuple."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in UNIONS else ()
+    lists = [option for option in options if typing.get_origin(option) is tuple]
+    others = [option for option in options if option not in (*lists, type(None))]
+    if not lists or not others:
+        return None
+    return (str(lists[0]), lists[0]) if isinstance(given, list) else (others[0].__name__, others[0])
 
 
 def _wrong_kind(where: str, given: object, members: list[type]) -> str | None:
@@ -188,6 +206,9 @@ def _message(where: str, owner: type | None, invalid: _Invalid, kind: type) -> s
             return f"{where}: is required" + (f", e.g. {example}" if example else "")
         case "value_error":
             return f"{where}: {invalid.message.removeprefix('Value error, ')}".removeprefix(": ")
+        case "too_long":
+            limit = invalid.message.removeprefix("Tuple should ").replace(" after validation", "")
+            return f"{where}: is {_shown(invalid.given)}; it must {limit}"
         case _:
             expected = invalid.message.removeprefix("Input should be ")
             expected = expected.replace("an object", "a table")

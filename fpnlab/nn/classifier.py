@@ -22,7 +22,7 @@ from fpnlab.nn.pixels import standardize_pixels
 from fpnlab.ops.pooling import global_average_pool
 from fpnlab.ops.random import named_key
 from fpnlab.spec import Count, Fraction, Positive, spec
-from fpnlab.types import Intermediates, Key, Mode, tree
+from fpnlab.types import Intermediates, Key, Mode, PixelValue, tree
 
 
 @spec
@@ -38,10 +38,10 @@ class Classifier:
     """Norm of the pooled features (ConvNeXt, arXiv:2201.03545); none: no norm."""
     dropout: Annotated[float, Fraction] = 0.0
     """Probability that a pooled feature is set to 0 in training (arXiv:1207.0580)."""
-    pixel_mean: float = 127.5
-    """Subtracted from the images."""
-    pixel_deviation: Annotated[float, Positive] = 64.0
-    """Divisor of the images after the subtraction."""
+    pixel_mean: PixelValue = 127.5
+    """Subtracted from the images: one value, or those of red, green and blue."""
+    pixel_deviation: Annotated[PixelValue, Positive] = 64.0
+    """Divisor of the images after the subtraction: one value, or those of red, green and blue."""
 
     @property
     def norm_positions(self) -> dict[str, Norm]:

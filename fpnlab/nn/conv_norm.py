@@ -117,9 +117,6 @@ def apply_convolution(
     """Returns the convolution of ``x`` with the parametrized kernel, before the norm.
 
     A kernel of one pixel without stride is a dense layer, for any number of space axes.
-
-    Raises:
-      ValueError: The map is smaller than a kernel without padding.
     """
     kernel = params.kernel
     match layer.kernel:
@@ -133,11 +130,6 @@ def apply_convolution(
         y = x @ kernel[0, 0]
     else:
         padding = None if layer.size % 2 else 0
-        if padding == 0 and min(x.shape[1:3]) < layer.size:
-            raise ValueError(
-                f"convolution: a map of {x.shape[1]}x{x.shape[2]} is smaller than its kernel of "
-                f"{layer.size}x{layer.size}; use larger images, or fewer stages"
-            )
         y = conv(x, kernel, stride=layer.stride, padding=padding, groups=layer.groups)
     return y if params.bias is None else y + params.bias.astype(x.dtype)
 

@@ -34,7 +34,7 @@ from fpnlab.ops.anchors import pyramid_anchors
 from fpnlab.ops.random import named_key
 from fpnlab.ops.suppression import nms
 from fpnlab.spec import Bounds, Count, Positive, Share, SpecError, spec
-from fpnlab.types import Detections, Intermediates, Key, Mode, picture_mask, tree
+from fpnlab.types import Detections, Intermediates, Key, Mode, PixelValue, picture_mask, tree
 
 
 @spec
@@ -92,10 +92,10 @@ class Detector:
     """Selection of detections."""
     mask_padding: bool = False
     """If true, the padding of letterboxed pictures does not enter any statistics."""
-    pixel_mean: float = 127.5
-    """Subtracted from the images."""
-    pixel_deviation: Annotated[float, Positive] = 64.0
-    """Divisor of the images after the subtraction."""
+    pixel_mean: PixelValue = 127.5
+    """Subtracted from the images: one value, or those of red, green and blue."""
+    pixel_deviation: Annotated[PixelValue, Positive] = 64.0
+    """Divisor of the images after the subtraction: one value, or those of red, green and blue."""
 
     def __post_init__(self) -> None:
         for name, own in (("anchors_per_cell", self.anchors.per_cell), ("classes", self.classes)):

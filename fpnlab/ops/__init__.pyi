@@ -25,6 +25,7 @@ from .norm import group_norm as group_norm
 from .norm import instance_norm as instance_norm
 from .norm import layer_norm as layer_norm
 from .norm import rms_norm as rms_norm
+from .pooling import average_pool as average_pool
 from .pooling import global_average_pool as global_average_pool
 from .pooling import max_pool as max_pool
 from .random import named_key as named_key

@@ -1,20 +1,33 @@
 """Convolution of NHWC images with HWIO kernels, with derivatives that are fast on CPU."""
 
-import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from fpnlab.ops.convolution_cpu import (
+    Window,
+    input_gradient,
+    kernel_gradient,
+    plain,
+    plain_input_gradient,
+    plain_kernel_gradient,
+)
+from fpnlab.ops.depthwise_cpu import (
+    depthwise,
+    depthwise_input_gradient,
+    depthwise_kernel_gradient,
+)
 from fpnlab.ops.sharding import compiler_sharded
 
 Bilinear = Callable[[Array, Array], Array]
+Sized = Callable[[Array, Array, Window], Array]
 
 UNROLLED = 16
 """Longest vmapped axis over kernels that is unrolled into separate convolutions on CPU."""
@@ -23,7 +36,7 @@ UNROLLED = 16
 @compiler_sharded(lambda spec: PartitionSpec(spec[0]))
 def conv(
     x: Float[Array, "b h w i"],
-    w: Float[Array, "kh kw _ o"],
+    w: Float[Array, "kh kw g o"],
     *,
     stride: int = 1,
     padding: int | None = None,
@@ -31,27 +44,29 @@ def conv(
 ) -> Float[Array, "b _ _ o"]:
     """Returns the cross-correlation of ``x`` with ``w``, which deep learning calls convolution.
 
-    Values and gradients equal those of ``jax.lax.conv_general_dilated``. Two things differ, on
-    CPU only: the computation of the kernel gradient, and the batching rule for ``vmap`` over
-    kernels (separate convolutions, where XLA would use a grouped one, several times slower). A
-    program exported for several platforms contains both variants.
+    Values and gradients equal those of ``jax.lax.conv_general_dilated``. Their computation differs
+    on CPU only: that of the kernel gradient, of groups, and of ``vmap`` over kernels (separate
+    convolutions, where XLA would use a grouped one, several times slower). A program exported for
+    several platforms contains both variants.
 
-    It can be differentiated in forward and reverse mode, any number of times and in any order. A
-    1x1 kernel without padding is a matrix product.
+    It can be differentiated in forward and reverse mode, any number of times and in any order.
+    Without padding and groups, a 1x1 kernel and one as large as the stride are matrix products.
 
     Args:
       x: Images.
-      w: Kernel, of the dtype of ``x``.
+      w: Kernel, of the dtype of ``x``, for ``g = i / groups`` input channels.
       stride: Step of the window along both axes, in pixels.
       padding: Rows and columns of zeros on each of the four sides. ``None`` is ``(k - 1) // 2``:
         an odd kernel then gives ``ceil(h / stride)`` rows, as PyTorch's ``padding=k // 2``
         does; XLA's ``"SAME"`` is shifted by a pixel where ``stride`` is even.
-      groups: Groups of channels that are convolved separately.
+      groups: Sets of adjacent input and output channels that are convolved separately
+        (arXiv:1611.05431); as many as channels make it a depthwise convolution.
 
     Raises:
       TypeError: ``x`` is not of real floating-point numbers, or ``w`` of another dtype.
-      ValueError: ``x`` or ``w`` does not have four axes, or ``padding`` is None for a kernel of
-        even size.
+      ValueError: ``x`` or ``w`` does not have four axes, their channels do not split into the
+        groups or do not fit, ``padding`` is None for a kernel of even size, or the kernel is larger
+        than the padded images.
     """
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError(
@@ -72,18 +87,40 @@ def conv(
                 "only square kernels of odd size have a default"
             )
         padding = w.shape[0] // 2
-    if groups > 1:
-        return jax.lax.conv_general_dilated(
-            x,
-            w,
-            (stride, stride),
-            [(padding, padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
+    _check_channels(x.shape[3], w.shape[2], w.shape[3], groups)
+    if any(n + 2 * padding < k for n, k in zip(x.shape[1:3], w.shape)):
+        raise ValueError(
+            f"conv: images of {x.shape[1]}x{x.shape[2]} with padding {padding} are smaller than "
+            f"the kernel of {w.shape[0]}x{w.shape[1]}; use larger images or a smaller kernel"
         )
-    if w.shape[:2] == (1, 1) and padding == 0:
+    if groups == 1 and padding == 0 and w.shape[:2] in ((1, 1), (stride, stride)):
+        return _patches(x, w, stride)
+    return _conv(x, w, stride, padding, groups)
+
+
+def _check_channels(inputs: int, per_group: int, outputs: int, groups: int) -> None:
+    if groups < 1 or inputs % groups or outputs % groups:
+        most = math.gcd(inputs, outputs)
+        fits = ", ".join(str(g) for g in range(1, most + 1) if most % g == 0)
+        raise ValueError(
+            f"conv: {inputs} input and {outputs} output channels do not split into {groups} "
+            f"groups; these do: {fits}"
+        )
+    if per_group * groups != inputs:
+        raise ValueError(
+            f"conv: x has {inputs} channels in {groups} groups, and w takes {per_group} in each; "
+            f"give a kernel [kh, kw, {inputs // groups}, o]"
+        )
+
+
+def _patches(x: Array, w: Array, stride: int) -> Array:
+    """Returns the convolution of windows that do not overlap, as a matrix product."""
+    k = w.shape[0]
+    rows, columns = ((n - k) // stride + 1 for n in x.shape[1:3])
+    if k == 1:
         return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], w[0, 0])
-    return _conv(x, w, stride, padding)
+    x = x[:, : rows * k, : columns * k].reshape(-1, rows, k, columns, k, x.shape[3])
+    return jnp.einsum("bhywxi,yxio->bhwo", x, w)
 
 
 # The convolution, its input gradient and its kernel gradient are bilinear, and the two transposes
@@ -93,21 +130,11 @@ def conv(
 # same primitive with more axes, so this also holds for derivatives of vmapped convolutions.
 
 
-@dataclasses.dataclass(frozen=True)
-class _Window:
-    """Sizes of a convolution; the operands of a gradient alone do not determine all of them."""
-
-    images: tuple[int, ...]
-    kernel: tuple[int, ...]
-    stride: int
-    padding: int
-
-
 _Vmaps = tuple[tuple[bool, ...], tuple[bool, ...]]
 """For the first and the second operand: whether each vmap, outermost first, maps it."""
 
 
-def _primitive(name: str, make: Callable[[_Window], Bilinear]) -> Primitive:
+def _primitive(name: str, make: Callable[[Window], Bilinear]) -> Primitive:
     """Returns the primitive of a bilinear function, without derivative rules yet.
 
     Args:
@@ -116,16 +143,16 @@ def _primitive(name: str, make: Callable[[_Window], Bilinear]) -> Primitive:
     """
 
     @functools.cache
-    def function(window: _Window, vmaps: _Vmaps) -> Bilinear:
+    def function(window: Window, vmaps: _Vmaps) -> Bilinear:
         f = make(window)
         for pair in reversed(list(zip(*vmaps))):
             f = jax.vmap(f, in_axes=[0 if m else None for m in pair])
         return f
 
-    def run(a: Array, b: Array, *, window: _Window, vmaps: _Vmaps) -> Array:
+    def run(a: Array, b: Array, *, window: Window, vmaps: _Vmaps) -> Array:
         return function(window, vmaps)(a, b)
 
-    def abstract(a: object, b: object, *, window: _Window, vmaps: _Vmaps) -> object:
+    def abstract(a: object, b: object, *, window: Window, vmaps: _Vmaps) -> object:
         # Traced, because a result has more than a shape and a dtype: its sharding, and the mesh
         # axes that it varies over.
         return jax.make_jaxpr(function(window, vmaps))(a, b).out_avals[0]
@@ -134,7 +161,7 @@ def _primitive(name: str, make: Callable[[_Window], Bilinear]) -> Primitive:
         operands: Sequence[Array],
         axes: Sequence[int | None],
         *,
-        window: _Window,
+        window: Window,
         vmaps: _Vmaps,
     ) -> tuple[Array, int]:
         operands = [a if i is None else jnp.moveaxis(a, i, 0) for a, i in zip(operands, axes)]
@@ -149,8 +176,8 @@ def _primitive(name: str, make: Callable[[_Window], Bilinear]) -> Primitive:
     return primitive
 
 
-def _conv(x: Array, w: Array, stride: int, padding: int) -> Array:
-    window = _Window(x.shape[1:3], w.shape[:2], stride, padding)
+def _conv(x: Array, w: Array, stride: int, padding: int, groups: int) -> Array:
+    window = Window(x.shape[1:3], w.shape, stride, padding, groups)
     return _conv_p.bind(*_varying_alike(x, w), window=window, vmaps=((), ()))
 
 
@@ -161,61 +188,30 @@ def _varying_alike(*arrays: Array) -> list[Array]:
     return [jax.lax.pcast(a, m, to="varying") if m else a for a, m in zip(arrays, missing)]
 
 
-def _forward(window: _Window) -> Bilinear:
-    return _mapped(lambda x, w: _plain(x, w, window.stride, window.padding), fold=True)
+def _forward(window: Window) -> Bilinear:
+    return _by_platform(window, plain, depthwise if window.depthwise else plain, fold=True)
 
 
-def _input_gradient(window: _Window) -> Bilinear:
-    def gradient(dy: Array, w: Array) -> Array:
-        x = jax.typeof(dy).update(shape=(dy.shape[0], *window.images, w.shape[2]))
-        plain = lambda x: _plain(x, w, window.stride, window.padding)
-        return jax.linear_transpose(plain, x)(dy)[0]
-
-    return _mapped(gradient, fold=True)
+def _input_gradient(window: Window) -> Bilinear:
+    cpu = plain_input_gradient
+    if window.groups > 1:
+        cpu = depthwise_input_gradient if window.depthwise else input_gradient
+    return _by_platform(window, plain_input_gradient, cpu, fold=True)
 
 
-def _kernel_gradient(window: _Window) -> Bilinear:
-    size, stride, padding = window.kernel, window.stride, window.padding
-
-    def xla(x: Array, dy: Array) -> Array:
-        w = jax.typeof(dy).update(shape=(*size, x.shape[3], dy.shape[3]))
-        return jax.linear_transpose(lambda w: _plain(x, w, stride, padding), w)(dy)[0]
-
-    def cpu(x: Array, dy: Array) -> Array:
-        # The convolution that XLA uses for this gradient, too: images and channels are swapped,
-        # and `dy` is the kernel. XLA would fuse the two transpositions with the element-wise
-        # operations that produced x and dy, and so recompute all of these (in a ResNet the whole
-        # chain of residual sums) in an unfavorable memory order.
-        ends = [
-            (n - 1) * stride + k - m - padding for n, k, m in zip(dy.shape[1:3], size, x.shape[1:3])
-        ]
-        dw = jax.lax.conv_general_dilated(
-            _apart(x, (3, 1, 2, 0)),
-            _apart(dy, (1, 2, 0, 3)),
-            (1, 1),
-            [(padding, end) for end in ends],
-            rhs_dilation=(stride, stride),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return dw.transpose(1, 2, 0, 3)
-
-    return _mapped(lambda x, dy: jax.lax.platform_dependent(x, dy, cpu=cpu, default=xla))
+def _kernel_gradient(window: Window) -> Bilinear:
+    cpu = depthwise_kernel_gradient if window.depthwise else kernel_gradient
+    return _by_platform(window, plain_kernel_gradient, cpu)
 
 
-def _plain(x: Array, w: Array, stride: int, padding: int) -> Array:
-    return jax.lax.conv_general_dilated(
-        x, w, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def _apart(x: Array, axes: tuple[int, ...]) -> Array:
-    """Returns the transposed ``x``, not fused with the operations that compute ``x``."""
-    # XLA:CPU removes optimization barriers before fusion, but keeps calls that are not inlineable.
-    with set_xla_metadata(inlineable="false"):
-        return _transpose(x, axes)
-
-
-_transpose = jax.jit(jnp.transpose, static_argnums=1)
+def _by_platform(window: Window, default: Sized, cpu: Sized, *, fold: bool = False) -> Bilinear:
+    """Returns the function of two arrays that is ``cpu`` on CPUs, with a fast batching rule."""
+    other = lambda a, b: default(a, b, window)
+    on_cpu = lambda a, b: cpu(a, b, window)
+    choice = lambda a, b: jax.lax.platform_dependent(a, b, cpu=on_cpu, default=other)
+    run = other if cpu is default else choice
+    # The sums of a depthwise convolution stay one loop under a vmap.
+    return run if window.depthwise else _mapped(run, fold=fold)
 
 
 def _mapped(f: Bilinear, *, fold: bool = False) -> Bilinear:
@@ -255,7 +251,7 @@ def _transposed(position: int, by: Primitive, at: int) -> Callable[..., Array]:
       at: Operand of ``by`` that takes the cotangent; the other one takes the constant.
     """
 
-    def rule(ct: Array, *operands: object, window: _Window, vmaps: _Vmaps) -> Array:
+    def rule(ct: Array, *operands: object, window: Window, vmaps: _Vmaps) -> Array:
         # The operand at `position` is a placeholder of JAX, not an array.
         new, new_vmaps = [operands[1 - position]], [vmaps[1 - position]]
         new.insert(at, ct)

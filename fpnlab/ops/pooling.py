@@ -3,6 +3,7 @@
 import functools
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from fpnlab.ops.sharding import compiler_sharded
@@ -50,27 +51,27 @@ def max_pool(
 
 @compiler_sharded(lambda spec: spec)
 def average_pool(x: Float[Array, "b h w c"], *, size: int = 2) -> Float[Array, "b _ _ c"]:
-    """Returns the mean of each cell of ``size x size`` pixels.
+    """Returns the mean of each window of ``size * size`` pixels; windows do not overlap.
 
-    The cells at the lower and right edges have fewer pixels where ``size`` does not divide the map
-    (PyTorch's ``AvgPool2d`` with ``ceil_mode=True`` and ``count_include_pad=False``).
+    Those at the lower and right edges have fewer pixels where ``size`` does not divide the map, as
+    in the shortcuts of ResNet-D (arXiv:1812.01187, figure 2c; PyTorch's ``AvgPool2d`` with
+    ``ceil_mode=True`` and ``count_include_pad=False``). It adds in float32 or wider.
 
     Args:
       x: Maps.
-      size: Height and width of the cells, and their step, in pixels.
+      size: Height, width and step of the window, in pixels.
 
     Raises:
       ValueError: The map does not have four axes, or has no pixels.
     """
     _check_maps("average_pool", x)
-    height, width = x.shape[1:3]
-    rows, columns = -(-height // size), -(-width // size)
-    pads = ((0, 0), (0, rows * size - height), (0, columns * size - width), (0, 0))
-    cells = jnp.pad(x, pads).reshape(len(x), rows, size, columns, size, x.shape[-1])
-    inside = [
-        jnp.minimum(size, n - size * jnp.arange(k)) for n, k in ((height, rows), (width, columns))
-    ]
-    return cells.sum(axis=(2, 4)) / (inside[0][:, None, None] * inside[1][:, None]).astype(x.dtype)
+    pads = [-n % size for n in x.shape[1:3]]
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    padded = jnp.pad(wide, ((0, 0), (0, pads[0]), (0, pads[1]), (0, 0)))
+    slices = [padded[:, i::size, j::size] for i in range(size) for j in range(size)]
+    rows, columns = (np.minimum(size, n - np.arange(0, n, size)) for n in x.shape[1:3])
+    pixels = (rows[:, None] * columns)[:, :, None].astype(wide.dtype)
+    return (functools.reduce(jnp.add, slices) / pixels).astype(x.dtype)
 
 
 def global_average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:

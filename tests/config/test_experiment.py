@@ -136,6 +136,8 @@ def test_errors_of_a_config_are_headed_by_the_name_of_its_file(write):
         ([("model.head.norm", '{ kind = "none" }')], "model.head.norm", NoNorm()),
         ([("model.backbone.stem", "{ pool = true }")], "model.backbone.stem.pool", True),
         ([("model.backbone.widths", "[8, 8]")], "model.backbone.widths", (8, 8)),
+        ([("model.pixel_mean", "120")], "model.pixel_mean", 120.0),
+        ([("model.pixel_mean", "[123, 116.28, 103]")], "model.pixel_mean", (123.0, 116.28, 103.0)),
         ([("question", "What is 1 + 1?")], "question", "What is 1 + 1?"),
     ],
 )
@@ -169,7 +171,13 @@ def test_none_as_text_in_a_file_and_in_an_arm_is_none(write):
     assert ln.model.head.norm == NoNorm()
 
 
-@pytest.mark.parametrize("text", [RUN, RUN + STUDY], ids=["run", "study"])
+COLORS = RUN.replace(
+    "[model]",
+    "[model]\npixel_mean = [123.675, 116.28, 103.53]\npixel_deviation = [58.395, 57.12, 57.375]",
+)
+
+
+@pytest.mark.parametrize("text", [RUN, RUN + STUDY, COLORS], ids=["run", "study", "colors"])
 def test_a_resolved_experiment_validates_to_the_same_experiment(text, write):
     experiment = load_config(write(text))
     again = validate(json.loads(json.dumps(resolved(experiment))))

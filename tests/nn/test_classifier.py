@@ -13,6 +13,7 @@ from fpnlab.nn.backbone import apply_backbone, init_backbone
 from fpnlab.nn.block import Block, apply_block, init_block
 from fpnlab.nn.classifier import Classifier, apply_classifier, init_classifier
 from fpnlab.nn.norm_specs import BatchNorm, GroupNorm, LayerNorm, NoNorm
+from fpnlab.nn.pixels import standardize_pixels
 from fpnlab.nn.published_networks import cifar_resnet
 from fpnlab.nn.resnet import ResNet, Stem
 from fpnlab.types import Mode
@@ -148,6 +149,26 @@ def test_logits_are_the_dense_layer_of_the_last_maps_mean(dtype, key):
     expected = mean @ np.asarray(params.dense.kernel, np.float64) + params.dense.bias
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
     assert logits.shape == (4, 5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32, jnp.bfloat16])
+def test_pixels_are_standardized_by_the_values_of_their_color(dtype):
+    mean, deviation = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    images = jnp.asarray(np.arange(2 * 4 * 5 * 3).reshape(2, 4, 5, 3) % 256, dtype)
+    found = standardize_pixels(images, mean, deviation)
+    assert found.dtype == (jnp.float32 if dtype == jnp.uint8 else dtype)
+    expected = (np.asarray(images, np.float64) - mean) / deviation
+    np.testing.assert_allclose(
+        found.astype(jnp.float32), expected, rtol=0, atol=0.05 if dtype == jnp.bfloat16 else 1e-6
+    )
+
+
+def test_three_equal_pixel_values_are_one(key):
+    one = small(NoNorm(), pixel_mean=100.0, pixel_deviation=50.0)
+    three = dataclasses.replace(one, pixel_mean=(100.0,) * 3, pixel_deviation=(50.0,) * 3)
+    params, state = init_classifier(key, one)
+    run = lambda spec: apply_classifier(spec, opened(params), state, pixels(key), Mode.EVAL)[0]
+    np.testing.assert_array_equal(run(one), run(three))
 
 
 def test_a_fresh_dense_layer_has_variance_1_over_its_inputs(key):

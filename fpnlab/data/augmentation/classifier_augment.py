@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from fpnlab.data.augmentation.color import jitter
 from fpnlab.ops.random import named_key
 from fpnlab.spec import Bounds, NonNegative, Share, spec
-from fpnlab.types import Key, LabeledBatch
+from fpnlab.types import Key, LabeledBatch, PixelValue
 
 
 @spec
@@ -37,8 +37,8 @@ class AugmentImages:
     """Side in pixels of a square cut out around a random pixel (arXiv:1708.04552); 0: no square."""
     mixup: Annotated[float, NonNegative] = 0.0
     """Alpha of the Beta distribution of mixup's shares (arXiv:1710.09412); 0: no mixup."""
-    fill: Annotated[float, Bounds(least=0.0, most=255.0)] = 127.5
-    """Value of pixels shifted in or cut out, 0 to 255; the classifier's `pixel_mean` makes it 0."""
+    fill: Annotated[PixelValue, Bounds(least=0.0, most=255.0)] = 127.5
+    """Value or color of pixels shifted in or cut out; the classifier's `pixel_mean` makes it 0."""
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="classes")
@@ -96,7 +96,7 @@ def _view(
         top, left = center - spec.cutout // 2
         cut = _within(rows, top, spec.cutout)[:, None] & _within(columns, left, spec.cutout)
         inside &= ~cut
-    return jnp.where(inside[:, :, None], view, spec.fill)
+    return jnp.where(inside[:, :, None], view, jnp.asarray(spec.fill))
 
 
 def _within(positions: Int[Array, " n"], first: Int[Array, ""], count: int) -> Bool[Array, " n"]:

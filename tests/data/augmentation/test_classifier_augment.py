@@ -95,6 +95,14 @@ def test_fill_is_the_pixel_mean_of_the_classifier():
     assert views(spec).images.max() == 128
 
 
+def test_fill_can_be_a_color():
+    color = (124.0, 116.0, 104.0)
+    found = views(AugmentImages(flip=0.0, pad=0, cutout=3, fill=color)).images
+    filled = (found == np.array(color)).all(-1)
+    assert filled.any((1, 2)).all()
+    np.testing.assert_array_equal(found[~filled], images().images[~filled])
+
+
 def test_colors_are_changed_before_pixels_are_filled():
     spec = AugmentImages(flip=0.0, pad=2, brightness=0.5, fill=10.0)
     dark = dataclasses.replace(images(), images=np.full((64, H, W, 3), 100, np.uint8))

@@ -36,7 +36,7 @@ class Row:
 
     layers: int
     form: str
-    init_s: float  # tracing and compiling the initial state, and computing it
+    init_s: float  # compiling and computing the initial state
     trace_s: float  # of the training step
     compile_s: float  # of the training step
     temporary_mib: float  # of the training step, as XLA plans it

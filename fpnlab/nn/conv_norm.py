@@ -11,6 +11,7 @@ from fpnlab.nn.norm_layer import NormParams, NormState, apply_norm, init_norm
 from fpnlab.nn.norm_specs import Norm
 from fpnlab.ops.convolution import conv
 from fpnlab.ops.kernel import scale_standardize_kernel, standardize_kernel
+from fpnlab.ops.random import draw_normal
 from fpnlab.spec import Bounds, Count, NonNegative, spec
 from fpnlab.types import Key, Mode, tree
 
@@ -105,7 +106,7 @@ def init_conv_norm(
             affine_levels=affine_levels,
             state_levels=state_levels,
         )
-    kernel = deviation * jax.random.normal(key, shape)
+    kernel = draw_normal(key, shape, deviation)
     bias = jnp.zeros((layer.outputs,)) if layer.bias else None
     gain = jnp.ones((layer.outputs,)) if layer.kernel == "scaled" else None
     return ConvNormParams(kernel=kernel, norm=norm, bias=bias, gain=gain), state

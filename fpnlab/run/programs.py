@@ -129,18 +129,9 @@ def _jitted_step(
 
 def initial_state(experiment: Experiment) -> TrainState:
     """Returns the state before the first step."""
-    # The initial state does not depend on these fields: reset them, so that experiments that
-    # differ in nothing else share one compiled program.
-    any_length = {"examples": None, "updates": 1, "batch_size": 1}
-    any_split = {"micro_batch": None, "norm_batch": None}
-    train = dataclasses.replace(experiment.train, **any_length, **any_split, learning_rate=1.0)
     task = task_of(experiment.model, experiment.objective)
-    return _jitted_init(task, train)(jax.random.key(experiment.seed))
-
-
-@functools.lru_cache(maxsize=PROGRAMS_KEPT)
-def _jitted_init(task: Task, train: Train) -> Callable[[Key], TrainState]:
-    return jax.jit(lambda key: init_train(key, task, train))
+    # Not one program: it would take longer to compile than the draws of all kernels.
+    return init_train(jax.random.key(experiment.seed), task, experiment.train)
 
 
 @jax.jit

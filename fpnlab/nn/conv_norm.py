@@ -3,7 +3,6 @@
 import math
 from typing import Annotated, Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 

@@ -135,11 +135,11 @@ def population_state(
 
 
 def _without_values(state: NormState) -> NormState:
-    """Returns moments of no value, into which the first batch is merged."""
-    nothing = jnp.zeros_like
-    return dataclasses.replace(
-        state, mean=nothing(state.mean), var=nothing(state.var), count=nothing(state.count)
-    )
+    """Returns moments of no value, into which the first batch is merged.
+
+    Their mean and variance have no weight; norms that are not updated (frozen ones) need theirs.
+    """
+    return dataclasses.replace(state, count=jnp.zeros_like(state.count))
 
 
 def _filled(moments: NormState, running: NormState) -> NormState:

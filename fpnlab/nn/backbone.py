@@ -161,16 +161,18 @@ def capture_backbone(
 ) -> tuple[Features, BackboneState, Intermediates]:
     """Returns the outputs of ``apply_backbone``, and those of the stem and of each block."""
     layout = spec.layout
+    params = _held(layout, params)
     x, mask = (_flat(layout, images), None) if layout.flatten else (images, mask)
-    x, mask, deep, stem = _apply_stem(layout, params, state, x, mode, mask)
+    x, mask, deep, stem = _apply_stem(layout, params, state, x, _mode_of(layout, 0, mode), mask)
     outputs: Intermediates = collections.OrderedDict(stem=x)
     if layout.pool:
         x, mask = max_pool(x), downsample_mask(mask, 2)
     gate = _each_gate(gates, len(layout.blocks))
     features, stages, between, output_states = {}, [], {}, {}
     for i, (level, blocks) in enumerate(layout.stages.items()):
+        own_mode = _mode_of(layout, i + 1, mode)
         if level in layout.downsamples:
-            x, mask, between[level] = _downsample(layout, params, state, x, mode, mask, level)
+            x, mask, between[level] = _downsample(layout, params, state, x, own_mode, mask, level)
         calls = [
             _Call(
                 params.stages[i][j],
@@ -180,7 +182,7 @@ def capture_backbone(
             )
             for j in range(len(blocks))
         ]
-        x, mask, states, maps = _apply_stage(layout, blocks, calls, x, mode, mask)
+        x, mask, states, maps = _apply_stage(layout, blocks, calls, x, own_mode, mask)
         stages.append(states)
         outputs.update((f"stage {i} block {j}", y) for j, y in enumerate(maps))
         features[level] = x
@@ -196,6 +198,40 @@ def capture_backbone(
         outputs=output_states,
     )
     return features, new, outputs
+
+
+def trained(spec: Backbone, params: BackboneParams) -> BackboneParams:
+    """Returns a tree like ``params`` that is False for each parameter of a frozen stage."""
+    return _trained(spec.layout, params)
+
+
+def _trained(layout: Layout, params: BackboneParams) -> BackboneParams:
+    levels = list(layout.stages)[: layout.frozen_stages or 0]
+    fill = lambda tree, value: jax.tree.map(lambda _: value, tree)
+    stem = layout.frozen_stages is None
+    return BackboneParams(
+        stem=fill(params.stem, stem),
+        deep_stem=fill(params.deep_stem, stem),
+        stages=tuple(fill(stage, i >= len(levels)) for i, stage in enumerate(params.stages)),
+        downsamples={k: fill(layer, k not in levels) for k, layer in params.downsamples.items()},
+        outputs=fill(params.outputs, True),
+    )
+
+
+def _held(layout: Layout, params: BackboneParams) -> BackboneParams:
+    """Returns the parameters with gradients of zero for those of frozen stages."""
+    if layout.frozen_stages is None:
+        return params
+    hold = lambda value, learns: value if learns else jax.lax.stop_gradient(value)
+    return jax.tree.map(hold, params, _trained(layout, params))
+
+
+def _mode_of(layout: Layout, place: int, mode: Mode) -> Mode:
+    """Returns the mode of a stage, counted from 1; 0 is the stem."""
+    frozen = layout.frozen_stages is not None and place <= layout.frozen_stages
+    if not (frozen and layout.frozen_statistics):
+        return mode
+    return dataclasses.replace(mode, stats="running", update="none")
 
 
 def _flat(layout: Layout, images: Float[Array, "b h w 3"]) -> Float[Array, "b 1 1 i"]:

@@ -50,9 +50,14 @@ class ConvNeXt:
     """Compilation of equal consecutive blocks: `unrolled`, or `scanned` as one loop."""
     rematerialize: bool = False
     """If true, the backward pass computes the inside of each block again instead of storing it."""
+    frozen_stages: Annotated[int | None, Bounds(least=0.0, most=16.0)] = None
+    """Stages that are not trained: 0: the stem, k: the stem and the first k stages; none: all are
+    trained."""
+    frozen_statistics: bool = True
+    """If true, the batch norms of frozen stages use their running statistics, and keep them."""
 
     def __post_init__(self) -> None:
-        check_stages("ConvNeXt", self.depths, self.widths)
+        check_stages("ConvNeXt", self.depths, self.widths, self.frozen_stages)
         _layout(self)  # Its blocks check how their fields fit together.
 
     @property
@@ -119,4 +124,6 @@ def _layout(net: ConvNeXt) -> Layout:
         output_activation=False,
         repeat=net.repeat,
         rematerialize=net.rematerialize,
+        frozen_stages=net.frozen_stages,
+        frozen_statistics=net.frozen_statistics,
     )

@@ -49,6 +49,10 @@ class Layout:
     """Compilation of equal consecutive blocks."""
     rematerialize: bool
     """If true, the backward pass computes the inside of each block again."""
+    frozen_stages: int | None
+    """Stages that are not trained, the stem with them; None: all are trained."""
+    frozen_statistics: bool
+    """If true, the batch norms of frozen stages use their running statistics, and keep them."""
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -70,16 +74,19 @@ class Layout:
         )
 
 
-def check_stages(owner: str, depths: Sequence[int], widths: Sequence[int]) -> None:
+def check_stages(
+    owner: str, depths: Sequence[int], widths: Sequence[int], frozen: int | None
+) -> None:
     """Checks that there are as many depths as widths, for 1 to 16 stages.
 
     Args:
       owner: Name of the spec's class, for the message.
       depths: Blocks of each stage.
       widths: Channels of each stage.
+      frozen: Stages that are not trained, if any.
 
     Raises:
-      ValueError: There are not.
+      ValueError: There are not, or fewer stages than frozen ones.
     """
     if len(depths) != len(widths):
         raise ValueError(
@@ -89,6 +96,9 @@ def check_stages(owner: str, depths: Sequence[int], widths: Sequence[int]) -> No
     if not 1 <= len(depths) <= 16:
         wrong = f"has {len(depths)} stages; it must have 1 to 16"
         raise SpecError(owner, [("depths", wrong)])
+    if frozen is not None and frozen > len(depths):
+        wrong = f"is {frozen}; the network has {len(depths)} stages"
+        raise SpecError(owner, [("frozen_stages", wrong)])
 
 
 def drop_rates(last: float, depths: Sequence[int]) -> Iterator[float]:

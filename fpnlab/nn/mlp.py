@@ -57,9 +57,14 @@ class Mlp:
     """Compilation of equal consecutive blocks: `unrolled`, or `scanned` as one loop."""
     rematerialize: bool = False
     """If true, the backward pass computes the inside of each block again instead of storing it."""
+    frozen_stages: Annotated[int | None, Bounds(least=0.0, most=16.0)] = None
+    """Stages that are not trained: 0: the stem, k: the stem and the first k stages; none: all are
+    trained."""
+    frozen_statistics: bool = True
+    """If true, the batch norms of frozen stages use their running statistics, and keep them."""
 
     def __post_init__(self) -> None:
-        check_stages("Mlp", self.depths, self.widths)
+        check_stages("Mlp", self.depths, self.widths, self.frozen_stages)
         if self.output_norm is not None and not self.preactivation:
             raise ValueError(
                 "output_norm is given, but only a pre-activation network has one; leave it out, or "
@@ -130,4 +135,6 @@ def _layout(mlp: Mlp) -> Layout:
         output_norm=(mlp.output_norm or mlp.norm) if mlp.preactivation else None,
         repeat=mlp.repeat,
         rematerialize=mlp.rematerialize,
+        frozen_stages=mlp.frozen_stages,
+        frozen_statistics=mlp.frozen_statistics,
     )

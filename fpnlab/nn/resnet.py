@@ -84,9 +84,14 @@ class ResNet:
     """Compilation of equal consecutive blocks: `unrolled`, or `scanned` as one loop."""
     rematerialize: bool = False
     """If true, the backward pass computes the inside of each block again instead of storing it."""
+    frozen_stages: Annotated[int | None, Bounds(least=0.0, most=16.0)] = None
+    """Stages that are not trained: 0: the stem, k: the stem and the first k stages; none: all are
+    trained."""
+    frozen_statistics: bool = True
+    """If true, the batch norms of frozen stages use their running statistics, and keep them."""
 
     def __post_init__(self) -> None:
-        check_stages("ResNet", self.depths, self.widths)
+        check_stages("ResNet", self.depths, self.widths, self.frozen_stages)
         if self.stem_norm is not None and self.preactivation:
             raise ValueError(
                 "stem_norm is given, but the stem of a pre-activation network is a convolution "
@@ -185,6 +190,8 @@ def _layout(resnet: ResNet) -> Layout:
         output_norm=(resnet.output_norm or resnet.norm) if resnet.preactivation else None,
         repeat=resnet.repeat,
         rematerialize=resnet.rematerialize,
+        frozen_stages=resnet.frozen_stages,
+        frozen_statistics=resnet.frozen_statistics,
     )
 
 

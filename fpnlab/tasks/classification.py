@@ -19,7 +19,7 @@ from fpnlab.data.sources.idx import Idx
 from fpnlab.data.sources.image_folder import ImageFolder
 from fpnlab.evaluate.accuracy import class_logits, evaluate_classifier
 from fpnlab.evaluate.options import Evaluate
-from fpnlab.nn.backbone import Backbone
+from fpnlab.nn.backbone import Backbone, trained
 from fpnlab.nn.classifier import (
     Classifier,
     ClassifierParams,
@@ -73,6 +73,11 @@ class Classification:
     def init(self, key: Key) -> tuple[ClassifierParams, ClassifierState]:
         """Returns initial parameters and state."""
         return init_classifier(key, self.model)
+
+    def trained(self, params: ClassifierParams) -> ClassifierParams:
+        """Returns a tree like ``params`` that is False for the parameters of frozen stages."""
+        found = jax.tree.map(lambda _: True, params)
+        return dataclasses.replace(found, backbone=trained(self.model.backbone, params.backbone))
 
     def loss(
         self,

@@ -17,7 +17,7 @@ from fpnlab.data.sources.scenes import Scenes
 from fpnlab.data.sources.voc import Voc
 from fpnlab.evaluate.average_precision import detections, evaluate_detector
 from fpnlab.evaluate.options import Evaluate
-from fpnlab.nn.backbone import Backbone
+from fpnlab.nn.backbone import Backbone, trained
 from fpnlab.nn.detector import (
     Detector,
     DetectorParams,
@@ -73,6 +73,11 @@ class Detection:
     def init(self, key: Key) -> tuple[DetectorParams, DetectorState]:
         """Returns initial parameters and state."""
         return init_detector(key, self.model)
+
+    def trained(self, params: DetectorParams) -> DetectorParams:
+        """Returns a tree like ``params`` that is False for the parameters of frozen stages."""
+        found = jax.tree.map(lambda _: True, params)
+        return dataclasses.replace(found, backbone=trained(self.model.backbone, params.backbone))
 
     def loss(
         self,

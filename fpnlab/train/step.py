@@ -38,6 +38,9 @@ class Trainable(Protocol):
     def init(self, key: Key) -> tuple[PyTree, PyTree]:
         """Returns initial parameters and state."""
 
+    def trained(self, params: PyTree) -> PyTree:
+        """Returns a tree like ``params`` that is False for parameters that are not trained."""
+
     def loss(
         self,
         params: PyTree,
@@ -202,7 +205,7 @@ def init_train(key: Key, task: Trainable, train: Train) -> TrainState:
     return TrainState(
         params=params,
         state=state,
-        optimizer=_optimizer(train).init(params),
+        optimizer=_optimizer(task, train).init(params),
         # A copy: donated buffers must not be shared between two leaves.
         average=jax.tree.map(jnp.copy, params) if train.ema_examples else None,
         step=jnp.zeros((), jnp.int32),
@@ -254,7 +257,7 @@ def train_step(
     seen = state.step * train.batch_size
     peak = train.peak_rate if peak_rate is None else peak_rate
     rate = peak * scheduled(train.schedule, train.total_examples, seen, train.batch_size)
-    updates, optimizer = _optimizer(train).update(found, state.optimizer, state.params)
+    updates, optimizer = _optimizer(task, train).update(found, state.optimizer, state.params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
     average = None
     if train.ema_examples:
@@ -302,10 +305,10 @@ def step_loss(
     )
 
 
-def _optimizer(train: Train) -> optax.GradientTransformation:
+def _optimizer(task: Trainable, train: Train) -> optax.GradientTransformation:
     """Returns the transformation from gradients to updates at rate 1, which are subtracted."""
     kernels = lambda params: jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].name == "kernel", params
+        lambda path, learns: path[-1].name == "kernel" and learns, task.trained(params)
     )
     decay = optax.add_decayed_weights(train.weight_decay, mask=kernels)
     clip = optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity()

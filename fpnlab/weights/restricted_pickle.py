@@ -3,8 +3,8 @@
 A pickle is a program for a machine with a stack. Python's own machine imports any name and calls it
 with any arguments, so that loading a pickle is running a program of whoever wrote it. This one
 knows the instructions that plain containers and tensors need. A name stays a `Name`, a call makes
-one of the values in ``torch_objects`` or is an error, and no value is ever walked, compared or hashed
-deeper than one level: nested containers cost no more than the bytes that describe them.
+one of the values in ``torch_objects`` or is an error, and no value is ever walked, compared or
+hashed deeper than one level: nested containers cost no more than the bytes that describe them.
 """
 
 import io
@@ -27,7 +27,7 @@ from fpnlab.weights.torch_objects import (
 
 MOST_PICKLE_BYTES = 2**24
 """Largest pickle in bytes; one entry of a state_dict takes about 100."""
-MOST_INSTRUCTIONS = 500_000
+MOST_INSTRUCTIONS = 250_000
 """Largest number of instructions of all pickles of a file; a tensor takes about 30."""
 MOST_BITS = 128
 """Largest integer in bits."""

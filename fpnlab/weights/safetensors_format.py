@@ -83,17 +83,19 @@ def read_safetensors(file: io.BufferedIOBase, size: int) -> dict[str, np.ndarray
         raise WeightsError("it ends early; the file was changed while it was read")
     content.flags.writeable = False
     return {
-        name: np.ndarray(shape, dtype, content, offset=first) for name, dtype, shape, (first, _) in rows
+        name: np.ndarray(shape, dtype, content, offset=first)
+        for name, dtype, shape, (first, _) in rows
     }
 
 
 def _row(name: str, entry: object) -> tuple[str, np.dtype, tuple[int, ...], tuple[int, int]]:
     """Returns name, dtype, shape, and first and last byte of an array after checking them."""
-    match entry:
-        case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(first), int(last)]}:
+    fields = entry if isinstance(entry, dict) else {}
+    match [fields.get(field) for field in ("dtype", "shape", "data_offsets")]:
+        case [str(code), list(shape), [int(first), int(last)]]:
             if code not in CODES:
                 raise WeightsError(
-                    f"{shown(name)} has the dtype {shown(code)}; these are read: {', '.join(CODES)}"
+                    f"{shown(name)} has the dtype {shown(code)}; expected {', '.join(CODES)}"
                 )
             dtype = DTYPES[CODES[code]]
             sizes = [n for n in shape if type(n) is int and n >= 0]

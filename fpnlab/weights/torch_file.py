@@ -76,7 +76,9 @@ class TorchFile:
         if self._big_endian:
             array = _swapped(array)
         if tensor.dtype == np.bool_ and array.size and array.view(np.uint8).max() > 1:
-            raise WeightsError(f"storage {shown(storage.key)} has bytes that are no bool; {DAMAGED}")
+            raise WeightsError(
+                f"storage {shown(storage.key)} has bytes that are no bool; {DAMAGED}"
+            )
         if tensor.conjugate:
             array = array.conj()
         return -array if tensor.negative else array
@@ -95,14 +97,14 @@ class TorchFile:
                 "it is a TorchScript model; save its weights alone, in PyTorch: "
                 "torch.save(torch.jit.load(path).state_dict(), other_path)"
             )
-        places = {name: self._place(entry, size) for name, entry in entries.items()}
-        order = places.get(f"{root}byteorder")
-        if order is not None:
-            self._big_endian = self._small(f"{root}byteorder", order, 8) == b"big"
-        content = self._small(pickles[0], places[pickles[0]], MOST_PICKLE_BYTES)
-        start = f"{root}data/"
-        storages = {n.removeprefix(start): p for n, p in places.items() if n.startswith(start)}
-        return storages, RestrictedUnpickler(content, "data.pkl").load()
+        inside = [entry for name, entry in entries.items() if name.startswith(root)]
+        places = {entry.name.removeprefix(root): self._place(entry, size) for entry in inside}
+        if "byteorder" in places:
+            self._big_endian = self._small("byteorder", places["byteorder"], 8) == b"big"
+        content = self._small("data.pkl", places["data.pkl"], MOST_PICKLE_BYTES)
+        value = RestrictedUnpickler(content, "data.pkl").load()
+        storages = ((n.partition("/"), place) for n, place in places.items())
+        return {key: place for (folder, _, key), place in storages if folder == "data"}, value
 
     def _place(self, entry: ZipEntry, size: int) -> StorageBytes:
         return StorageBytes(content_start(self._file, entry, size), entry.size, entry.crc)

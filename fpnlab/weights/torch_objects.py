@@ -42,12 +42,11 @@ TENSORS = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "
 """Functions that make a tensor."""
 DICTS = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter"}
 """Classes that are read as a dict."""
+BUILTINS = "set frozenset complex bytearray dict list tuple int float str bool".split()
 UNUSED = {
-    *("builtins.set", "builtins.frozenset", "builtins.complex", "builtins.bytearray"),
-    *("__builtin__.set", "__builtin__.frozenset", "__builtin__.complex", "__builtin__.bytearray"),
-    *("builtins.dict", "builtins.list", "builtins.int", "builtins.float", "_codecs.encode"),
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in BUILTINS),
     *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"),
-    *("torch.device", "argparse.Namespace"),
+    *("_codecs.encode", "torch.device", "argparse.Namespace"),
 }
 """Names of common objects beside the tensors, which are read over: none holds weights."""
 NAMES = {
@@ -127,7 +126,7 @@ def storage_of(identity: object) -> Storage:
     match identity:
         case ("module", *_):
             raise WeightsError(f"it holds a whole model, not only its weights; {SAVE}")
-        case ("storage", Name(kind), str(key), _, int(count), *view) if kind in STORAGES:
+        case ("storage", Name() as kind, str(key), _, int(count), *view) if kind.name in STORAGES:
             match view:
                 case [] | [None]:
                     start, length = 0, count
@@ -140,7 +139,7 @@ def storage_of(identity: object) -> Storage:
                     f"storage {shown(key)} has {number(count)} values, of which {number(length)} "
                     f"from {number(start)} are used; {DAMAGED}"
                 )
-            return Storage(key, STORAGES[kind], count, start, start + length)
+            return Storage(key, STORAGES[kind.name], count, start, start + length)
     raise WeightsError(f"a persistent id does not refer to a storage of PyTorch; {DAMAGED}")
 
 
@@ -168,7 +167,7 @@ def build(called: object, arguments: object) -> object:
                         raise WeightsError(f"{name} has entries that are no pairs; {DAMAGED}")
             return content
         case (Storage() as storage, int(offset), size, stride, *rest) if name in TENSORS:
-            return _tensor(name, storage, offset, size, stride, rest)
+            return _tensor(name, storage, offset, size, stride, [*rest])
         case (Tensor() as tensor, *_) if name == "torch._utils._rebuild_parameter":
             return tensor
         case (tuple() as size,) if name == "torch.Size":
@@ -190,8 +189,8 @@ def put(content: object, key: object, value: object) -> None:
     )
     if not isinstance(content, dict) or not plain:
         raise WeightsError(
-            f"a {type(key).__name__} is a key of a {type(content).__name__}; expected a dict with "
-            f"keys of text or numbers; {SAVE}"
+            f"a key of type {type(key).__name__} is put into a {type(content).__name__}; expected "
+            f"a dict with keys of text or numbers of 64 bits; {SAVE}"
         )
     content[key] = value
 

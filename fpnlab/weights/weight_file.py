@@ -29,11 +29,11 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     The file is one of safetensors or of ``torch.save`` (in either of its formats), which is
     recognized by its content. Nothing in it is run, whoever wrote it: a pickle that holds more than
     plain values, containers and tensors is an error. Weights are found in a dict under
-    ``state_dict``, ``model_state_dict``, ``model`` or ``net``, too, and the prefixes of DataParallel
-    and ``torch.compile`` are left out.
+    ``state_dict``, ``model_state_dict``, ``model`` or ``net``, too, and the prefixes of
+    DataParallel and ``torch.compile`` are left out.
 
-    The arrays have the shapes of PyTorch, and bfloat16 is that of ``ml_dtypes``. They are read-only, and
-    share memory where the tensors of the file do.
+    The arrays have the shapes of PyTorch, and bfloat16 is that of ``ml_dtypes``. They are
+    read-only, and share memory where the tensors of the file do.
 
     Args:
       path: The file.
@@ -85,12 +85,12 @@ def _state_dict(value: object) -> dict[str, Tensor]:
             inner = next((value[key] for key in NESTED if isinstance(value.get(key), dict)), None)
             value = value if inner is None else inner
     if not isinstance(value, dict) or not value:
+        what = "an empty" if isinstance(value, dict) else "one value of type"
         raise WeightsError(
-            f"it holds {'nothing' if value == {} else 'a ' + type(value).__name__}; expected a dict "
-            f"from names to tensors; {SAVE}"
+            f"it holds {what} {type(value).__name__}; expected a dict from names to tensors; {SAVE}"
         )
     others = [
-        f"{shown(name)} (a {type(entry).__name__})"
+        f"{shown(name)} ({type(entry).__name__})"
         for name, entry in value.items()
         if not (isinstance(name, str) and isinstance(entry, Tensor))
     ]

@@ -1,7 +1,7 @@
 """Directory of a zip file of stored entries, which are read in place.
 
-``zipfile`` lists an archive without any limit, and unpacks entries that may overlap. In the archives of
-PyTorch nothing is compressed, so that no entry can be larger than the file.
+``zipfile`` lists an archive without any limit, and unpacks entries that may overlap. In the
+archives of PyTorch nothing is compressed, so that no entry can be larger than the file.
 """
 
 import dataclasses
@@ -42,6 +42,8 @@ class ZipEntry:
     """Bytes of the content."""
     header: int
     """Position of the header before the content."""
+    stored: bool
+    """If false, the content is compressed or encrypted."""
 
 
 def read_directory(file: io.BufferedIOBase, size: int) -> dict[str, ZipEntry]:
@@ -52,8 +54,8 @@ def read_directory(file: io.BufferedIOBase, size: int) -> dict[str, ZipEntry]:
       size: Its size in bytes.
 
     Raises:
-      WeightsError: The directory is missing, damaged or too large, an entry is compressed, encrypted
-        or there twice, or the entries are together larger than the file.
+      WeightsError: The directory is missing, damaged or too large, an entry is there twice, or the
+        entries are together larger than the file.
     """
     start, length, count = _find_directory(file, size)
     if count > MOST_ENTRIES or length > MOST_DIRECTORY_BYTES:
@@ -69,7 +71,7 @@ def read_directory(file: io.BufferedIOBase, size: int) -> dict[str, ZipEntry]:
         if entry.name in entries:
             raise WeightsError(f"the zip directory has {entry.name!r} twice; {REMEDY}")
         entries[entry.name] = entry
-    total = sum(entry.size for entry in entries.values())
+    total = sum(entry.size for entry in entries.values() if entry.stored)
     if total > size:
         raise WeightsError(f"the zip entries have {total:,} bytes in a file of {size:,}; {REMEDY}")
     return entries
@@ -79,9 +81,14 @@ def content_start(file: io.BufferedIOBase, entry: ZipEntry, size: int) -> int:
     """Returns the position of the content of an entry in a file of ``size`` bytes.
 
     Raises:
-      WeightsError: The header of the entry differs from the directory, or its content is not in the
-        file.
+      WeightsError: The entry is compressed or encrypted, its header differs from the directory, or
+        its content is not in the file.
     """
+    if not entry.stored:
+        raise WeightsError(
+            f"the zip entry {entry.name!r} is compressed or encrypted; expected an archive as "
+            "torch.save writes it; pack it again without compression (zip -0)"
+        )
     what = f"the zip header of {entry.name!r}"
     header = LOCAL.unpack(_read(file, entry.header, LOCAL.size, what))
     name, extra = header[9], header[10]
@@ -130,12 +137,8 @@ def _entry(directory: bytes, position: int, number: int) -> tuple[ZipEntry, int]
         size, packed, header = _sizes64(extra, [size, packed, header])
     except (UnicodeDecodeError, struct.error):
         raise invalid from None
-    if method or flags & 1 or packed != size:
-        raise WeightsError(
-            f"the zip entry {name!r} is compressed or encrypted; expected an archive as torch.save "
-            "writes it; pack it again without compression (zip -0)"
-        )
-    return ZipEntry(name, crc, size, header), end
+    stored = not method and not flags & 1 and packed == size
+    return ZipEntry(name, crc, size, header, stored), end
 
 
 def _sizes64(extra: bytes, values: list[int]) -> list[int]:

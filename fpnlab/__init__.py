@@ -7,9 +7,9 @@ A layer is a spec; parameters and running statistics go in and come out:
     y, state = fpnlab.apply(norm, params, state, x, fpnlab.Mode.TRAIN)
 
 The functions that layers are made of are in the namespaces ``ops``, ``nn``, ``data``, ``train``,
-``evaluate``, ``diagnostics``, ``stats`` and ``adapters``. Names are loaded when they are first
-used: ``import fpnlab`` itself loads no JAX. It does set the flags without which the installed XLA
-computes wrong numbers (``fpnlab.compiler``).
+``weights``, ``evaluate``, ``diagnostics``, ``stats`` and ``adapters``. Names are loaded when they
+are first used: ``import fpnlab`` itself loads no JAX. It does set the flags without which the
+installed XLA computes wrong numbers (``fpnlab.compiler``).
 """
 
 import lazy_loader

@@ -6,6 +6,7 @@ from . import nn as nn
 from . import ops as ops
 from . import stats as stats
 from . import train as train
+from . import weights as weights
 from .api import TrainedRun as TrainedRun
 from .api import load_run as load_run
 from .api import read_results as read_results

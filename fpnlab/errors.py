@@ -37,6 +37,12 @@ class DataError(FpnlabError):
     exit_code = 3
 
 
+class WeightsError(FpnlabError, ValueError):
+    """A file of weights that cannot be read, or weights that do not fit the model."""
+
+    exit_code = 3
+
+
 class RunFolderError(FpnlabError):
     """A folder that cannot be used for this run or study."""
 

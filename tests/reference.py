@@ -7,7 +7,18 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
-NAMESPACES = ("", "ops", "nn", "data", "train", "evaluate", "diagnostics", "stats", "adapters")
+NAMESPACES = (
+    "",
+    "ops",
+    "nn",
+    "data",
+    "train",
+    "evaluate",
+    "diagnostics",
+    "stats",
+    "adapters",
+    "weights",
+)
 HEAD = """# Reference
 
 Every public name, in one line; `help(fpnlab.BatchNorm)` shows arguments, fields, shapes, errors and

@@ -24,7 +24,7 @@ reference = types.SimpleNamespace(**reference)
 
 PACKAGE = pathlib.Path(fpnlab.__file__).parent
 BASE = {"types", "records", "errors", "compiler"}
-NUMERICS = BASE | {"ops", "nn", "data", "train", "evaluate", "diagnostics"}
+NUMERICS = BASE | {"ops", "nn", "data", "weights", "train", "evaluate", "diagnostics"}
 PROBLEM = NUMERICS | {"tasks", "stats", "config"}
 MAY_IMPORT = {
     "spec": set(),
@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "ops": {"types"},
     "nn": {"types", "ops"},
     "data": {"types", "ops", "records"},
+    "weights": {"types", "ops", "nn", "errors", "records"},
     "train": {"types", "ops", "nn", "compiler", "errors"},
     "evaluate": {"types", "ops", "nn"},
     "diagnostics": {"types", "ops", "nn"},

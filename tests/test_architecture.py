@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "data": {"types", "ops", "records"},
     "train": {"types", "ops", "nn", "compiler", "errors"},
     "evaluate": {"types", "ops", "nn"},
-    "diagnostics": {"types", "ops", "nn"},
+    "diagnostics": {"types", "ops", "nn", "evaluate"},
     "tasks": NUMERICS,
     "stats": set(),
     "config": NUMERICS | {"tasks"},

@@ -32,7 +32,7 @@ Map = Float[Array, "b _ _ _"]
 """Input or output of a block."""
 
 
-class Place(NamedTuple):
+class BlockPlace(NamedTuple):
     """The place of a block in a network."""
 
     block: Block
@@ -46,10 +46,10 @@ class Place(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def block_places(spec: Backbone) -> tuple[Place, ...]:
+def block_places(spec: Backbone) -> tuple[BlockPlace, ...]:
     """Returns the places of all blocks of a network, in order of depth."""
     return tuple(
-        Place(dataclasses.replace(block, drop_path=0.0), i, j, level)
+        BlockPlace(dataclasses.replace(block, drop_path=0.0), i, j, level)
         for i, (level, blocks) in enumerate(spec.layout.stages.items())
         for j, block in enumerate(blocks)
     )
@@ -69,7 +69,7 @@ class Blockwise:
     """Source of the statistics; stochastic layers are off, and nothing is updated."""
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[BlockPlace, ...]:
         """The places of all blocks, in order of depth."""
         return block_places(self.classifier.backbone)
 

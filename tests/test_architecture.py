@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "weights": {"types", "ops", "nn", "errors", "records"},
     "train": {"types", "ops", "nn", "compiler", "errors"},
     "evaluate": {"types", "ops", "nn"},
-    "diagnostics": {"types", "ops", "nn"},
+    "diagnostics": {"types", "ops", "nn", "evaluate"},
     "tasks": NUMERICS,
     "stats": set(),
     "config": NUMERICS | {"tasks"},

@@ -13,19 +13,25 @@ from fpnlab.config.validate import validate
 from fpnlab.records.study_records import ClaimResult
 
 ROOT = pathlib.Path(__file__).parents[1]
-SCRIPTS = sorted((ROOT / "experiments").glob("claim_*.py"))
+CONFIGS = {path.stem for path in (ROOT / "configs").glob("claim_*.toml")}
+CLAIMS = sorted((ROOT / "experiments").glob("claim_*.py"))
+SCRIPTS = [path for path in CLAIMS if path.stem in CONFIGS]
 RESULTS = sorted((ROOT / "docs" / "results").glob("claim_*.json"))
 
 
 def test_there_are_experiments_and_results():
-    assert SCRIPTS
+    assert {path.stem for path in SCRIPTS} == CONFIGS
     assert RESULTS
 
 
+@pytest.mark.parametrize("script", CLAIMS, ids=lambda path: path.stem)
+def test_an_experiment_is_short(script):
+    assert len(script.read_text().splitlines()) <= 60
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_an_experiment_is_short_and_runs_the_config_of_its_name(script):
+def test_an_experiment_of_a_study_runs_the_config_of_its_name(script):
     text = script.read_text()
-    assert len(text.splitlines()) <= 60
     assert f'publish("{script.stem}")' in text
     assert load_config(ROOT / "configs" / f"{script.stem}.toml").study.claims
 

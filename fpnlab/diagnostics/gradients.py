@@ -66,12 +66,12 @@ def effective_rates(before: PyTree, after: PyTree) -> dict[str, float]:
       before: Parameters before the update.
       after: Parameters after the update.
     """
-    old, new = _kernels(before), _kernels(after)
+    old, new = kernels_by_name(before), kernels_by_name(after)
     ratios = jax.device_get(_ratios(list(old.values()), list(new.values())))
     return dict(zip(old, map(float, ratios)))
 
 
-def _kernels(params: PyTree) -> dict[str, Array | np.ndarray]:
+def kernels_by_name(params: PyTree) -> dict[str, Array | np.ndarray]:
     """Returns the kernels by their paths, in the order of the parameters."""
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
     return {

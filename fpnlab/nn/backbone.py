@@ -162,17 +162,17 @@ def capture_backbone(
     """Returns the outputs of ``apply_backbone``, and those of the stem and of each block."""
     layout = spec.layout
     params = _held(layout, params)
-    x, mask = (_flat(layout, images), None) if layout.flatten else (images, mask)
-    x, mask, deep, stem = _apply_stem(layout, params, state, x, _mode_of(layout, 0, mode), mask)
-    outputs: Intermediates = collections.OrderedDict(stem=x)
-    if layout.pool:
-        x, mask = max_pool(x), downsample_mask(mask, 2)
+    first = apply_stem(spec, params, state, images, _mode_of(layout, 0, mode), mask=mask)
+    x, mask = first.x, first.mask
+    outputs: Intermediates = collections.OrderedDict(stem=first.stem)
     gate = _each_gate(gates, len(layout.blocks))
     features, stages, between, output_states = {}, [], {}, {}
     for i, (level, blocks) in enumerate(layout.stages.items()):
         own_mode = _mode_of(layout, i + 1, mode)
         if level in layout.downsamples:
-            x, mask, between[level] = _downsample(layout, params, state, x, own_mode, mask, level)
+            x, mask, between[level] = apply_downsample(
+                spec, params, state, level, x, own_mode, mask
+            )
         calls = [
             _Call(
                 params.stages[i][j],
@@ -185,15 +185,13 @@ def capture_backbone(
         x, mask, states, maps = _apply_stage(layout, blocks, calls, x, own_mode, mask)
         stages.append(states)
         outputs.update((f"stage {i} block {j}", y) for j, y in enumerate(maps))
-        features[level] = x
-        if level in params.outputs and layout.output_norm is not None:
-            norm, own = layout.output_norm, (params.outputs[level], state.outputs[level])
-            y, output_states[level] = apply_norm(norm, *own, x, mode, mask=mask)
-            features[level] = activate(norm, y) if layout.output_activation else y
+        features[level], output = apply_output(spec, params, state, level, x, mode, mask)
+        if level in params.outputs:
+            output_states[level] = output
     new = BackboneState(
-        stem=stem,
+        stem=first.states[-1],
         stages=tuple(stages),
-        deep_stem=deep,
+        deep_stem=first.states[:-1],
         downsamples=between,
         outputs=output_states,
     )
@@ -234,6 +232,49 @@ def _mode_of(layout: Layout, place: int, mode: Mode) -> Mode:
     return dataclasses.replace(mode, stats="running", update="none")
 
 
+class StemOutput(NamedTuple):
+    """The layers before the first block, applied."""
+
+    x: Array
+    """Input of the first block, or of the downsampling before it."""
+    mask: Array | None
+    """Its mask."""
+    stem: Array
+    """Output of the stem: ``x`` before the max pooling, if there is one."""
+    states: tuple[NormState | None, ...]
+    """New states of the stem's norms."""
+
+
+def apply_stem(
+    spec: Backbone,
+    params: BackboneParams,
+    state: BackboneState,
+    images: Float[Array, "b h w 3"],
+    mode: Mode,
+    *,
+    mask: Bool[Array, "b h w"] | None = None,
+) -> StemOutput:
+    """Returns the outputs of the layers before the first block; arguments as ``apply_backbone``.
+
+    Raises:
+      ValueError: Images of another size than an `Mlp` has inputs.
+    """
+    layout = spec.layout
+    x, mask = (_flat(layout, images), None) if layout.flatten else (images, mask)
+    states = []
+    for layer, own, before in zip(
+        layout.stem, (*params.deep_stem, params.stem), (*state.deep_stem, state.stem)
+    ):
+        mask = downsample_mask(mask, layer.stride)
+        x, new = apply_conv_norm(layer, own, before, x, mode, mask=mask)
+        x = activate(layer.norm or NoNorm(), x) if layout.stem_activation else x
+        states.append(new)
+    stem = x
+    if layout.pool:
+        x, mask = max_pool(x), downsample_mask(mask, 2)
+    return StemOutput(x=x, mask=mask, stem=stem, states=tuple(states))
+
+
 def _flat(layout: Layout, images: Float[Array, "b h w 3"]) -> Float[Array, "b 1 1 i"]:
     """Returns each image as a map of one pixel."""
     values, inputs = images[0].size, layout.stem[0].inputs
@@ -245,40 +286,38 @@ def _flat(layout: Layout, images: Float[Array, "b h w 3"]) -> Float[Array, "b 1 
     return images.reshape(len(images), 1, 1, -1)
 
 
-def _apply_stem(
-    layout: Layout,
+def apply_downsample(
+    spec: Backbone,
     params: BackboneParams,
     state: BackboneState,
-    x: Array,
-    mode: Mode,
-    mask: Array | None,
-) -> tuple[Array, Array | None, tuple[NormState | None, ...], NormState | None]:
-    """Returns the stem's map and its mask, the states of its first norms, and of the last."""
-    states = []
-    for layer, own, before in zip(
-        layout.stem, (*params.deep_stem, params.stem), (*state.deep_stem, state.stem)
-    ):
-        mask = downsample_mask(mask, layer.stride)
-        x, new = apply_conv_norm(layer, own, before, x, mode, mask=mask)
-        x = activate(layer.norm or NoNorm(), x) if layout.stem_activation else x
-        states.append(new)
-    return x, mask, tuple(states[:-1]), states[-1]
-
-
-def _downsample(
-    layout: Layout,
-    params: BackboneParams,
-    state: BackboneState,
-    x: Array,
-    mode: Mode,
-    mask: Array | None,
     level: int,
+    x: Array,
+    mode: Mode,
+    mask: Array | None = None,
 ) -> tuple[Array, Array | None, NormState | None]:
     """Returns the map before the blocks of a level, its mask, and the state of the norm."""
-    layer, own = layout.downsamples[level], params.downsamples[level]
+    layer, own = spec.layout.downsamples[level], params.downsamples[level]
     x, new = apply_norm(layer.norm, own.norm, state.downsamples[level], x, mode, mask=mask)
     x, _ = apply_conv_norm(layer.conv, own.conv, None, x, mode)
     return x, downsample_mask(mask, layer.conv.stride), new
+
+
+def apply_output(
+    spec: Backbone,
+    params: BackboneParams,
+    state: BackboneState,
+    level: int,
+    x: Array,
+    mode: Mode,
+    mask: Array | None = None,
+) -> tuple[Array, NormState | None]:
+    """Returns the map of a level after its output norm, if it has one, and the norm's state."""
+    norm = spec.layout.output_norm
+    if level not in params.outputs or norm is None:
+        return x, None
+    own = params.outputs[level], state.outputs[level]
+    y, new = apply_norm(norm, *own, x, mode, mask=mask)
+    return activate(norm, y) if spec.layout.output_activation else y, new
 
 
 class _Call(NamedTuple):

@@ -229,6 +229,43 @@ def apply_block(
       ValueError: Branches are dropped and ``key`` is None, or ``gate`` deletes a plain block that
         has fewer channels in its output than in its input.
     """
+    wanted = gate is not None
+    y, short, new = block_terms(block, params, state, x, mode, mask=mask, plain_skip=wanted)
+    if block.skip and block.drop_path and mode.stochastic:
+        if key is None:
+            raise ValueError("block: drop_path is above 0 and the mode stochastic; give a key")
+        y = drop_path(key, y, rate=block.drop_path)
+    return activate_block(block, _combined(block, y, short, gate)), new
+
+
+def block_terms(
+    block: Block,
+    params: BlockParams,
+    state: BlockState,
+    x: Float[Array, "b *space i"],
+    mode: Mode,
+    *,
+    mask: Bool[Array, "b *space"] | None = None,
+    plain_skip: bool = False,
+) -> tuple[Float[Array, "b ... o"], Float[Array, "b ... o"] | None, BlockState]:
+    """Returns the two terms of a block, branch and shortcut, and the new state.
+
+    ``activate_block`` of their sum is the output of ``apply_block`` without stochastic depth.
+
+    Args:
+      block: The layer.
+      params: Its parameters.
+      state: Its running statistics.
+      x: Maps of a batch.
+      mode: Source and update of statistics.
+      mask: Pixels of ``x`` that enter statistics; None for all of them.
+      plain_skip: If true, the shortcut of a plain block is its input, padded with zeros; if false,
+        None.
+
+    Raises:
+      ValueError: ``plain_skip`` is given for a plain block that has fewer channels in its output
+        than in its input.
+    """
     h, first = x, state.input_norm
     if block.preactivation and params.input_norm is not None:
         h, first = apply_norm(block.norm, params.input_norm, first, x, mode, mask=mask)
@@ -236,19 +273,17 @@ def apply_block(
     y, states = _apply_branch(block, params, state, h, mode, mask)
     if params.scale is not None:
         y = params.scale.astype(y.dtype) * y
-    if block.skip and block.drop_path and mode.stochastic:
-        if key is None:
-            raise ValueError("block: drop_path is above 0 and the mode stochastic; give a key")
-        y = drop_path(key, y, rate=block.drop_path)
     short, short_state = None, state.shortcut
     if block.skip and block.projection is not None:
         short, short_state = _project(block, params, state, h, mode, mask)
-    elif block.skip or gate is not None:
+    elif block.skip or plain_skip:
         short = _padded(block, x)
-    y = _combined(block, y, short, gate)
-    if block.kind != "convnext" and not block.preactivation:
-        y = jax.nn.relu(y)
-    return y, BlockState(branch=states, shortcut=short_state, input_norm=first)
+    return y, short, BlockState(branch=states, shortcut=short_state, input_norm=first)
+
+
+def activate_block(block: Block, y: Float[Array, "b *space o"]) -> Float[Array, "b *space o"]:
+    """Returns the activation of the sum of a block's terms: a ReLU, or none (see `Block`)."""
+    return y if block.kind == "convnext" or block.preactivation else jax.nn.relu(y)
 
 
 def _apply_branch(

@@ -145,7 +145,25 @@ def capture_classifier(
     features, backbone, of_backbone = capture_backbone(
         classifier.backbone, params.backbone, state.backbone, x, mode, key=key, gates=gates
     )
-    pooled = global_average_pool(features[max(features)].astype(jnp.float32))
+    logits, norm_state = apply_head(
+        classifier, params, state, features[max(features)], mode, key=key
+    )
+    outputs = collections.OrderedDict((f"backbone {k}", y) for k, y in of_backbone.items())
+    outputs["dense"] = logits
+    return logits, ClassifierState(backbone=backbone, pooled_norm=norm_state), outputs
+
+
+def apply_head(
+    classifier: Classifier,
+    params: ClassifierParams,
+    state: ClassifierState,
+    x: Float[Array, "b h w c"],
+    mode: Mode,
+    *,
+    key: Key | None = None,
+) -> tuple[Float[Array, "b k"], NormState | None]:
+    """Returns the logits of the backbone's last map, and the new state of the pooled norm."""
+    pooled = global_average_pool(x.astype(jnp.float32))
     norm_state = state.pooled_norm
     if classifier.pooled_norm is not None and params.pooled_norm is not None:
         own = (params.pooled_norm, norm_state)
@@ -155,7 +173,4 @@ def capture_classifier(
             raise ValueError("classifier: dropout is above 0 and the mode stochastic; give a key")
         kept = jax.random.bernoulli(named_key(key, "dropout"), 1 - classifier.dropout, pooled.shape)
         pooled = jnp.where(kept, pooled / (1 - classifier.dropout), 0)
-    logits = pooled @ params.dense.kernel + params.dense.bias
-    outputs = collections.OrderedDict((f"backbone {k}", y) for k, y in of_backbone.items())
-    outputs["dense"] = logits
-    return logits, ClassifierState(backbone=backbone, pooled_norm=norm_state), outputs
+    return pooled @ params.dense.kernel + params.dense.bias, norm_state

@@ -85,6 +85,8 @@ def combination_errors(experiment: Experiment, *, traced: bool) -> Iterator[str]
             f"model.classes: is {experiment.model.classes}, but the data has {len(names)} classes "
             f"({', '.join(names)}); set model.classes = {len(names)}"
         )
+    if experiment.initial_run is not None and experiment.model.weights is not None:
+        yield "model.weights: is given, and so is initial_run; give one source of initial weights"
     train, evaluate = experiment.train, experiment.evaluate
     in_memory = {
         "train.batch_size": train.batch_size,

@@ -19,6 +19,7 @@ from fpnlab.nn.block import Gate
 from fpnlab.nn.norm_layer import NormParams, NormState, apply_norm, init_norm
 from fpnlab.nn.norm_specs import Norm
 from fpnlab.nn.pixels import standardize_pixels
+from fpnlab.nn.pretrained import Pretrained
 from fpnlab.ops.pooling import global_average_pool
 from fpnlab.ops.random import named_key
 from fpnlab.spec import Count, Fraction, Positive, spec
@@ -42,6 +43,8 @@ class Classifier:
     """Subtracted from the images: one value, or those of red, green and blue."""
     pixel_deviation: Annotated[PixelValue, Positive] = 64.0
     """Divisor of the images after the subtraction: one value, or those of red, green and blue."""
+    weights: Pretrained | None = None
+    """File of the initial weights; none: random ones."""
 
     @property
     def norm_positions(self) -> dict[str, Norm]:

@@ -21,6 +21,7 @@ from fpnlab.nn.convnext import ConvNeXt
 from fpnlab.nn.fpn import Fpn, FpnParams, FpnState, capture_fpn, init_fpn
 from fpnlab.nn.norm_specs import Norm
 from fpnlab.nn.pixels import standardize_pixels
+from fpnlab.nn.pretrained import Pretrained
 from fpnlab.nn.retina_head import (
     HeadOutput,
     HeadParams,
@@ -96,6 +97,8 @@ class Detector:
     """Subtracted from the images: one value, or those of red, green and blue."""
     pixel_deviation: Annotated[PixelValue, Positive] = 64.0
     """Divisor of the images after the subtraction: one value, or those of red, green and blue."""
+    weights: Pretrained | None = None
+    """File of the initial weights of the backbone; none: random ones."""
 
     def __post_init__(self) -> None:
         for name, own in (("anchors_per_cell", self.anchors.per_cell), ("classes", self.classes)):

@@ -11,6 +11,7 @@ from fpnlab.errors import CheckpointError, ConfigError, RunFolderError
 from fpnlab.run.enter_folder import write_initial
 from fpnlab.run.folder import Run, RunFolder
 from fpnlab.run.measure import restored_run, weights
+from fpnlab.run.pretrained_state import pretrained_state
 from fpnlab.run.programs import initial_state
 from fpnlab.train.step import TrainState
 
@@ -18,15 +19,23 @@ from fpnlab.train.step import TrainState
 def first_state(run: Run) -> TrainState:
     """Returns the state of a run before its first step.
 
+    With ``model.weights``, the weights are those of a file, and the config of the run then has a
+    note on what was taken from it.
+
     With ``initial_run``, parameters and running statistics are those of that run's last checkpoint
     (averaged parameters if it averages them), while optimizer and step start anew. The config of
     the run then names the checkpoint.
 
     Raises:
       RunFolderError: The other run has no sound checkpoint, or another model.
+      WeightsError: The file of weights cannot be read, or does not fit the model.
     """
     experiment = run.trial.experiment
     state = initial_state(experiment)
+    if experiment.model.weights is not None:
+        params, statistics, note = pretrained_state(experiment.model, state.params, state.state)
+        write_initial(run.files, note)
+        return _started(state, params, statistics)
     if experiment.initial_run is None:
         return state
     source = RunFolder(pathlib.Path(experiment.initial_run))
@@ -48,8 +57,13 @@ def first_state(run: Run) -> TrainState:
             "step": int(found.step),
         },
     )
+    return _started(state, params, found.state)
+
+
+def _started(state: TrainState, params: PyTree, statistics: PyTree) -> TrainState:
+    """Returns the initial state with other weights and running statistics."""
     average = None if state.average is None else jax.tree.map(jnp.copy, params)
-    return dataclasses.replace(state, params=params, state=found.state, average=average)
+    return dataclasses.replace(state, params=params, state=statistics, average=average)
 
 
 def _first_difference(source: PyTree, own: PyTree) -> str | None:

@@ -122,7 +122,8 @@ class StoredConfig(NamedTuple):
     table: JsonObject
     """The resolved experiment, as stored."""
     initial: JsonObject | None = None
-    """Run, hash of its training fields, and step of the initial weights; None: random ones."""
+    """Origin of the initial weights: run, hash of its training fields and step, or file and what
+    was taken from it; None: random ones."""
 
 
 class Run(NamedTuple):

@@ -62,15 +62,15 @@ def pretrained_state(
         "frozen_stages": model.backbone.frozen_stages,
         "frozen_arrays": frozen,
     }
-    logging.getLogger(__name__).warning("%s", described(note, model.classes))
+    logging.getLogger(__name__).warning("%s", described(note))
     return params, state, note
 
 
-def described(note: JsonObject, classes: int) -> str:
+def described(note: JsonObject) -> str:
     """Returns the note on the loaded weights as a sentence."""
     text = f"{note['weights']}: {note['loaded']} arrays loaded"
-    if left_out := note["left_out"]:
-        text += f"; left out, and drawn anew for {classes} classes: {', '.join(map(str, left_out))}"
+    if isinstance(left_out := note["left_out"], list) and left_out:
+        text += f"; left out: {', '.join(map(str, left_out))}"
     if note["frozen_stages"] is not None:
         parts = f"the stem and {note['frozen_stages']} stages"
         text += f"; frozen: {parts} ({note['frozen_arrays']} arrays)"
@@ -84,7 +84,7 @@ def _verified(given: Pretrained) -> tuple[dict[str, np.ndarray], str]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if given.sha256 not in (None, digest):
         raise WeightsError(
-            f"model.weights: {given.path} has the SHA-256 {digest}, and {given.sha256} is expected; "
+            f"model.weights: {given.path} has the SHA-256 {digest}; expected {given.sha256}; "
             "give the file that was meant, or its own sha256"
         )
     return arrays, digest

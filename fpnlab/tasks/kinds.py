@@ -1,5 +1,7 @@
 """The registered tasks. A new task is a new file beside this one, added to the unions below."""
 
+import dataclasses
+
 from fpnlab.data.augmentation.classifier_augment import AugmentImages
 from fpnlab.data.augmentation.detector_augment import Augment
 from fpnlab.data.load_data import Data
@@ -36,6 +38,8 @@ def task_of(model: Model, objective: AnyObjective, *, norm_batch: int | None = N
     Raises:
       TypeError: The objective is for another kind of model.
     """
+    # The same program for any initial weights.
+    model = dataclasses.replace(model, weights=None)
     if norm_batch is not None:
         model = fill_norm_batch(model, norm_batch)
     match model:

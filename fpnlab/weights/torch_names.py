@@ -29,6 +29,8 @@ Storing = Literal["kernel", "pixel", "matrix", "scale", "vector", "batches", "co
 * `batches`: the number of training batches, of the number of images;
 * `count`: not stored.
 """
+DENSE_NAMES = ("fc.", "linear.", "classifier.2.", "head.fc.")
+"""Prefixes of the names of the dense layer."""
 HEADS = ("fc.", "linear.", "classifier.", "head.")
 """Prefixes of the layers after the backbone."""
 

@@ -37,8 +37,8 @@ def lesions(spec):
     }
     single = {(1, i): lesion for i, lesion in tools.single_deletions(spec).items()}
     deleted, swapped = random(tools.random_deletions), random(tools.random_swaps)
-    whole = {(0, -1): tools.delete_blocks(spec, [])}
-    return {"single": whole | single, "precise": single, "deleted": deleted, "swapped": swapped}
+    single |= {(0, -1): tools.delete_blocks(spec, [])}
+    return {"single": single, "precise": single, "deleted": deleted, "swapped": swapped}
 
 
 (x, y), (population, _), damaged, paths = images("test", 2000), images("train", 500), [], []

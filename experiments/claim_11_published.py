@@ -33,12 +33,12 @@ def lesions(spec):
     random = lambda draw: {
         (k, i): lesion
         for k in range(1, len(spec.layout.blocks) // 2 + 1)
-        for i, lesion in enumerate(draw(jax.random.key(k), spec, k, 8))
+        for i, lesion in enumerate(draw(jax.random.key(k), spec, k, 4))
     }
     single = {(1, i): lesion for i, lesion in tools.single_deletions(spec).items()}
     deleted, swapped = random(tools.random_deletions), random(tools.random_swaps)
-    whole = {(0, -1): tools.delete_blocks(spec, [])}
-    return {"single": whole | single, "precise": single, "deleted": deleted, "swapped": swapped}
+    single |= {(0, -1): tools.delete_blocks(spec, [])}
+    return {"single": single, "precise": single, "deleted": deleted, "swapped": swapped}
 
 
 (x, y), (population, _), damaged, paths = images("test", 2000), images("train", 500), [], []
@@ -51,10 +51,10 @@ for depth in (20, 56):
         n, new = (2000 if kind == "single" else 500), (population if kind == "precise" else None)
         found = tools.measure_lesions(*network, [*cases.values()], x[:n], y[:n], population=new)
         damaged += [(depth, kind, *at, n, e, l) for at, e, l in zip(cases, *found)]
-    sampled = tools.sample_path_gradients(jax.random.key(0), *network, x[:16], y[:16])
+    sampled = tools.sample_path_gradients(jax.random.key(0), *network, x[:16], y[:16], samples=30)
     exact = tools.gradients_by_length(*network, x[:16], y[:16])
     norms = np.linalg.norm(exact.reshape(*exact.shape[:2], -1), axis=2).mean(1)
     columns = (sampled.norms.mean(1), sampled.paths, sampled.contributions, norms)
     paths += [(depth, k, *row) for k, row in enumerate(zip(*columns))]
-draw_claim_11.write(damaged, paths)
+    draw_claim_11.write(damaged, paths)
 draw_claim_11.draw()

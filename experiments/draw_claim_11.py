@@ -29,7 +29,7 @@ def write(*tables):
 
 def save(name, plot, *values):
     """Writes a figure."""
-    with (RESULTS / f"claim_11_{name}.png").open("wb") as file:
+    with (RESULTS / f"claim_11_{name.lower()}.png").open("wb") as file:
         plot(*values, file)
 
 
@@ -43,7 +43,7 @@ def draw():
         numbers[f"ResNet-{row['layers']}"].append([float(value) for value in row.values()][2:])
     for name, rows in numbers.items():
         single = {SOURCES[kind]: errors[name, kind] for kind in SOURCES}
-        whole = single["running statistics"].pop((0, -1))
+        whole, _ = (of.pop((0, -1)) for of in single.values())
         single = {kind: {i: e for (_, i), e in of.items()} for kind, of in single.items()}
         stages, title = range(0, len(rows) - 1, len(rows) // 3), f"{name} without one block"
         save(f"{name}_deletions", plots.plot_lesions, single, whole, stages, title)

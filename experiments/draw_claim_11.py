@@ -29,7 +29,8 @@ def write(*tables):
 
 def save(name, plot, *values):
     """Writes a figure."""
-    with (RESULTS / f"claim_11_{name.lower()}.png").open("wb") as file:
+    stem = name.lower().replace("-", "")
+    with (RESULTS / f"claim_11_{stem}.png").open("wb") as file:
         plot(*values, file)
 
 
@@ -43,7 +44,7 @@ def draw():
         numbers[f"ResNet-{row['layers']}"].append([float(value) for value in row.values()][2:])
     for name, rows in numbers.items():
         single = {SOURCES[kind]: errors[name, kind] for kind in SOURCES}
-        whole, _ = (of.pop((0, -1)) for of in single.values())
+        whole = {kind: of.pop((0, -1)) for kind, of in single.items()}
         single = {kind: {i: e for (_, i), e in of.items()} for kind, of in single.items()}
         stages, title = range(0, len(rows) - 1, len(rows) // 3), f"{name} without one block"
         save(f"{name}_deletions", plots.plot_lesions, single, whole, stages, title)
@@ -52,7 +53,8 @@ def draw():
             for (count, _), error in errors[name, kind].items():
                 of[count].append(error)
         title, label = f"{name}: random blocks deleted or swapped", "deletions, or swaps of two"
-        save(f"{name}_random", plots.plot_changed_blocks, random, whole, label, title)
+        start = whole[SOURCES["single"]]
+        save(f"{name}_random", plots.plot_changed_blocks, random, start, label, title)
         _, paths, contributions, sums = np.transpose(rows)
         shares = {"norms of single paths": contributions, "norm of their sum": sums / sums.sum()}
         effective, title = effective_lengths(contributions), f"{name}: paths and gradient by length"

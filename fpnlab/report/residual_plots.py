@@ -19,7 +19,7 @@ Errors = Mapping[int, float]
 
 def plot_lesions(
     errors: Mapping[str, Errors],
-    whole: float,
+    whole: Mapping[str, float],
     stages: Sequence[int],
     title: str,
     file: io.BytesIO,
@@ -29,7 +29,7 @@ def plot_lesions(
     Args:
       errors: Errors in points by network or source of statistics; blocks that cannot be deleted are
         left out.
-      whole: Error of the whole network in points.
+      whole: Error without a lesion in points, by the same names.
       stages: Number of the first block of each stage.
       title: Title of the figure.
       file: Receives the PNG.
@@ -39,21 +39,22 @@ def plot_lesions(
     with panel(file, title, width=_width(max(blocks) + 1)) as axes:
         for start in stages[1:]:
             axes.axvline(start - 0.5, color="#909090", linewidth=1, linestyle=":")
-        handles.append(axes.axhline(whole, color="#303030", linewidth=1.2))
-        for i, of in enumerate(errors.values()):
+        for i, (name, of) in enumerate(errors.items()):
             color, marker, _ = arm_style(i)
-            low = [min(whole, error) for error in of.values()]
-            high = [max(whole, error) for error in of.values()]
+            line = axes.axhline(whole[name], color=color, linewidth=1.2, linestyle="--")
+            low = [min(whole[name], error) for error in of.values()]
+            high = [max(whole[name], error) for error in of.values()]
             shift = 0.16 * (i - (len(errors) - 1) / 2)
             places = [block + shift for block in of]
             axes.vlines(places, low, high, color=color, linewidth=1.6, alpha=0.6)
             handles += axes.plot(places, [*of.values()], marker, color=color, markersize=5)
         axes.set_xlim(-0.6, max(blocks) + 0.6)
-        axes.set_ylim(0, 1.08 * max(whole, *(max(of.values()) for of in errors.values())))
+        largest = max(*whole.values(), *(max(of.values()) for of in errors.values()))
+        axes.set_ylim(0, 1.08 * largest)
         axes.set(xlabel="deleted block (dotted: a stage begins)", ylabel="error (points)")
         _whole_numbers(axes)
         axes.grid(visible=False, axis="x")
-        add_legend(axes, handles, ["whole network", *errors], inside=None)
+        add_legend(axes, [*handles, line], [*errors, "whole network"], inside=None)
 
 
 def plot_changed_blocks(

@@ -39,11 +39,12 @@ def legend(axes):
 
 def test_lesions_are_drawn_at_their_blocks_and_the_whole_network_as_a_line(drawn):
     errors = {"ResNet": {0: 20.0, 1: 50.0, 2: 10.0}, "plain twin": {0: 90.0, 2: 88.0}}
-    axes = drawn(plots.plot_lesions, errors, 18.0, [0, 2], "t")
-    stage, whole, *markers = axes.lines
+    axes = drawn(plots.plot_lesions, errors, {"ResNet": 18.0, "plain twin": 30.0}, [0, 2], "t")
+    stage, whole, first, other, second = axes.lines
     assert set(stage.get_xdata()) == {1.5}
     assert set(whole.get_ydata()) == {18.0}
-    for of, line in zip(errors.values(), markers):
+    assert set(other.get_ydata()) == {30.0}
+    for of, line in zip(errors.values(), (first, second)):
         assert np.round(line.get_xdata()).tolist() == [*of]
         assert line.get_ydata().tolist() == [*of.values()]
     # A stem goes from the error of the whole network to that of the lesion.
@@ -51,12 +52,12 @@ def test_lesions_are_drawn_at_their_blocks_and_the_whole_network_as_a_line(drawn
     assert stems == [[18, 20], [18, 50], [10, 18]]
     assert axes.get_ylim()[0] == 0
     assert axes.get_ylim()[1] > 90
-    assert legend(axes) == ["whole network", "ResNet", "plain twin"]
+    assert legend(axes) == ["ResNet", "plain twin", "whole network"]
 
 
 def test_a_network_of_many_blocks_has_a_wider_figure(drawn):
     width = lambda blocks: drawn(
-        plots.plot_lesions, {"a": dict.fromkeys(range(blocks), 5.0)}, 4.0, [0], "t"
+        plots.plot_lesions, {"a": dict.fromkeys(range(blocks), 5.0)}, {"a": 4.0}, [0], "t"
     ).figure.get_figwidth()
     assert width(9) < width(27) < width(54) == width(333)
 

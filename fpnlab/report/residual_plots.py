@@ -34,14 +34,14 @@ def plot_lesions(
       title: Title of the figure.
       file: Receives the PNG.
     """
-    handles = []
+    handles, lines = [], []
     blocks = [block for of in errors.values() for block in of]
     with panel(file, title, width=_width(max(blocks) + 1)) as axes:
         for start in stages[1:]:
             axes.axvline(start - 0.5, color="#909090", linewidth=1, linestyle=":")
         for i, (name, of) in enumerate(errors.items()):
             color, marker, _ = arm_style(i)
-            line = axes.axhline(whole[name], color=color, linewidth=1.2, linestyle="--")
+            lines.append(axes.axhline(whole[name], color=color, linewidth=1.2, linestyle="--"))
             low = [min(whole[name], error) for error in of.values()]
             high = [max(whole[name], error) for error in of.values()]
             shift = 0.16 * (i - (len(errors) - 1) / 2)
@@ -54,7 +54,7 @@ def plot_lesions(
         axes.set(xlabel="deleted block (dotted: a stage begins)", ylabel="error (points)")
         _whole_numbers(axes)
         axes.grid(visible=False, axis="x")
-        add_legend(axes, [*handles, line], [*errors, "whole network"], inside=None)
+        add_legend(axes, [*handles, lines[-1]], [*errors, "whole network"], inside=None)
 
 
 def plot_changed_blocks(

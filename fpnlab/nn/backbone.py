@@ -161,7 +161,7 @@ def capture_backbone(
 ) -> tuple[Features, BackboneState, Intermediates]:
     """Returns the outputs of ``apply_backbone``, and those of the stem and of each block."""
     layout = spec.layout
-    params = _held(layout, params)
+    params = _held(spec, params)
     first = apply_stem(spec, params, state, images, _mode_of(layout, 0, mode), mask=mask)
     x, mask = first.x, first.mask
     outputs: Intermediates = collections.OrderedDict(stem=first.stem)
@@ -200,10 +200,7 @@ def capture_backbone(
 
 def trained(spec: Backbone, params: BackboneParams) -> BackboneParams:
     """Returns a tree like ``params`` that is False for each parameter of a frozen stage."""
-    return _trained(spec.layout, params)
-
-
-def _trained(layout: Layout, params: BackboneParams) -> BackboneParams:
+    layout = spec.layout
     levels = list(layout.stages)[: layout.frozen_stages or 0]
     fill = lambda tree, value: jax.tree.map(lambda _: value, tree)
     stem = layout.frozen_stages is None
@@ -216,12 +213,12 @@ def _trained(layout: Layout, params: BackboneParams) -> BackboneParams:
     )
 
 
-def _held(layout: Layout, params: BackboneParams) -> BackboneParams:
+def _held(spec: Backbone, params: BackboneParams) -> BackboneParams:
     """Returns the parameters with gradients of zero for those of frozen stages."""
-    if layout.frozen_stages is None:
+    if spec.frozen_stages is None:
         return params
     hold = lambda value, learns: value if learns else jax.lax.stop_gradient(value)
-    return jax.tree.map(hold, params, _trained(layout, params))
+    return jax.tree.map(hold, params, trained(spec, params))
 
 
 def _mode_of(layout: Layout, place: int, mode: Mode) -> Mode:

@@ -87,16 +87,24 @@ def init_classifier(key: Key, classifier: Classifier) -> tuple[ClassifierParams,
       ValueError: The groups of a norm do not divide its channels.
     """
     backbone, state = init_backbone(named_key(key, "backbone"), classifier.backbone)
-    channels = list(classifier.backbone.channels.values())[-1]
-    draw = jax.random.normal(named_key(key, "dense"), (channels, classifier.classes))
-    dense = Dense(kernel=draw / math.sqrt(channels), bias=jnp.zeros(classifier.classes))
     norm = norm_state = None
     if classifier.pooled_norm is not None:
-        norm, norm_state = init_norm(classifier.pooled_norm, channels)
+        norm, norm_state = init_norm(classifier.pooled_norm, _features(classifier))
     return (
-        ClassifierParams(backbone=backbone, dense=dense, pooled_norm=norm),
+        ClassifierParams(backbone=backbone, dense=init_dense(key, classifier), pooled_norm=norm),
         ClassifierState(backbone=state, pooled_norm=norm_state),
     )
+
+
+def init_dense(key: Key, classifier: Classifier) -> Dense:
+    """Returns the dense layer that ``init_classifier`` draws, without the rest of the network."""
+    features = _features(classifier)
+    draw = jax.random.normal(named_key(key, "dense"), (features, classifier.classes))
+    return Dense(kernel=draw / math.sqrt(features), bias=jnp.zeros(classifier.classes))
+
+
+def _features(classifier: Classifier) -> int:
+    return list(classifier.backbone.channels.values())[-1]
 
 
 def apply_classifier(

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 from fpnlab.errors import WeightsError
 from fpnlab.nn.backbone import Backbone, init_backbone
-from fpnlab.nn.classifier import Classifier, init_classifier
+from fpnlab.nn.classifier import Classifier, init_classifier, init_dense
 from fpnlab.types import Key
 from fpnlab.weights.torch_names import HEADS, Scheme, TorchName, torch_names
 
@@ -58,9 +58,9 @@ def import_weights(
     shapes = jax.eval_shape(lambda key: _init(spec, key), jax.random.key(0))
     leaves, structure = _leaves(shapes, names)
     drawn: dict[str, object] = {}
-    if new_head is not None:
-        initial, _ = _leaves(_init(spec, new_head), names)
-        drawn = {leaf.place: leaf.value for leaf in initial if leaf.place.startswith(DENSE)}
+    if new_head is not None and isinstance(spec, Classifier):
+        dense = init_dense(new_head, spec)
+        drawn = {f"{DENSE}kernel": dense.kernel, f"{DENSE}bias": dense.bias}
     left_out = () if isinstance(spec, Classifier) else HEADS
     if drawn:
         left_out = tuple(leaf.torch.name for leaf in leaves if leaf.place in drawn)
